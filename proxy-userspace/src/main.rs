@@ -1,0 +1,2 @@
+//! The binary `setu`.
+fn main() {}

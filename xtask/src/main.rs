@@ -1,0 +1,2 @@
+//! `cargo xtask`: everything that is done to setu, one module per subcommand.
+fn main() {}
