@@ -1,1 +1,293 @@
-//! Flow control.
+//! Flow control of one direction: how much the program may redirect ahead of the destination.
+//!
+//! sockmap has no backpressure of its own: `sk_psock_skb_redirect` (net/core/skmsg.c) queues without limit, charged
+//! to nobody. So the program redirects only what the destination's send buffer can take at once. That keeps three
+//! promises:
+//!
+//! - memory: what is queued is charged to a socket and bounded by its `sk_sndbuf`, and the sum over all directions by
+//!   a budget;
+//! - liveness: a destination's backlog drains by itself, so bytes that are *passed* on the same socket, which queue
+//!   behind it (`sk_psock_verdict_apply`), never wait for the peer;
+//! - order: the caller never redirects while passed bytes wait in userspace.
+//!
+//! The arithmetic is here, apart from the program, so that property tests reach it.
+
+/// Bytes charged for each redirected segment on top of its length: the memory of its `sk_buff` that a count of bytes
+/// cannot see. Without it a peer that sends single bytes would cost hundreds of times its window.
+pub const SEGMENT_COST: u64 = 256;
+
+/// A direction may reserve one part in so many of what the others left of the budget. Dynamic thresholds (Choudhury
+/// and Hahne, 1998): the pool is never exhausted, however many directions stall, and a new one always finds a share.
+pub const SHARE: u64 = 4;
+
+/// The program's account of one direction. Plain numbers: only the program writes them.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Bytes redirected since insertion.
+    pub redirected: u64,
+    /// Cost that may still be redirected before the destination is looked at again.
+    pub credit: u64,
+    /// `sent` at the time of [`Self::mark_segments`].
+    pub mark_sent: u64,
+    /// Segments redirected since insertion, wrapping.
+    pub segments: u32,
+    /// Segments of which it is known that the destination has acknowledged them, wrapping.
+    pub gone_segments: u32,
+    /// Segments redirected when `mark_sent` was taken, wrapping.
+    pub mark_segments: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
+/// What the program sees of the destination and of the others when it refreshes its credit.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// Bytes that userspace relayed since insertion.
+    pub relayed: u64,
+    /// Bytes that the destination's peer acknowledged since insertion.
+    pub acked: u64,
+    /// The destination's `sk_sndbuf`, bytes.
+    pub sndbuf: u64,
+    /// What the other directions left of the budget, bytes.
+    pub free: u64,
+}
+
+/// The answer to a segment that the credit does not cover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refreshed {
+    /// Whether the segment may be redirected.
+    pub admit: bool,
+    /// What the direction must have reserved of the budget from now on, bytes.
+    pub reserve: u64,
+}
+
+/// Cost of a segment of `len` bytes.
+#[inline(always)]
+#[must_use]
+pub const fn cost(len: u64) -> u64 {
+    len + SEGMENT_COST
+}
+
+impl Window {
+    /// Takes a segment of `len` bytes out of the credit, if it covers it.
+    #[inline(always)]
+    pub fn spend(&mut self, len: u64) -> bool {
+        let cost = cost(len);
+        if self.credit < cost {
+            return false;
+        }
+        self.credit -= cost;
+        true
+    }
+
+    /// Counts a redirected segment of `len` bytes.
+    #[inline(always)]
+    pub fn count(&mut self, len: u64) {
+        self.redirected += len;
+        self.segments = self.segments.wrapping_add(1);
+    }
+
+    /// Cost of what the destination has not acknowledged.
+    #[inline(always)]
+    #[must_use]
+    pub fn outstanding(&mut self, relayed: u64, acked: u64) -> u64 {
+        let sent = self.redirected + relayed;
+        if acked >= sent {
+            self.gone_segments = self.segments;
+            self.mark_segments = self.segments;
+            self.mark_sent = sent;
+            return 0;
+        }
+        // Bytes tell exactly how far the destination is, segments do not: all that were counted before the mark are
+        // gone once the mark is acknowledged, then the mark moves up. At most two windows of segments are held.
+        if acked >= self.mark_sent {
+            self.gone_segments = self.mark_segments;
+            self.mark_segments = self.segments;
+            self.mark_sent = sent;
+        }
+        let segments = self.segments.wrapping_sub(self.gone_segments);
+        sent - acked + segments as u64 * SEGMENT_COST
+    }
+
+    /// Decides over a segment of `len` bytes that the credit does not cover, and sets the credit for those to come.
+    #[inline(always)]
+    #[must_use]
+    pub fn refresh(&mut self, len: u64, view: View) -> Refreshed {
+        let outstanding = self.outstanding(view.relayed, view.acked);
+        let share = view.free / SHARE;
+        let window = if view.sndbuf < share { view.sndbuf } else { share };
+        let after = outstanding + cost(len);
+        if after <= window {
+            self.credit = window - after;
+            Refreshed {
+                admit: true,
+                reserve: window,
+            }
+        } else if outstanding == 0 {
+            // Nothing is on its way: a segment larger than the window must pass all the same, or never would.
+            self.credit = 0;
+            Refreshed {
+                admit: true,
+                reserve: after,
+            }
+        } else {
+            self.credit = 0;
+            Refreshed {
+                admit: false,
+                reserve: outstanding,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A direction with its destination, moved by random steps.
+    #[derive(Default)]
+    struct Model {
+        window: Window,
+        /// Lengths of redirected segments that the destination has not acknowledged.
+        queue: VecDeque<u64>,
+        acked: u64,
+        relayed: u64,
+        reserved: u64,
+    }
+
+    impl Model {
+        fn offer(&mut self, len: u64, sndbuf: u64, free: u64) -> bool {
+            let admit = self.window.spend(len) || {
+                let view = View {
+                    relayed: self.relayed,
+                    acked: self.acked,
+                    sndbuf,
+                    free,
+                };
+                let answer = self.window.refresh(len, view);
+                self.reserved = answer.reserve;
+                answer.admit
+            };
+            if admit {
+                self.window.count(len);
+                self.queue.push_back(len);
+            }
+            admit
+        }
+
+        fn acknowledge(&mut self, segments: usize) {
+            for _ in 0..segments.min(self.queue.len()) {
+                self.acked += self.queue.pop_front().unwrap();
+            }
+        }
+
+        fn held(&self) -> u64 {
+            self.queue.iter().map(|len| cost(*len)).sum()
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Offer { direction: usize, len: u64 },
+        Acknowledge { direction: usize, segments: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0..6usize, prop_oneof![Just(1), 1..2_000u64, Just(65_483)])
+                .prop_map(|(direction, len)| Step::Offer { direction, len }),
+            2 => (0..6usize, 0..200usize)
+                .prop_map(|(direction, segments)| Step::Acknowledge { direction, segments }),
+        ]
+    }
+
+    proptest! {
+        /// What the destination holds never exceeds its send buffer, save one segment in an empty direction, and what
+        /// is held is always reserved.
+        #[test]
+        fn held_is_bounded_and_reserved(
+            steps in proptest::collection::vec(step(), 1..800), sndbuf in 4_096..4_000_000u64,
+        ) {
+            let mut model = Model::default();
+            for step in steps {
+                match step {
+                    Step::Offer { len, .. } => { model.offer(len, sndbuf, u64::MAX); }
+                    Step::Acknowledge { segments, .. } => model.acknowledge(segments),
+                }
+                prop_assert!(model.held() <= sndbuf || model.queue.len() == 1);
+                prop_assert!(model.held() <= model.reserved);
+            }
+        }
+
+        /// The sum over directions stays within the budget, save one segment for each direction.
+        #[test]
+        fn budget_holds(
+            steps in proptest::collection::vec(step(), 1..2_000), budget in 10_000..2_000_000u64,
+        ) {
+            let mut models: [Model; 6] = Default::default();
+            for step in steps {
+                match step {
+                    Step::Offer { direction, len } => {
+                        let others: u64 = (0..6).filter(|i| *i != direction).map(|i| models[i].reserved).sum();
+                        models[direction].offer(len, 4_000_000, budget.saturating_sub(others));
+                    }
+                    Step::Acknowledge { direction, segments } => models[direction].acknowledge(segments),
+                }
+                let held: u64 = models.iter().map(Model::held).sum();
+                prop_assert!(held <= budget + 6 * cost(65_483), "held {held}");
+            }
+        }
+
+        /// A drained direction takes any segment: nothing gets stuck.
+        #[test]
+        fn drained_takes_any_segment(
+            steps in proptest::collection::vec(step(), 1..300), len in 1..1_000_000u64, free in 0..u64::MAX,
+        ) {
+            let mut model = Model::default();
+            for step in steps {
+                match step {
+                    Step::Offer { len, .. } => { model.offer(len, 100_000, free); }
+                    Step::Acknowledge { segments, .. } => model.acknowledge(segments),
+                }
+            }
+            model.acknowledge(usize::MAX);
+            prop_assert!(model.offer(len, 100_000, free));
+        }
+    }
+
+    #[test]
+    fn single_bytes_are_charged_for_their_segments() {
+        let mut model = Model::default();
+        let admitted = (0..100_000).filter(|_| model.offer(1, 87_380, u64::MAX)).count();
+        assert_eq!(admitted as u64, 87_380 / cost(1));
+    }
+
+    #[test]
+    fn segments_wrap() {
+        let at = u32::MAX - 1;
+        let mut model = Model {
+            window: Window {
+                segments: at,
+                gone_segments: at,
+                mark_segments: at,
+                ..Window::default()
+            },
+            ..Model::default()
+        };
+        for _ in 0..10 {
+            assert!(model.offer(1_000, 20_000, u64::MAX));
+        }
+        assert_eq!(model.window.outstanding(0, 0), 10 * cost(1_000));
+    }
+
+    #[test]
+    fn relayed_bytes_count_as_sent() {
+        let mut window = Window::default();
+        assert_eq!(window.outstanding(5_000, 1_000), 4_000);
+    }
+}

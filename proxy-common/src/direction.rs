@@ -1,1 +1,63 @@
-//! Layouts.
+//! What the verdict program and the controller keep together about each direction of a flow.
+//!
+//! A flow in the kernel has two directions, each named by its source socket. Both sides map the same memory
+//! (`BPF_F_MMAPABLE`), so that the controller reads progress without a syscall. Each field has one writer; where two
+//! must write, they exchange atomically. No value is ever written as a whole while its flow is in the kernel.
+
+use core::sync::atomic::AtomicU64;
+
+use crate::credit::Window;
+
+/// One direction of a flow in the kernel. Written at insertion by the controller, before the program can see it.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Direction {
+    /// Flow-control state, written by the program only (it runs under the source socket's lock).
+    pub window: Window,
+    /// Bytes handed to userspace because the destination could not take them. Written by the program.
+    pub passed: AtomicU64,
+    /// Bytes that this direction holds of [`Budget::reserved`]. Exchanged by both.
+    pub reserved: AtomicU64,
+    /// Bytes of [`Self::passed`] that the controller has sent to the destination. Written by the controller.
+    pub relayed: AtomicU64,
+    /// Bytes that userspace wrote to the destination before insertion. Written by the controller.
+    pub base_acked: u64,
+    /// Socket cookie of the destination. Written by the controller.
+    pub destination: u64,
+    /// Not 0 while the controller withdraws the flow: nothing more may be passed. Written by the controller.
+    pub withdrawing: AtomicU64,
+    /// Not 0 once userspace was told of the congestion. Written by the program.
+    pub told: AtomicU64,
+}
+
+/// The bound on bytes that the kernel holds for all flows together.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Budget {
+    /// Bytes that directions may have reserved in all.
+    pub total: AtomicU64,
+    /// Bytes reserved now: the sum of [`Direction::reserved`].
+    pub reserved: AtomicU64,
+}
+
+/// Told to the controller once when a direction starts to pass bytes to userspace.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Congested {
+    /// Index of the direction.
+    pub direction: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
+const _: () = assert!(size_of::<Direction>() == 96 && align_of::<Direction>() == 8);
+const _: () = assert!(size_of::<Budget>() == 16);
+const _: () = assert!(size_of::<Congested>() == 8);
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
+
+    // SAFETY: two u32 without padding between or after them, any bit pattern is valid.
+    unsafe impl aya::Pod for super::Congested {}
+}
