@@ -1,0 +1,31 @@
+//! setu's data path in the kernel: one `SK_SKB` stream verdict program over a sockhash.
+//!
+//! The program decides for each segment that arrives on a socket of a flow: redirect it to the other leg, or pass it
+//! to userspace because the other leg cannot take it now. Why and how much is in [`proxy_common::credit`].
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod atomic;
+mod backpressure;
+mod maps;
+mod redirect;
+
+use aya_ebpf::{bindings::sk_action::SK_PASS, macros::stream_verdict, programs::SkBuffContext};
+
+/// `bpf_skc_to_tcp_sock` and `bpf_probe_read_kernel` ask for a GPL-compatible licence; `license_is_gpl_compatible`
+/// (include/linux/license.h) takes this one.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The verdict over one segment. `SK_PASS` is the safe answer: the bytes stay with their socket.
+#[stream_verdict]
+pub fn forward(context: SkBuffContext) -> u32 {
+    redirect::verdict(&context).unwrap_or(SK_PASS)
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

@@ -1,0 +1,76 @@
+//! The verdict: its order is what keeps bytes in order.
+
+use aya_ebpf::{
+    bindings::sk_action::{SK_DROP, SK_PASS},
+    helpers::bpf_get_socket_cookie,
+    programs::SkBuffContext,
+};
+use aya_log_ebpf::info;
+use proxy_common::direction::{Congested, Direction};
+
+use crate::{
+    atomic, backpressure,
+    maps::{DIRECTIONS, EVENTS, SOCKETS, SOURCES},
+};
+
+/// Decides over one segment. `None` means that no flow is known for its socket.
+#[inline(always)]
+pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
+    let len = u64::from(context.len());
+    if len == 0 {
+        // A segment with nothing but FIN. Redirected, it would set EPIPE on the destination
+        // (`sk_psock_handle_skb` sends 0 bytes, net/core/skmsg.c); userspace forwards the FIN.
+        return Some(SK_DROP);
+    }
+    // SAFETY: the context is the `__sk_buff` that the kernel gave to this program.
+    let cookie = unsafe { bpf_get_socket_cookie(context.skb.skb.cast()) };
+    // SAFETY: entries are removed only after their socket left SOCKETS, and the value is copied.
+    let index = unsafe { SOURCES.get(&cookie) }.copied()?;
+    let direction = DIRECTIONS.get_ptr_mut(index)?;
+    // SAFETY: the pointer comes from a lookup of this run, so it is valid; the program runs under the lock of the
+    // source socket, so it is the only writer of `window`, and what others write is atomic.
+    let direction = unsafe { &mut *direction };
+
+    // Earlier bytes wait in userspace: later ones must wait behind them.
+    let relayed = atomic::load(&direction.relayed);
+    if atomic::load(&direction.passed) != relayed {
+        return Some(pass(context, direction, index, len));
+    }
+    if atomic::load(&direction.told) != 0 {
+        atomic::store(&direction.told, 0);
+        info!(context, "direction {} resumed", index);
+    }
+
+    let withdrawing = atomic::load(&direction.withdrawing) != 0;
+    if !withdrawing && !direction.window.spend(len) && !backpressure::admit(direction, relayed, len) {
+        return Some(pass(context, direction, index, len));
+    }
+    let verdict = SOCKETS.redirect_skb(context, direction.destination, 0) as u32;
+    if verdict == SK_PASS {
+        direction.window.count(len);
+        Some(SK_PASS)
+    } else {
+        // The destination left the map. Nothing was changed yet (`bpf_sk_redirect_hash`, net/core/sock_map.c), so
+        // the bytes need not be lost.
+        Some(pass(context, direction, index, len))
+    }
+}
+
+/// Leaves the segment with its socket, whose window closes by it, and tells userspace once.
+#[inline(always)]
+fn pass(context: &SkBuffContext, direction: &mut Direction, index: u32, len: u64) -> u32 {
+    atomic::store(&direction.passed, atomic::load(&direction.passed) + len);
+    if atomic::load(&direction.told) == 0 {
+        atomic::store(&direction.told, 1);
+        // Lost when the ring is full: the controller's sweep compares `passed` with `relayed` for that reason.
+        let _ = EVENTS.output::<Congested>(
+            Congested {
+                direction: index,
+                padding: 0,
+            },
+            0,
+        );
+        info!(context, "direction {} congested", index);
+    }
+    SK_PASS
+}
