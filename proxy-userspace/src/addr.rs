@@ -1,0 +1,3 @@
+pub fn is_public(ip: std::net::IpAddr) -> bool {
+    !ip.is_loopback()
+}

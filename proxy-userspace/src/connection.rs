@@ -1,0 +1,153 @@
+//! The way of one connection: accept → inspect → route → dial → relay → [`CloseReason`].
+//!
+//! Each stage consumes the type of the one before, so that none can be left out or done twice. A stage that fails ends
+//! the connection with its reason.
+
+use std::{sync::Arc, time::Duration};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use crate::{
+    close_reason::{CloseReason, Path, Side, Ticket},
+    config::UpstreamId,
+    relay::{
+        sockmap::{Legs, Returned, Why},
+        userspace,
+    },
+    upstream,
+    worker::Worker,
+};
+
+/// A silent leg is asked for a sign of life after this, and then every [`KEEPALIVE_INTERVAL`].
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// A leg that acknowledges nothing for so long is gone. Longer than the half minute that a phone takes to change
+/// networks and come back.
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A client's connection, of which nothing is known but where it came in.
+pub(crate) struct Accepted {
+    client: TcpStream,
+    listener: usize,
+}
+
+/// What the first bytes tell. Chat and media listeners have one upstream each: nothing needs to be read.
+pub(crate) struct Inspected {
+    client: TcpStream,
+    listener: usize,
+}
+
+/// The upstream is chosen.
+pub(crate) struct Routed {
+    client: TcpStream,
+    upstream: UpstreamId,
+}
+
+/// Both legs are connected.
+pub(crate) struct Dialed {
+    client: TcpStream,
+    upstream: TcpStream,
+}
+
+impl Accepted {
+    /// Looks at the first bytes.
+    async fn inspect(self) -> Result<Inspected, CloseReason> {
+        Ok(Inspected {
+            client: self.client,
+            listener: self.listener,
+        })
+    }
+}
+
+impl Inspected {
+    /// Chooses the upstream.
+    fn route(self, worker: &Worker) -> Routed {
+        Routed {
+            client: self.client,
+            upstream: worker.shared.config.listeners[self.listener].upstream,
+        }
+    }
+}
+
+impl Routed {
+    /// Connects to the upstream.
+    async fn dial(self, worker: &Worker) -> Result<Dialed, CloseReason> {
+        let upstream = upstream::dial(&worker.shared.config, self.upstream).await?;
+        Ok(Dialed {
+            client: self.client,
+            upstream,
+        })
+    }
+}
+
+impl Dialed {
+    /// Moves the bytes until the end, in the kernel if it can be.
+    async fn relay(self, mut ticket: Ticket, worker: &Worker) {
+        for leg in [&self.client, &self.upstream] {
+            prepare(leg);
+        }
+        match &worker.kernel {
+            Some(kernel) => match (self.client.into_std(), self.upstream.into_std()) {
+                (Ok(client), Ok(upstream)) => {
+                    let legs = Legs {
+                        client: client.into(),
+                        upstream: upstream.into(),
+                        prefix: 0,
+                    };
+                    kernel.adopt(legs, ticket, worker.returns.clone());
+                }
+                (Err(_), _) | (_, Err(_)) => ticket.close(CloseReason::InternalError),
+            },
+            None => {
+                ticket.path = Path::Userspace;
+                let timeouts = &worker.shared.config.timeouts;
+                let reason = userspace::relay(self.client, self.upstream, None, timeouts).await;
+                ticket.close(reason);
+            }
+        }
+    }
+}
+
+/// Serves a client to the end.
+pub(crate) async fn serve(client: TcpStream, listener: usize, worker: Arc<Worker>) {
+    let ticket = worker.ticket(listener);
+    let accepted = Accepted { client, listener };
+    // The stages before the relay hold more than the relay does: boxed, their memory is free once they are over.
+    let dialed = Box::pin(async { accepted.inspect().await?.route(&worker).dial(&worker).await }).await;
+    match dialed {
+        Ok(dialed) => dialed.relay(ticket, &worker).await,
+        Err(reason) => ticket.close(reason),
+    }
+}
+
+/// Carries on a flow that left the kernel.
+pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
+    let Returned { legs, ticket, why } = returned;
+    let first: Option<Side> = match why {
+        Why::Finished(side) => Some(side),
+        Why::NotTaken(name) => {
+            tracing::debug!(reason = name, "not handed over to the kernel");
+            None
+        }
+    };
+    let stream = |leg| TcpStream::from_std(std::net::TcpStream::from(leg));
+    let reason = match (stream(legs.client), stream(legs.upstream)) {
+        (Ok(client), Ok(upstream)) => {
+            userspace::relay(client, upstream, first, &worker.shared.config.timeouts).await
+        }
+        (Err(_), _) | (_, Err(_)) => CloseReason::OutOfResources,
+    };
+    ticket.close(reason);
+}
+
+/// Sets what every leg needs. Errors mean that the connection is gone, which the relay finds out.
+fn prepare(leg: &TcpStream) {
+    let socket = SockRef::from(leg);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+}

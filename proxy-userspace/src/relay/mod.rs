@@ -1,0 +1,4 @@
+//! Moves a flow's bytes: picks a path, and records why.
+
+pub mod sockmap;
+pub(crate) mod userspace;

@@ -1,0 +1,150 @@
+//! The kernel path: bytes go from socket to socket by an eBPF program, and userspace only watches for the end.
+//!
+//! One thread, the [`controller`], owns the maps and every flow in them. Workers hand flows over and get them back
+//! when something is to be done that the kernel cannot do: forward a FIN, or carry a flow that it did not take.
+
+mod btf;
+mod controller;
+mod flow_control;
+mod loader;
+mod probe;
+mod teardown;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{
+    close_reason::{CloseReason, Side, Ticket},
+    sys::EventFd,
+};
+pub use loader::LoadError;
+pub use probe::{Check, probe};
+
+/// Both legs of a flow, nonblocking, with nothing of their streams in userspace.
+#[derive(Debug)]
+pub(crate) struct Legs {
+    pub(crate) client: OwnedFd,
+    pub(crate) upstream: OwnedFd,
+    /// Bytes that were read from the client and written to the upstream before.
+    pub(crate) prefix: u64,
+}
+
+/// Why a flow comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The leg has sent its FIN.
+    Finished(Side),
+    /// The kernel did not take it; the name of the reason.
+    NotTaken(&'static str),
+}
+
+/// A flow that userspace must carry on.
+#[derive(Debug)]
+pub(crate) struct Returned {
+    pub(crate) legs: Legs,
+    pub(crate) ticket: Ticket,
+    pub(crate) why: Why,
+}
+
+/// Limits of the kernel path.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Flows at once.
+    pub(crate) flows: u32,
+    /// Bytes that all flows together may have on their way to clients and upstreams.
+    pub(crate) budget: u64,
+    /// Close a flow when nothing moved for so long.
+    pub(crate) idle: Duration,
+    /// Let the program report congestion.
+    pub(crate) log_transitions: bool,
+}
+
+enum Command {
+    Adopt(Legs, Ticket, UnboundedSender<Returned>),
+    Stop,
+}
+
+/// A worker's way to the controller.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+}
+
+impl Handle {
+    /// Hands a flow over. It ends in the kernel, or comes back through `returns`.
+    pub(crate) fn adopt(&self, legs: Legs, ticket: Ticket, returns: UnboundedSender<Returned>) {
+        match self.commands.send(Command::Adopt(legs, ticket, returns)) {
+            Ok(()) => self.wake.wake(),
+            Err(mpsc::SendError(Command::Adopt(_, ticket, _))) => ticket.close(CloseReason::Shutdown),
+            Err(mpsc::SendError(Command::Stop)) => {}
+        }
+    }
+
+    /// Tells the controller to close every flow and end.
+    fn stop(&self) {
+        // An error means that it has ended already.
+        let _ = self.commands.send(Command::Stop);
+        self.wake.wake();
+    }
+}
+
+/// The running controller. Dropping it closes every flow and unloads the program.
+#[derive(Debug)]
+pub(crate) struct Running {
+    handle: Handle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Loads the program and starts the controller's thread.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn start(limits: Limits) -> Result<Self, StartError> {
+        let (commands, receiver) = mpsc::channel();
+        let wake = Arc::new(EventFd::new()?);
+        let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
+        let controller = controller::Controller::new(kernel, limits, receiver, wake.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("setu-kernel".into())
+            .spawn(|| controller.run())?;
+        Ok(Self {
+            handle: Handle { commands, wake },
+            thread: Some(thread),
+        })
+    }
+
+    /// A way to the controller, for one worker.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the controller was reported by its thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why the kernel path did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// The kernel refused a part.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Out of descriptors or threads.
+    #[error("the controller could not start: {0}")]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,310 @@
+//! Finds out at start whether this kernel's sockmap keeps its promises.
+//!
+//! Distributions carry fixes back, so that a version tells little; a few flows on loopback tell it all. Each check
+//! stands for a way in which some kernel loses bytes or memory.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest as _, Sha256};
+use socket2::SockRef;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::{Legs, Limits, Returned, Running, StartError, Why};
+use crate::close_reason::{Side, Ticket};
+
+/// Every wait of a check ends after this.
+const PATIENCE: Duration = Duration::from_secs(3);
+const MIB: usize = 1024 * 1024;
+/// What a sender may get rid of while the reader stalls, bytes: its own send buffer, setu's receive buffer, what is
+/// redirected, and the reader's receive buffer; far less than a kernel without flow control takes.
+const STALLED_BOUND: usize = 64 * MIB;
+
+/// A check and what came of it.
+#[derive(Debug)]
+pub struct Check {
+    /// Its name, for the log and `setu check`.
+    pub name: &'static str,
+    /// What went wrong.
+    pub result: Result<(), String>,
+}
+
+/// Loads the program and tries it. An error means that it could not be loaded at all.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn probe() -> Result<Vec<Check>, String> {
+    let limits = Limits {
+        flows: 8,
+        budget: 64 << 20,
+        idle: PATIENCE * 4,
+        log_transitions: false,
+    };
+    let running = Running::start(limits).map_err(|error: StartError| error.to_string())?;
+    let checks: [(&'static str, fn(&Running) -> Result<(), Failure>); 5] = [
+        ("a FIN without data is forwarded and breaks nothing", fin_only),
+        ("bytes queued before the hand-over arrive", early_bytes),
+        ("1 MiB each way arrives unchanged", integrity),
+        ("a stalled reader holds a bounded amount", stalled_reader),
+        ("all bytes arrive before the FIN", drain_before_fin),
+    ];
+    Ok(checks
+        .into_iter()
+        .map(|(name, check)| Check {
+            name,
+            result: check(&running).map_err(|Failure(text)| text),
+        })
+        .collect())
+}
+
+struct Failure(String);
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+fn expect(condition: bool, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    if condition { Ok(()) } else { Err(Failure(text())) }
+}
+
+/// A flow with both peers.
+struct Rig {
+    client: TcpStream,
+    server: TcpStream,
+    legs: Option<Legs>,
+    returned: UnboundedReceiver<Returned>,
+    returns: tokio::sync::mpsc::UnboundedSender<Returned>,
+}
+
+impl Rig {
+    fn new() -> io::Result<Self> {
+        let (client, client_leg) = pair()?;
+        let (server, upstream_leg) = pair()?;
+        client_leg.set_nonblocking(true)?;
+        upstream_leg.set_nonblocking(true)?;
+        let (returns, returned) = unbounded_channel();
+        let legs = Legs {
+            client: client_leg.into(),
+            upstream: upstream_leg.into(),
+            prefix: 0,
+        };
+        Ok(Self {
+            client,
+            server,
+            legs: Some(legs),
+            returned,
+            returns,
+        })
+    }
+
+    /// A flow that is in the kernel.
+    fn in_kernel(running: &Running) -> Result<Self, Failure> {
+        let mut rig = Self::new()?;
+        rig.hand_over(running);
+        // Nobody else would bring it across.
+        rig.client.write_all(b"?")?;
+        rig.server.read_exact(&mut [0])?;
+        Ok(rig)
+    }
+
+    fn hand_over(&mut self, running: &Running) {
+        if let Some(legs) = self.legs.take() {
+            let ticket = Ticket::new(std::sync::Arc::default(), "self-test".into());
+            running.handle().adopt(legs, ticket, self.returns.clone());
+        }
+    }
+
+    /// Waits for the flow to leave the kernel because of the client's FIN, and forwards it.
+    fn forward_fin(&mut self) -> Result<Legs, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(Returned { legs, ticket, why }) = self.returned.try_recv() {
+                ticket.close(crate::close_reason::CloseReason::Shutdown);
+                expect(why == Why::Finished(Side::Client), || {
+                    format!("not in the kernel: {why:?}")
+                })?;
+                let upstream = SockRef::from(&legs.upstream);
+                if let Some(error) = upstream.take_error()? {
+                    return Err(Failure(format!("the upstream leg is broken: {error}")));
+                }
+                upstream.shutdown(Shutdown::Write)?;
+                return Ok(legs);
+            }
+            expect(Instant::now() < deadline, || "the FIN was not noticed".into())?;
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (far, _) = listener.accept()?;
+    for stream in [&near, &far] {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+    }
+    Ok((near, far))
+}
+
+/// Bytes that repeat only after a prime number of them, so that a lost or doubled piece shows.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|index| ((index % 65_521) * 31 % 251) as u8)
+        .collect()
+}
+
+fn fin_only(running: &Running) -> Result<(), Failure> {
+    let mut rig = Rig::in_kernel(running)?;
+    rig.client.shutdown(Shutdown::Write)?;
+    let _legs = rig.forward_fin()?;
+    let count = rig.server.read(&mut [0; 16])?;
+    expect(count == 0, || format!("{count} bytes arrived instead of an end"))
+}
+
+fn early_bytes(running: &Running) -> Result<(), Failure> {
+    let mut rig = Rig::new()?;
+    rig.client.write_all(b"from the client")?;
+    rig.server.write_all(b"from the server")?;
+    thread::sleep(Duration::from_millis(5));
+    rig.hand_over(running);
+    let mut bytes = [0; 15];
+    rig.server.read_exact(&mut bytes)?;
+    expect(&bytes == b"from the client", || {
+        "other bytes reached the server".into()
+    })?;
+    rig.client.read_exact(&mut bytes)?;
+    expect(&bytes == b"from the server", || {
+        "other bytes reached the client".into()
+    })
+}
+
+fn integrity(running: &Running) -> Result<(), Failure> {
+    let rig = Rig::in_kernel(running)?;
+    let sent = pattern(MIB);
+    let expected = Sha256::digest(&sent);
+    thread::scope(|scope| {
+        let ends = [&rig.client, &rig.server];
+        let writers = ends.map(|mut end| {
+            scope.spawn({
+                let sent = &sent;
+                move || end.write_all(sent)
+            })
+        });
+        let readers = ends.map(|mut end| {
+            scope.spawn(move || -> io::Result<_> {
+                let mut bytes = vec![0; MIB];
+                end.read_exact(&mut bytes)?;
+                Ok(Sha256::digest(&bytes))
+            })
+        });
+        for writer in writers {
+            writer.join().map_err(|_| Failure("a writer panicked".into()))??;
+        }
+        for reader in readers {
+            let digest = reader.join().map_err(|_| Failure("a reader panicked".into()))??;
+            expect(digest == expected, || {
+                "the bytes that arrived have another SHA-256".into()
+            })?;
+        }
+        Ok(())
+    })
+}
+
+fn stalled_reader(running: &Running) -> Result<(), Failure> {
+    let mut rig = Rig::in_kernel(running)?;
+    let sent = pattern(65_521);
+    rig.client.set_nonblocking(true)?;
+    let (mut total, mut blocked_at) = (0, None);
+    loop {
+        match rig.client.write(&sent[total % sent.len()..]) {
+            Ok(count) => {
+                total += count;
+                blocked_at = None;
+                expect(total < STALLED_BOUND, || {
+                    format!("{total} bytes were taken while nobody read")
+                })?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let since = *blocked_at.get_or_insert_with(Instant::now);
+                if since.elapsed() > Duration::from_millis(40) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (mut read, mut buffer) = (0, vec![0; 65_521]);
+    while read < total {
+        let count = rig.server.read(&mut buffer)?;
+        expect(count > 0, || format!("an end after {read} of {total} bytes"))?;
+        let right = buffer[..count]
+            .iter()
+            .enumerate()
+            .all(|(at, byte)| *byte == sent[(read + at) % sent.len()]);
+        expect(right, || format!("wrong bytes after {read} of {total}"))?;
+        read += count;
+    }
+    Ok(())
+}
+
+fn drain_before_fin(running: &Running) -> Result<(), Failure> {
+    let mut rig = Rig::in_kernel(running)?;
+    let sent = pattern(4 * MIB);
+    let (writer, reader) = (rig.client.try_clone()?, rig.server.try_clone()?);
+    thread::scope(|scope| {
+        let sent = &sent;
+        let writing = scope.spawn(move || {
+            let mut writer = &writer;
+            writer.write_all(sent)?;
+            writer.shutdown(Shutdown::Write)
+        });
+        let reading = scope.spawn(move || -> io::Result<Vec<u8>> {
+            thread::sleep(Duration::from_millis(20));
+            let mut bytes = Vec::with_capacity(sent.len());
+            (&reader).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        });
+        let _legs = rig.forward_fin()?;
+        writing
+            .join()
+            .map_err(|_| Failure("the writer panicked".into()))??;
+        let bytes = reading
+            .join()
+            .map_err(|_| Failure("the reader panicked".into()))??;
+        expect(bytes.len() == sent.len(), || {
+            format!("{} of {} bytes arrived", bytes.len(), sent.len())
+        })?;
+        expect(bytes == *sent, || "the bytes that arrived are others".into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_kernel_passes() {
+        match probe() {
+            Ok(checks) => {
+                for check in checks {
+                    assert_eq!(check.result, Ok(()), "{}", check.name);
+                }
+            }
+            Err(error) if !privileged() => println!("skipped, not privileged: {error}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn privileged() -> bool {
+        procfs::process::Process::myself().unwrap().status().unwrap().euid == 0
+    }
+}

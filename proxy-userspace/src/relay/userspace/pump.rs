@@ -1,0 +1,263 @@
+//! One direction of a flow in userspace.
+//!
+//! ```text
+//!  Copying ── several full reads in a row ──▶ Splicing ── the pipe runs dry ──▶ Copying
+//!     │ the destination takes no more            │
+//!     ▼                                          ▼
+//!  bytes wait in `pending`                    bytes wait in the pipe
+//! ```
+//! While bytes wait nothing is read: that is the backpressure.
+
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::AsFd as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, Interest, ReadBuf},
+    net::tcp::{ReadHalf, WriteHalf},
+};
+
+use super::Broken;
+use crate::{
+    close_reason::Side,
+    sys::{self, Pipe},
+};
+
+/// Bytes of a thread's scratch buffer.
+const SCRATCH: usize = 32 * 1024;
+/// So many full reads in a row make a direction bulk.
+const BULK: u32 = 4;
+/// Bytes asked of one splice: the size of a pipe.
+const SPLICE: usize = 64 * 1024;
+/// Splices before other connections get their turn.
+const ROUNDS: u32 = 32;
+/// Empty pipes that a thread keeps.
+const POOLED: usize = 64;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+    static PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What came of a poll.
+pub(super) enum Flowed {
+    /// Nothing to do until woken.
+    Waits,
+    /// The source's FIN was forwarded, after all its bytes.
+    Finished,
+}
+
+/// The state of one direction.
+#[derive(Debug, Default)]
+pub(super) struct Pump {
+    mode: Mode,
+    /// The source has sent its FIN.
+    ended: bool,
+}
+
+#[derive(Debug)]
+enum Mode {
+    Copying { pending: Vec<u8>, full_reads: u32 },
+    Splicing { pipe: Pipe, inside: usize },
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Self::Copying {
+            pending: Vec::new(),
+            full_reads: 0,
+        }
+    }
+}
+
+impl Pump {
+    /// Moves what can be moved. `from` names the source for errors.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: Side,
+        source: &mut ReadHalf<'_>,
+        destination: &mut WriteHalf<'_>,
+    ) -> Result<Flowed, Broken> {
+        let reading = |error| Broken { side: from, error };
+        let writing = |error| Broken {
+            side: from.other(),
+            error,
+        };
+        loop {
+            if self.ended && self.is_empty() {
+                return match Pin::new(destination).poll_shutdown(cx) {
+                    Poll::Ready(Ok(())) => Ok(Flowed::Finished),
+                    // The FIN cannot be sent because the connection is gone.
+                    Poll::Ready(Err(error)) => Err(writing(error)),
+                    Poll::Pending => Ok(Flowed::Waits),
+                };
+            }
+            let progress = match &mut self.mode {
+                Mode::Copying { pending, .. } if !pending.is_empty() => {
+                    match Pin::new(&mut *destination).poll_write(cx, pending) {
+                        Poll::Ready(Ok(count)) => {
+                            pending.drain(..count);
+                            if pending.is_empty() {
+                                // An idle direction holds no buffer.
+                                *pending = Vec::new();
+                            }
+                            Poll::Ready(())
+                        }
+                        Poll::Ready(Err(error)) => return Err(writing(error)),
+                        Poll::Pending => Poll::Pending,
+                    }
+                }
+                Mode::Copying { pending, full_reads } => {
+                    let copied = BUFFER.with_borrow_mut(|buffer| {
+                        copy(cx, source, destination, buffer, pending)
+                            .map_ok(|count| (count, count == buffer.len()))
+                    });
+                    match copied {
+                        Poll::Ready(Ok((0, _))) => {
+                            self.ended = true;
+                            Poll::Ready(())
+                        }
+                        Poll::Ready(Ok((_, full))) => {
+                            *full_reads = if full { *full_reads + 1 } else { 0 };
+                            if *full_reads >= BULK && pending.is_empty() {
+                                // Without a pipe copying goes on.
+                                *full_reads = 0;
+                                if let Some(pipe) = take_pipe() {
+                                    self.mode = Mode::Splicing { pipe, inside: 0 };
+                                }
+                            }
+                            Poll::Ready(())
+                        }
+                        Poll::Ready(Err(Failed::Read(error))) => return Err(reading(error)),
+                        Poll::Ready(Err(Failed::Write(error))) => return Err(writing(error)),
+                        Poll::Pending => Poll::Pending,
+                    }
+                }
+                Mode::Splicing { pipe, inside } => {
+                    match splice(cx, source, destination, pipe, inside, &mut self.ended) {
+                        Ok(Spliced::Again) => {
+                            cx.waker().wake_by_ref();
+                            Poll::Pending
+                        }
+                        Ok(Spliced::Blocked) => Poll::Pending,
+                        Ok(Spliced::Dry) => {
+                            if let Mode::Splicing { pipe, .. } = std::mem::take(&mut self.mode) {
+                                put_pipe(pipe);
+                            }
+                            Poll::Ready(())
+                        }
+                        Err(Failed::Read(error)) => return Err(reading(error)),
+                        Err(Failed::Write(error)) => return Err(writing(error)),
+                    }
+                }
+            };
+            if progress.is_pending() {
+                return Ok(Flowed::Waits);
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match &self.mode {
+            Mode::Copying { pending, .. } => pending.is_empty(),
+            Mode::Splicing { inside, .. } => *inside == 0,
+        }
+    }
+}
+
+enum Failed {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// Reads once and writes what was read; what the destination does not take goes to `pending`.
+fn copy(
+    cx: &mut Context<'_>,
+    source: &mut ReadHalf<'_>,
+    destination: &mut WriteHalf<'_>,
+    buffer: &mut [u8],
+    pending: &mut Vec<u8>,
+) -> Poll<Result<usize, Failed>> {
+    let mut buffer = ReadBuf::new(buffer);
+    ready!(Pin::new(source).poll_read(cx, &mut buffer)).map_err(Failed::Read)?;
+    let bytes = buffer.filled();
+    if bytes.is_empty() {
+        return Poll::Ready(Ok(0));
+    }
+    let taken = match Pin::new(destination).poll_write(cx, bytes) {
+        Poll::Ready(taken) => taken.map_err(Failed::Write)?,
+        Poll::Pending => 0,
+    };
+    pending.extend_from_slice(&bytes[taken..]);
+    Poll::Ready(Ok(bytes.len()))
+}
+
+enum Spliced {
+    /// Others must have their turn.
+    Again,
+    /// One of the sockets is not ready; the waker knows.
+    Blocked,
+    /// Nothing to read, and the pipe is empty.
+    Dry,
+}
+
+fn splice(
+    cx: &mut Context<'_>,
+    source: &mut ReadHalf<'_>,
+    destination: &mut WriteHalf<'_>,
+    pipe: &Pipe,
+    inside: &mut usize,
+    ended: &mut bool,
+) -> Result<Spliced, Failed> {
+    let (source, destination) = (source.as_ref(), destination.as_ref());
+    for _ in 0..ROUNDS {
+        if *inside == 0 {
+            if *ended {
+                return Ok(Spliced::Dry);
+            }
+            match source.try_io(Interest::READABLE, || {
+                sys::splice_in(source.as_fd(), pipe, SPLICE)
+            }) {
+                Ok(0) => {
+                    *ended = true;
+                    return Ok(Spliced::Dry);
+                }
+                Ok(count) => *inside = count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Spliced::Dry),
+                Err(error) => return Err(Failed::Read(error)),
+            }
+        }
+        match destination.try_io(Interest::WRITABLE, || {
+            sys::splice_out(pipe, destination.as_fd(), *inside)
+        }) {
+            Ok(count) => *inside -= count.min(*inside),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return match destination.poll_write_ready(cx) {
+                    Poll::Ready(Ok(())) => continue,
+                    Poll::Ready(Err(error)) => Err(Failed::Write(error)),
+                    Poll::Pending => Ok(Spliced::Blocked),
+                };
+            }
+            Err(error) => return Err(Failed::Write(error)),
+        }
+    }
+    Ok(Spliced::Again)
+}
+
+fn take_pipe() -> Option<Pipe> {
+    PIPES.with_borrow_mut(Vec::pop).or_else(|| Pipe::new().ok())
+}
+
+/// Keeps an empty pipe for the next.
+fn put_pipe(pipe: Pipe) {
+    PIPES.with_borrow_mut(|pipes| {
+        if pipes.len() < POOLED {
+            pipes.push(pipe);
+        }
+    });
+}

@@ -1,0 +1,28 @@
+//! The only module that calls libc. What it exports is safe: it takes borrowed descriptors and returns values.
+#![expect(unsafe_code, reason = "this module is the fence around libc")]
+
+mod epoll;
+mod shared;
+mod socket;
+mod tcp_info;
+
+pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
+pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
+pub(crate) use socket::{Pipe, cookie, peek, receive, send, set_window_clamp, splice_in, splice_out};
+pub(crate) use tcp_info::{TcpInfo, tcp_info};
+
+use std::io;
+
+/// Turns libc's -1 into the error it stands for.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// As [`check`], for calls that return a size.
+fn check_size(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}

@@ -1,0 +1,151 @@
+//! Calls on sockets and pipes that neither std nor socket2 offers.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+use super::{check, check_size};
+
+/// The kernel's name of a socket, unique until the next boot.
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `value`, which is that long.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(value)
+}
+
+/// Bounds the window that the socket offers to its peer, in bytes; the kernel raises it to about 1 KiB.
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn set_window_clamp(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    // SAFETY: the kernel reads 4 bytes from `bytes`.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_WINDOW_CLAMP,
+            (&raw const bytes).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
+
+/// Reads what is there, without waiting. 0 means that the peer has finished.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there; the socket's.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
+    check_size(unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
+    })
+}
+
+/// Looks at one byte without taking it. On a socket in a sockhash this runs the verdict over what was queued before
+/// insertion (`tcp_bpf_recvmsg_parser`, net/ipv4/tcp_bpf.c), and returns after any run in progress has ended, because
+/// both hold the socket's lock.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there; the socket's.
+pub(crate) fn peek(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut byte = 0_u8;
+    // SAFETY: the kernel writes at most one byte into `byte`.
+    check_size(unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            (&raw mut byte).cast(),
+            1,
+            libc::MSG_DONTWAIT | libc::MSG_PEEK,
+        )
+    })
+}
+
+/// Writes what the socket takes, without waiting.
+///
+/// # Errors
+/// `WouldBlock` when it takes nothing; the socket's. A closed peer is an error, not a signal.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the kernel reads at most `bytes.len()` bytes from `bytes`.
+    check_size(unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    })
+}
+
+/// A pipe through which bytes go from socket to socket without a copy to userspace.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Pipe {
+    /// Makes a pipe of the kernel's default size.
+    ///
+    /// # Errors
+    /// Out of descriptors or of pipe memory.
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut ends = [-1; 2];
+        // SAFETY: the kernel writes two descriptors into `ends`.
+        check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
+        // SAFETY: both are open, and nobody else owns them.
+        let [read, write] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        Ok(Self { read, write })
+    }
+}
+
+/// Moves up to `len` bytes from a socket into a pipe. 0 means that the peer has finished.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there or the pipe is full; the socket's.
+pub(crate) fn splice_in(socket: BorrowedFd<'_>, pipe: &Pipe, len: usize) -> io::Result<usize> {
+    splice(socket, pipe.write.as_fd(), len)
+}
+
+/// Moves up to `len` bytes from a pipe into a socket.
+///
+/// # Errors
+/// `WouldBlock` when the socket takes nothing; the socket's.
+pub(crate) fn splice_out(pipe: &Pipe, socket: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
+    splice(pipe.read.as_fd(), socket, len)
+}
+
+fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
+    // SAFETY: both descriptors are open, and null offsets mean that neither is seekable.
+    check_size(unsafe {
+        libc::splice(
+            from.as_raw_fd(),
+            ptr::null_mut(),
+            to.as_raw_fd(),
+            ptr::null_mut(),
+            len,
+            flags,
+        )
+    })
+}

@@ -1,0 +1,125 @@
+//! `TCP_INFO`: how far a connection is, and since when it is silent.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+/// `struct tcp_info` up to `tcpi_bytes_retrans` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
+#[repr(C)]
+struct Raw {
+    state: u8,
+    small: [u8; 7],
+    words: [u32; 24],
+    pacing_rate: u64,
+    max_pacing_rate: u64,
+    bytes_acked: u64,
+    bytes_received: u64,
+    segs_out: u32,
+    segs_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segs_in: u32,
+    data_segs_out: u32,
+    delivery_rate: u64,
+    busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: u32,
+    delivered_ce: u32,
+    bytes_sent: u64,
+    bytes_retrans: u64,
+}
+
+const _: () = assert!(size_of::<Raw>() == 216);
+
+/// Index of `tcpi_last_data_sent` in [`Raw::words`]; `tcpi_last_data_recv` is two further. In milliseconds.
+const LAST_DATA_SENT: usize = 9;
+
+/// What setu reads of `TCP_INFO`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TcpInfo {
+    /// Whether the connection is gone (`TCP_CLOSE`).
+    pub(crate) closed: bool,
+    /// Bytes received in order, a FIN counted as one.
+    pub(crate) received: u64,
+    /// Bytes that were written to the socket, sent or not.
+    pub(crate) written: u64,
+    /// Bytes that the peer acknowledged; on the dialing side the SYN counts as one.
+    pub(crate) acked: u64,
+    /// Time since data was last sent or received.
+    pub(crate) silent: Duration,
+}
+
+/// Reads `TCP_INFO`. It takes the socket's lock (`tcp_get_info`, net/ipv4/tcp.c), so that what the network did to the
+/// socket before the call has been done wholly.
+///
+/// # Errors
+/// The socket's, and `Unsupported` on a kernel before 4.19, which does not tell the bytes sent.
+pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
+    let mut raw = MaybeUninit::<Raw>::zeroed();
+    let mut len = size_of::<Raw>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `raw`, which is that long.
+    super::check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            raw.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    if (len as usize) < size_of::<Raw>() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: zeroed before the call, and any bit pattern is a valid `Raw`.
+    let raw = unsafe { raw.assume_init() };
+    let silent = raw.words[LAST_DATA_SENT].min(raw.words[LAST_DATA_SENT + 2]);
+    Ok(TcpInfo {
+        closed: raw.state == TCP_CLOSE,
+        received: raw.bytes_received,
+        written: raw.bytes_sent.saturating_sub(raw.bytes_retrans) + u64::from(raw.notsent_bytes),
+        acked: raw.bytes_acked,
+        silent: Duration::from_millis(u64::from(silent)),
+    })
+}
+
+/// `TCP_CLOSE` of include/net/tcp_states.h.
+const TCP_CLOSE: u8 = 7;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        os::fd::AsFd as _,
+    };
+
+    use super::*;
+
+    #[test]
+    fn counts_bytes_and_silence() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(&[7; 1000]).unwrap();
+        server.read_exact(&mut [0; 1000]).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        assert_eq!(tcp_info(client.as_fd()).unwrap().written, 1000);
+        let info = tcp_info(server.as_fd()).unwrap();
+        assert_eq!(info.received, 1000);
+        assert!(
+            info.silent >= Duration::from_millis(50) && info.silent < Duration::from_secs(10),
+            "{info:?}"
+        );
+        drop(client);
+        std::thread::sleep(Duration::from_millis(60));
+        assert_eq!(
+            tcp_info(server.as_fd()).unwrap().received,
+            1001,
+            "a FIN counts as one byte"
+        );
+    }
+}

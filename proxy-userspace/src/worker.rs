@@ -1,0 +1,136 @@
+//! One thread for each core, each with its own runtime and its own listening sockets. A connection stays on the thread
+//! that accepted it.
+
+use std::{
+    io, net,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    runtime,
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use tracing::warn;
+
+use crate::{
+    close_reason::{Counters, Ticket, out_of_resources},
+    config::Config,
+    connection,
+    relay::sockmap::{Handle, Returned},
+};
+
+/// How long accepting pauses when the machine has no descriptor or memory left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) counters: Arc<Counters>,
+    /// Names of the listeners, by index.
+    pub(crate) names: Vec<Arc<str>>,
+}
+
+/// One thread's part.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    /// The kernel path, where there is one.
+    pub(crate) kernel: Option<Handle>,
+    /// Where flows come back from the kernel.
+    pub(crate) returns: mpsc::UnboundedSender<Returned>,
+}
+
+impl Worker {
+    /// An account for a connection that this listener accepted.
+    pub(crate) fn ticket(&self, listener: usize) -> Ticket {
+        Ticket::new(self.shared.counters.clone(), self.shared.names[listener].clone())
+    }
+}
+
+/// Starts a worker over its listening sockets, each with the index of its listener. It ends when `stop` turns true.
+///
+/// # Errors
+/// Out of descriptors or threads.
+pub(crate) fn start(
+    number: usize,
+    shared: Arc<Shared>,
+    kernel: Option<Handle>,
+    sockets: Vec<(usize, net::TcpListener)>,
+    stop: watch::Receiver<bool>,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        // Name resolution only; more threads would wait for the same resolver.
+        .max_blocking_threads(4)
+        .build()?;
+    let listeners = {
+        let _guard = runtime.enter();
+        sockets
+            .into_iter()
+            .map(|(listener, socket)| Ok((listener, TcpListener::from_std(socket)?)))
+            .collect::<io::Result<Vec<_>>>()?
+    };
+    let run = move || {
+        runtime.block_on(run(shared, kernel, listeners, stop));
+        // A lookup that hangs must not keep setu from stopping.
+        runtime.shutdown_background();
+    };
+    std::thread::Builder::new()
+        .name(format!("setu-worker-{number}"))
+        .spawn(run)
+}
+
+async fn run(
+    shared: Arc<Shared>,
+    kernel: Option<Handle>,
+    listeners: Vec<(usize, TcpListener)>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let (returns, mut returned) = mpsc::unbounded_channel();
+    let worker = Arc::new(Worker {
+        shared,
+        kernel,
+        returns,
+    });
+    for (listener, socket) in listeners {
+        tokio::spawn(accept(listener, socket, worker.clone()));
+    }
+    loop {
+        tokio::select! {
+            // An error means that the sender is gone, which is the end as well.
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(flow) = returned.recv() => {
+                tokio::spawn(connection::carry_on(flow, worker.clone()));
+            }
+        }
+    }
+}
+
+async fn accept(listener: usize, socket: TcpListener, worker: Arc<Worker>) {
+    // One warning for each shortage, not one for each attempt.
+    static SHORT: AtomicBool = AtomicBool::new(false);
+    loop {
+        match socket.accept().await {
+            Ok((client, _)) => {
+                SHORT.store(false, Ordering::Relaxed);
+                tokio::spawn(connection::serve(client, listener, worker.clone()));
+            }
+            Err(error) if out_of_resources(&error) => {
+                if !SHORT.swap(true, Ordering::Relaxed) {
+                    warn!(%error, "accepting pauses; raise the limit of open files (ulimit -n, LimitNOFILE=)");
+                }
+                sleep(PAUSE).await;
+            }
+            // The client was gone before it was accepted.
+            Err(_) => {}
+        }
+    }
+}
