@@ -2,11 +2,13 @@
 #![expect(unsafe_code, reason = "this module is the fence around libc")]
 
 mod epoll;
+mod process;
 mod shared;
 mod socket;
 mod tcp_info;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
+pub(crate) use process::{raise_file_limit, total_memory};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{Pipe, cookie, peek, receive, send, set_window_clamp, splice_in, splice_out};
 pub(crate) use tcp_info::{TcpInfo, tcp_info};
