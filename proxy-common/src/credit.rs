@@ -120,23 +120,14 @@ impl Window {
         let after = outstanding + cost(len);
         if after <= window {
             self.credit = window - after;
-            Refreshed {
-                admit: true,
-                reserve: window,
-            }
+            Refreshed { admit: true, reserve: window }
         } else if outstanding == 0 {
             // Nothing is on its way: a segment larger than the window must pass all the same, or never would.
             self.credit = 0;
-            Refreshed {
-                admit: true,
-                reserve: after,
-            }
+            Refreshed { admit: true, reserve: after }
         } else {
             self.credit = 0;
-            Refreshed {
-                admit: false,
-                reserve: outstanding,
-            }
+            Refreshed { admit: false, reserve: outstanding }
         }
     }
 }
@@ -163,12 +154,7 @@ mod tests {
     impl Model {
         fn offer(&mut self, len: u64, sndbuf: u64, free: u64) -> bool {
             let admit = self.window.spend(len) || {
-                let view = View {
-                    relayed: self.relayed,
-                    acked: self.acked,
-                    sndbuf,
-                    free,
-                };
+                let view = View { relayed: self.relayed, acked: self.acked, sndbuf, free };
                 let answer = self.window.refresh(len, view);
                 self.reserved = answer.reserve;
                 answer.admit
@@ -271,12 +257,7 @@ mod tests {
     fn segments_wrap() {
         let at = u32::MAX - 1;
         let mut model = Model {
-            window: Window {
-                segments: at,
-                gone_segments: at,
-                mark_segments: at,
-                ..Window::default()
-            },
+            window: Window { segments: at, gone_segments: at, mark_segments: at, ..Window::default() },
             ..Model::default()
         };
         for _ in 0..10 {

@@ -201,12 +201,7 @@ pub(crate) struct Ticket {
 impl Ticket {
     /// The account of a connection that `listener` accepted.
     pub(crate) fn new(counters: Arc<Counters>, listener: Arc<str>) -> Self {
-        Self {
-            counters,
-            listener,
-            path: Path::None,
-            closed: false,
-        }
+        Self { counters, listener, path: Path::None, closed: false }
     }
 
     /// The end.
@@ -225,11 +220,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.closed {
             let stopping = self.counters.stopping.load(Ordering::Relaxed);
-            self.count(if stopping {
-                CloseReason::Shutdown
-            } else {
-                CloseReason::InternalError
-            });
+            self.count(if stopping { CloseReason::Shutdown } else { CloseReason::InternalError });
         }
     }
 }
@@ -245,10 +236,7 @@ mod tests {
         drop(Ticket::new(counters.clone(), "chat".into()));
         assert_eq!(counters.closed(CloseReason::Idle), 1);
         assert_eq!(counters.closed(CloseReason::InternalError), 1);
-        let total: u64 = CloseReason::ALL
-            .iter()
-            .map(|reason| counters.closed(*reason))
-            .sum();
+        let total: u64 = CloseReason::ALL.iter().map(|reason| counters.closed(*reason)).sum();
         assert_eq!(total, 2);
     }
 
@@ -256,14 +244,8 @@ mod tests {
     fn errors_are_named_after_their_side() {
         let reset = io::Error::from_raw_os_error(libc::ECONNRESET);
         let vanished = io::Error::from_raw_os_error(libc::ETIMEDOUT);
-        assert_eq!(
-            CloseReason::broken(Side::Client, &reset),
-            CloseReason::ClientReset
-        );
-        assert_eq!(
-            CloseReason::broken(Side::Upstream, &vanished),
-            CloseReason::UpstreamTimedOut
-        );
+        assert_eq!(CloseReason::broken(Side::Client, &reset), CloseReason::ClientReset);
+        assert_eq!(CloseReason::broken(Side::Upstream, &vanished), CloseReason::UpstreamTimedOut);
         let ports = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
         assert_eq!(CloseReason::connect(&ports), CloseReason::OutOfResources);
     }

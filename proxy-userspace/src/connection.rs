@@ -53,20 +53,14 @@ pub(crate) struct Dialed {
 impl Accepted {
     /// Looks at the first bytes.
     async fn inspect(self) -> Result<Inspected, CloseReason> {
-        Ok(Inspected {
-            client: self.client,
-            listener: self.listener,
-        })
+        Ok(Inspected { client: self.client, listener: self.listener })
     }
 }
 
 impl Inspected {
     /// Chooses the upstream.
     fn route(self, worker: &Worker) -> Routed {
-        Routed {
-            client: self.client,
-            upstream: worker.shared.config.listeners[self.listener].upstream,
-        }
+        Routed { client: self.client, upstream: worker.shared.config.listeners[self.listener].upstream }
     }
 }
 
@@ -74,10 +68,7 @@ impl Routed {
     /// Connects to the upstream.
     async fn dial(self, worker: &Worker) -> Result<Dialed, CloseReason> {
         let upstream = upstream::dial(&worker.shared.config, self.upstream).await?;
-        Ok(Dialed {
-            client: self.client,
-            upstream,
-        })
+        Ok(Dialed { client: self.client, upstream })
     }
 }
 
@@ -90,11 +81,7 @@ impl Dialed {
         match &worker.kernel {
             Some(kernel) => match (self.client.into_std(), self.upstream.into_std()) {
                 (Ok(client), Ok(upstream)) => {
-                    let legs = Legs {
-                        client: client.into(),
-                        upstream: upstream.into(),
-                        prefix: 0,
-                    };
+                    let legs = Legs { client: client.into(), upstream: upstream.into(), prefix: 0 };
                     kernel.adopt(legs, ticket, worker.returns.clone());
                 }
                 (Err(_), _) | (_, Err(_)) => ticket.close(CloseReason::InternalError),
@@ -144,9 +131,7 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
 /// Sets what every leg needs. Errors mean that the connection is gone, which the relay finds out.
 fn prepare(leg: &TcpStream) {
     let socket = SockRef::from(leg);
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));

@@ -66,7 +66,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .context("a worker could not start")?;
     // Waiting for signals must be set up before anyone is told that setu is ready.
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let signals = runtime.block_on(async { signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?))) });
+    let signals = runtime.block_on(async {
+        signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)))
+    });
     let (mut terminate, mut interrupt) = signals.context("signals cannot be awaited")?;
     for (listener, address) in listening {
         info!(%listener, %address, "listening");
@@ -127,7 +129,8 @@ fn try_kernel_path(config: &Config, files: u64) -> anyhow::Result<Running> {
         }
     }
     info!(checks = checks.len(), "the kernel path passed its self-test");
-    let flows = u32::try_from(files.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(u32::MAX).clamp(1, 1 << 20);
+    let flows =
+        u32::try_from(files.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(u32::MAX).clamp(1, 1 << 20);
     let limits = Limits {
         flows,
         budget: (sys::total_memory() / BUDGET_PART).min(BUDGET_MAX),

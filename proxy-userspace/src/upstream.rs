@@ -45,9 +45,7 @@ pub(crate) async fn dial(config: &Config, upstream: UpstreamId) -> Result<TcpStr
         }
         Err(reason)
     };
-    timeout(config.timeouts.connect, attempt)
-        .await
-        .unwrap_or(Err(CloseReason::ConnectTimeout))
+    timeout(config.timeouts.connect, attempt).await.unwrap_or(Err(CloseReason::ConnectTimeout))
 }
 
 /// The addresses of an endpoint, in the order in which the system wants them tried.

@@ -83,9 +83,7 @@ pub(crate) fn start(
         // A lookup that hangs must not keep setu from stopping.
         runtime.shutdown_background();
     };
-    std::thread::Builder::new()
-        .name(format!("setu-worker-{number}"))
-        .spawn(run)
+    std::thread::Builder::new().name(format!("setu-worker-{number}")).spawn(run)
 }
 
 async fn run(
@@ -95,11 +93,7 @@ async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let (returns, mut returned) = mpsc::unbounded_channel();
-    let worker = Arc::new(Worker {
-        shared,
-        kernel,
-        returns,
-    });
+    let worker = Arc::new(Worker { shared, kernel, returns });
     for (listener, socket) in listeners {
         tokio::spawn(accept(listener, socket, worker.clone()));
     }

@@ -20,10 +20,7 @@ pub(crate) struct Interest {
 
 impl Interest {
     /// Nothing but the peer's FIN.
-    pub(crate) const HANG_UP: Self = Self {
-        read: false,
-        write: false,
-    };
+    pub(crate) const HANG_UP: Self = Self { read: false, write: false };
 
     fn bits(self) -> u32 {
         let mut bits = libc::EPOLLRDHUP | libc::EPOLLET;
@@ -95,17 +92,11 @@ impl Epoll {
         timeout: Option<Duration>,
     ) -> io::Result<impl Iterator<Item = Ready> + use<'a>> {
         // Rounded up: a wait that ends too early would spin until the time has come.
-        let timeout = timeout.map_or(-1, |time| {
-            i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-        });
+        let timeout =
+            timeout.map_or(-1, |time| i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX));
         // SAFETY: the kernel writes at most `events.len()` slots.
         let count = unsafe {
-            libc::epoll_wait(
-                self.0.as_raw_fd(),
-                events.as_mut_ptr(),
-                events.len() as i32,
-                timeout,
-            )
+            libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), events.len() as i32, timeout)
         };
         let count = match check(count) {
             Ok(count) => count as usize,
@@ -123,10 +114,7 @@ impl Epoll {
     }
 
     fn control(&self, operation: i32, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
-        let mut event = Event {
-            events: interest.bits(),
-            u64: token,
-        };
+        let mut event = Event { events: interest.bits(), u64: token };
         // SAFETY: the kernel reads one event.
         check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) })?;
         Ok(())

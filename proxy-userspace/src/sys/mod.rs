@@ -10,18 +10,16 @@ mod tcp_info;
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use process::{raise_file_limit, total_memory};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
-pub(crate) use socket::{Pipe, cookie, peek, receive, send, set_window_clamp, splice_in, splice_out};
+pub(crate) use socket::{
+    Pipe, cookie, is_writable, peek, receive, send, set_window_clamp, splice_in, splice_out,
+};
 pub(crate) use tcp_info::{TcpInfo, tcp_info};
 
 use std::io;
 
 /// Turns libc's -1 into the error it stands for.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// As [`check`], for calls that return a size.

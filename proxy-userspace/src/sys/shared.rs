@@ -67,20 +67,14 @@ impl Shared<Direction> {
     /// # Panics
     /// When there is no such element: indices come from the flow table, which is as long.
     pub(crate) fn direction(&self, index: u32) -> DirectionRef<'_> {
-        DirectionRef {
-            at: self.element(index),
-            memory: PhantomData,
-        }
+        DirectionRef { at: self.element(index), memory: PhantomData }
     }
 }
 
 impl Shared<Budget> {
     /// The one element.
     pub(crate) fn budget(&self) -> BudgetRef<'_> {
-        BudgetRef {
-            at: self.element(0),
-            memory: PhantomData,
-        }
+        BudgetRef { at: self.element(0), memory: PhantomData }
     }
 }
 
@@ -103,11 +97,7 @@ macro_rules! field {
 impl<'a> DirectionRef<'a> {
     /// Writes the state of a direction that is not in the kernel yet.
     pub(crate) fn initialise(self, destination: u64, base_acked: u64) {
-        let blank = Direction {
-            base_acked,
-            destination,
-            ..Direction::default()
-        };
+        let blank = Direction { base_acked, destination, ..Direction::default() };
         // SAFETY: within the mapping. Its source is not in the sockhash, so that the program does not look at it.
         unsafe { self.at.as_ptr().write_volatile(blank) };
     }

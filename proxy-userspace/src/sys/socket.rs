@@ -28,21 +28,15 @@ pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(value)
 }
 
-/// Bounds the window that the socket offers to its peer, in bytes; the kernel raises it to about 1 KiB.
+/// Bounds the window that the socket offers to its peer, bytes; the kernel raises it to about 1 KiB.
 ///
 /// # Errors
 /// The socket's.
 pub(crate) fn set_window_clamp(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
-    // SAFETY: the kernel reads 4 bytes from `bytes`.
-    check(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_WINDOW_CLAMP,
-            (&raw const bytes).cast(),
-            size_of::<i32>() as libc::socklen_t,
-        )
-    })?;
+    let (level, name, len) = (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, size_of::<i32>());
+    let value = (&raw const bytes).cast();
+    // SAFETY: the kernel reads `len` bytes from `value`.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, len as libc::socklen_t) })?;
     Ok(())
 }
 
@@ -53,32 +47,31 @@ pub(crate) fn set_window_clamp(socket: BorrowedFd<'_>, bytes: i32) -> io::Result
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
     check_size(unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_DONTWAIT,
-        )
+        libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
     })
 }
 
-/// Looks at one byte without taking it. On a socket in a sockhash this runs the verdict over what was queued before
-/// insertion (`tcp_bpf_recvmsg_parser`, net/ipv4/tcp_bpf.c), and returns after any run in progress has ended, because
-/// both hold the socket's lock.
+/// Looks at what is there without taking it. On a socket in a sockhash this first runs the verdict over what was
+/// queued before insertion (`tcp_bpf_recvmsg_parser`, net/ipv4/tcp_bpf.c), and in any case returns after a run in
+/// progress has ended, because both hold the socket's lock.
 ///
 /// # Errors
 /// `WouldBlock` when nothing is there; the socket's.
-pub(crate) fn peek(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    let mut byte = 0_u8;
-    // SAFETY: the kernel writes at most one byte into `byte`.
-    check_size(unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            (&raw mut byte).cast(),
-            1,
-            libc::MSG_DONTWAIT | libc::MSG_PEEK,
-        )
-    })
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
+    check_size(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) })
+}
+
+/// Whether the socket has room, as epoll means it.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn is_writable(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the kernel reads and writes one entry.
+    check(unsafe { libc::poll(&raw mut entry, 1, 0) })?;
+    Ok(entry.revents & (libc::POLLOUT | libc::POLLERR | libc::POLLHUP) != 0)
 }
 
 /// Writes what the socket takes, without waiting.
@@ -139,13 +132,6 @@ fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<us
     let flags = libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
     // SAFETY: both descriptors are open, and null offsets mean that neither is seekable.
     check_size(unsafe {
-        libc::splice(
-            from.as_raw_fd(),
-            ptr::null_mut(),
-            to.as_raw_fd(),
-            ptr::null_mut(),
-            len,
-            flags,
-        )
+        libc::splice(from.as_raw_fd(), ptr::null_mut(), to.as_raw_fd(), ptr::null_mut(), len, flags)
     })
 }

@@ -116,10 +116,6 @@ mod tests {
         );
         drop(client);
         std::thread::sleep(Duration::from_millis(60));
-        assert_eq!(
-            tcp_info(server.as_fd()).unwrap().received,
-            1001,
-            "a FIN counts as one byte"
-        );
+        assert_eq!(tcp_info(server.as_fd()).unwrap().received, 1001, "a FIN counts as one byte");
     }
 }

@@ -46,9 +46,7 @@ impl<'a> Btf<'a> {
         let (types_start, types_len) = section(8)?;
         let (strings_start, strings_len) = section(16)?;
         let end = types_start + types_len;
-        let strings = bytes
-            .get(strings_start..strings_start + strings_len)
-            .ok_or(BtfError::Malformed(16))?;
+        let strings = bytes.get(strings_start..strings_start + strings_len).ok_or(BtfError::Malformed(16))?;
         if end > bytes.len() {
             return Err(BtfError::Malformed(8));
         }
@@ -69,11 +67,7 @@ impl<'a> Btf<'a> {
                     _ => return Err(BtfError::Malformed(at)),
                 };
         }
-        Ok(Self {
-            types,
-            bytes,
-            strings,
-        })
+        Ok(Self { types, bytes, strings })
     }
 
     /// Offset of a member of a structure, bytes. Members of unnamed structures inside it count as its own.
@@ -145,13 +139,7 @@ mod tests {
         let mut bytes = Vec::new();
         bytes.extend(MAGIC.to_ne_bytes());
         bytes.extend([1, 0]);
-        for word in [
-            24,
-            0,
-            types.len() as u32 * 4,
-            types.len() as u32 * 4,
-            strings.len() as u32,
-        ] {
+        for word in [24, 0, types.len() as u32 * 4, types.len() as u32 * 4, strings.len() as u32] {
             bytes.extend(word.to_ne_bytes());
         }
         bytes.extend(types.iter().flat_map(|word| word.to_ne_bytes()));
@@ -165,10 +153,7 @@ mod tests {
         let btf = Btf::parse(&bytes).unwrap();
         assert_eq!(btf.offset("outer", "first"), Ok(0));
         assert_eq!(btf.offset("outer", "inner"), Ok(4));
-        assert_eq!(
-            btf.offset("outer", "absent"),
-            Err(BtfError::Missing("outer".into(), "absent".into()))
-        );
+        assert_eq!(btf.offset("outer", "absent"), Err(BtfError::Missing("outer".into(), "absent".into())));
     }
 
     #[test]

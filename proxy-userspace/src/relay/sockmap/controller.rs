@@ -25,17 +25,11 @@ use crate::{
     sys::{self, DirectionRef, Epoll, Event, EventFd, Interest},
 };
 
-/// Bytes read at once for a congested direction.
-const SCRATCH: usize = 64 * 1024;
 /// How soon a flow that waits is looked at again at first, and at most.
 const POLL_MIN: Duration = Duration::from_millis(1);
 const POLL_MAX: Duration = Duration::from_millis(50);
 /// How often all flows are looked over, at most.
 const SWEEP: Duration = Duration::from_secs(1);
-/// After waiting so long for a congested direction before a FIN can be forwarded, its sender is slowed down.
-const THROTTLE_AFTER: Duration = Duration::from_millis(50);
-/// The window offered to a sender that is slowed down, bytes.
-const THROTTLED_WINDOW: i32 = 1;
 
 const TOKEN_WAKE: u64 = u64::MAX;
 const TOKEN_EVENTS: u64 = u64::MAX - 1;
@@ -51,7 +45,7 @@ struct Flow {
     /// When to look whether it is idle.
     deadline: Instant,
     /// Set while the flow leaves the kernel.
-    leaving: Option<Box<Leaving>>,
+    leaving: Option<Leaving>,
     /// By source.
     congestion: [Option<Box<Congestion>>; 2],
     interest: [Interest; 2],
@@ -61,11 +55,12 @@ struct Flow {
     poll: Option<Poll>,
 }
 
+#[derive(Clone, Copy)]
 struct Leaving {
     first: Side,
     stage: Stage,
-    since: Instant,
-    throttled: bool,
+    /// The other leg's peer was made to pause.
+    paused: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -130,10 +125,7 @@ impl Controller {
         wake: Arc<EventFd>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let read = Interest {
-            read: true,
-            write: false,
-        };
+        let read = Interest { read: true, write: false };
         epoll.add(wake.as_fd(), TOKEN_WAKE, read)?;
         epoll.add(kernel.events(), TOKEN_EVENTS, read)?;
         if let Some(log) = kernel.log() {
@@ -148,7 +140,7 @@ impl Controller {
             flows: Vec::new(),
             free: Vec::new(),
             polled: Vec::new(),
-            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            scratch: vec![0; flow_control::SCRATCH].into_boxed_slice(),
             next_sweep: Instant::now(),
         })
     }
@@ -197,11 +189,7 @@ impl Controller {
         if self.flows.len() == self.free.len() {
             return None;
         }
-        let polls = self
-            .polled
-            .iter()
-            .filter_map(|id| self.flow(*id)?.poll)
-            .map(|poll| poll.at);
+        let polls = self.polled.iter().filter_map(|id| self.flow(*id)?.poll).map(|poll| poll.at);
         let next = polls.chain([self.next_sweep]).min()?;
         Some(next.saturating_duration_since(now))
     }
@@ -238,11 +226,7 @@ impl Controller {
         };
         match self.insert(id, &legs) {
             Ok(cookies) => {
-                let Legs {
-                    client,
-                    upstream,
-                    prefix,
-                } = legs;
+                let Legs { client, upstream, prefix } = legs;
                 self.flows[id as usize] = Some(Flow {
                     sockets: [client, upstream],
                     cookies,
@@ -275,22 +259,14 @@ impl Controller {
     fn insert(&mut self, id: u32, legs: &Legs) -> Result<[u64; 2], NotInserted> {
         let sockets = [legs.client.as_fd(), legs.upstream.as_fd()];
         let refuse = |_| NotInserted::Refused("socket_gone");
-        let cookies = [
-            sys::cookie(sockets[0]).map_err(refuse)?,
-            sys::cookie(sockets[1]).map_err(refuse)?,
-        ];
+        let cookies = [sys::cookie(sockets[0]).map_err(refuse)?, sys::cookie(sockets[1]).map_err(refuse)?];
         for (side, base) in [(Side::Client, legs.prefix), (Side::Upstream, 0)] {
             let index = direction_index(id, side);
             let direction = self.kernel.directions.direction(index);
             // A run of the program that was under way when the flow before this one left may have reserved again.
             flow_control::hold(direction, self.kernel.budget.budget(), 0);
             direction.initialise(cookies[side.other().index()], base);
-            if self
-                .kernel
-                .sources
-                .insert(cookies[side.index()], index, 0)
-                .is_err()
-            {
+            if self.kernel.sources.insert(cookies[side.index()], index, 0).is_err() {
                 self.forget(&cookies);
                 return Err(NotInserted::Refused("map_full"));
             }
@@ -303,11 +279,7 @@ impl Controller {
         }
         if let Err(error) = self.kernel.sockets.insert(cookies[0], Raw(sockets[0]), 0) {
             let _ = self.kernel.sockets.remove(&cookies[1]);
-            let passed = self
-                .kernel
-                .directions
-                .direction(direction_index(id, Side::Upstream))
-                .passed();
+            let passed = self.kernel.directions.direction(direction_index(id, Side::Upstream)).passed();
             self.forget(&cookies);
             return Err(if passed == 0 {
                 NotInserted::Refused(insertion_error(&error))
@@ -317,7 +289,7 @@ impl Controller {
         }
         for socket in sockets {
             // Runs the verdict over what was queued before. Whatever is found, epoll tells as well.
-            let _ = sys::peek(socket);
+            let _ = sys::peek(socket, &mut [0]);
         }
         Ok(cookies)
     }
@@ -325,10 +297,9 @@ impl Controller {
     /// Starts to watch a flow that is in the maps.
     fn watch(&mut self, id: u32) {
         let Some(flow) = self.flow(id) else { return };
-        let added = SIDES.iter().try_for_each(|side| {
-            self.epoll
-                .add(flow.leg(*side), token(id, *side), Interest::HANG_UP)
-        });
+        let added = SIDES
+            .iter()
+            .try_for_each(|side| self.epoll.add(flow.leg(*side), token(id, *side), Interest::HANG_UP));
         if let Err(error) = added {
             warn!(%error, "a flow cannot be watched");
             self.finish(id, Verdict::Close(CloseReason::OutOfResources));
@@ -364,12 +335,7 @@ impl Controller {
             return self.finish(id, Verdict::Broken(side, error));
         }
         if finished && flow.leaving.is_none() {
-            flow.leaving = Some(Box::new(Leaving {
-                first: side,
-                stage: Stage::Draining,
-                since: Instant::now(),
-                throttled: false,
-            }));
+            flow.leaving = Some(Leaving { first: side, stage: Stage::Draining, paused: false });
             flow.poll = None;
         }
         self.treat(id);
@@ -381,14 +347,7 @@ impl Controller {
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
-        let verdict = Treatment {
-            kernel: &mut self.kernel,
-            scratch: &mut self.scratch,
-            id,
-            flow,
-            now,
-        }
-        .run();
+        let verdict = Treatment { kernel: &mut self.kernel, scratch: &mut self.scratch, id, flow, now }.run();
         match verdict {
             Verdict::Stays => {
                 let Some(flow) = self.flow(id) else { return };
@@ -409,10 +368,7 @@ impl Controller {
         }
         let listed = flow.poll.is_some();
         let after = flow.poll.map_or(POLL_MIN, |poll| (poll.after * 2).min(POLL_MAX));
-        flow.poll = Some(Poll {
-            at: now + after,
-            after,
-        });
+        flow.poll = Some(Poll { at: now + after, after });
         if !listed && !self.polled.contains(&id) {
             self.polled.push(id);
         }
@@ -429,10 +385,7 @@ impl Controller {
                 write: flow.congestion[side.other().index()].is_some(),
             };
             if flow.interest[side.index()] != interest
-                && self
-                    .epoll
-                    .modify(flow.leg(side), token(id, side), interest)
-                    .is_ok()
+                && self.epoll.modify(flow.leg(side), token(id, side), interest).is_ok()
             {
                 flow.interest[side.index()] = interest;
             }
@@ -496,9 +449,7 @@ impl Controller {
             }
         }
         if flow.deadline <= now {
-            let silent = SIDES
-                .iter()
-                .filter_map(|side| sys::tcp_info(flow.leg(*side)).ok());
+            let silent = SIDES.iter().filter_map(|side| sys::tcp_info(flow.leg(*side)).ok());
             let silent = silent.map(|info| info.silent).min().unwrap_or(idle);
             if silent >= idle {
                 return self.finish(id, Verdict::Close(CloseReason::Idle));
@@ -513,13 +464,7 @@ impl Controller {
     /// Ends a flow's time in the kernel.
     fn finish(&mut self, id: u32, verdict: Verdict) {
         let Some(flow) = self.remove(id) else { return };
-        let Flow {
-            sockets: [client, upstream],
-            prefix,
-            ticket,
-            returns,
-            ..
-        } = flow;
+        let Flow { sockets: [client, upstream], prefix, ticket, returns, .. } = flow;
         match verdict {
             Verdict::Stays => {}
             Verdict::Close(reason) => ticket.close(reason),
@@ -529,16 +474,7 @@ impl Controller {
                 let _ = SockRef::from(other).set_linger(Some(Duration::ZERO));
                 ticket.close(CloseReason::broken(side, &error));
             }
-            Verdict::Return(why) => give_back(
-                Legs {
-                    client,
-                    upstream,
-                    prefix,
-                },
-                ticket,
-                &returns,
-                why,
-            ),
+            Verdict::Return(why) => give_back(Legs { client, upstream, prefix }, ticket, &returns, why),
         }
     }
 
@@ -595,6 +531,17 @@ fn insertion_error(error: &aya::maps::MapError) -> &'static str {
     }
 }
 
+fn relay_from<'a>(kernel: &'a Kernel, flow: &'a Flow, id: u32, from: Side) -> Relay<'a> {
+    Relay {
+        from,
+        source: flow.leg(from),
+        destination: flow.leg(from.other()),
+        base_written: flow.base_written(from.other()),
+        direction: kernel.directions.direction(direction_index(id, from)),
+        budget: kernel.budget.budget(),
+    }
+}
+
 /// One flow, with what is needed to act on it.
 struct Treatment<'a> {
     kernel: &'a mut Kernel,
@@ -626,24 +573,14 @@ impl Treatment<'_> {
         let Some(mut congestion) = self.flow.congestion[from.index()].take() else {
             return Ok(());
         };
-        let relay = Relay {
-            from,
-            source: self.flow.leg(from),
-            destination: self.flow.leg(from.other()),
-            base_written: self.flow.base_written(from.other()),
-            direction: self.kernel.directions.direction(direction_index(self.id, from)),
-            budget: self.kernel.budget.budget(),
-        };
+        let relay = relay_from(self.kernel, self.flow, self.id, from);
         match relay.run(&mut congestion, self.scratch) {
             Outcome::Level => return Ok(()),
             Outcome::Broken(side, error) => return Err(Verdict::Broken(side, error)),
             Outcome::WaitRead | Outcome::WaitWrite => {}
             // Nothing tells when these end, so look again soon.
             Outcome::WaitFlush | Outcome::Yield => {
-                self.flow.poll = self.flow.poll.map(|poll| Poll {
-                    after: POLL_MIN / 2,
-                    ..poll
-                })
+                self.flow.poll = self.flow.poll.map(|poll| Poll { after: POLL_MIN / 2, ..poll })
             }
         }
         self.flow.congestion[from.index()] = Some(congestion);
@@ -662,43 +599,51 @@ impl Treatment<'_> {
             match teardown::next(leaving.stage, &forward, &back) {
                 Step::Wait => break,
                 Step::Detach => {
-                    if !self.detach(second) {
+                    if !self.detach(second)? {
                         break;
                     }
                     leaving.stage = Stage::Detached;
                 }
                 Step::Return => {
-                    if leaving.throttled {
-                        // The largest window that the kernel takes: as good as no clamp.
-                        let _ = sys::set_window_clamp(self.flow.leg(second), i32::MAX);
+                    self.take_out(first)?;
+                    if leaving.paused {
+                        flow_control::resume(self.flow.leg(second));
                     }
                     return Ok(Verdict::Return(Why::Finished(first)));
                 }
             }
         }
-        // A sender faster than its slow reader would keep its direction congested, and the FIN back, for as long as
-        // it likes. With its window clamped, what was passed can be relayed and the direction comes level.
-        if !leaving.throttled && self.now.duration_since(leaving.since) > THROTTLE_AFTER {
-            leaving.throttled = sys::set_window_clamp(self.flow.leg(second), THROTTLED_WINDOW).is_ok();
+        // A sender that is always ahead of its reader would keep its direction congested, and this FIN back.
+        if !leaving.paused && self.flow.congestion[second.index()].is_some() {
+            flow_control::pause(self.flow.leg(second));
+            leaving.paused = true;
         }
         self.flow.leaving = Some(leaving);
         Ok(Verdict::Stays)
     }
 
     /// Takes the leg out of the map, unless bytes of it wait in userspace.
-    fn detach(&mut self, side: Side) -> bool {
+    fn detach(&mut self, side: Side) -> Result<bool, (Side, io::Error)> {
         self.direction(side).set_withdrawing(true);
         // After this no run of the program is under way that did not see the flag.
-        let _ = sys::peek(self.flow.leg(side));
+        let _ = sys::peek(self.flow.leg(side), &mut [0]);
         let direction = self.direction(side);
         if direction.passed() != direction.relayed() {
             direction.set_withdrawing(false);
             self.flow.congestion[side.index()].get_or_insert_default();
-            return false;
+            return Ok(false);
         }
+        self.take_out(side)?;
         // An error means that the kernel took it out already, because the socket is closed; epoll tells that too.
         let _ = self.kernel.sockets.remove(&self.flow.cookies[side.index()]);
-        true
+        Ok(true)
+    }
+
+    /// Takes out of the source's queue what was relayed from it: the queue does not outlive its place in the map.
+    fn take_out(&mut self, side: Side) -> Result<(), (Side, io::Error)> {
+        let Some(mut congestion) = self.flow.congestion[side.index()].take() else { return Ok(()) };
+        let relay = relay_from(self.kernel, self.flow, self.id, side);
+        relay.take_out(&mut congestion, self.scratch).map_err(|error| (side, error))
     }
 
     /// How far the direction from this side is.
@@ -711,10 +656,7 @@ impl Treatment<'_> {
         for (side, info) in [(source, &from), (destination, &to)] {
             if info.closed {
                 let error = SockRef::from(&self.flow.leg(side)).take_error().ok().flatten();
-                return Err((
-                    side,
-                    error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
-                ));
+                return Err((side, error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())));
             }
         }
         let direction = self.direction(source);

@@ -22,10 +22,8 @@ use super::btf::{self, Btf, BtfError};
 use crate::sys::Shared;
 
 /// The program that moves bytes, as built by `cargo xtask ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../proxy-ebpf/object/setu.bpf.o"
-));
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../proxy-ebpf/object/setu.bpf.o"));
 
 /// Why the kernel path cannot be had.
 #[derive(Debug, Error)]
@@ -81,17 +79,10 @@ impl Kernel {
         let (sndbuf, acked) = {
             let bytes = std::fs::read(btf::VMLINUX).map_err(LoadError::NoBtf)?;
             let btf = Btf::parse(&bytes)?;
-            (
-                btf.offset("sock", "sk_sndbuf")?,
-                btf.offset("tcp_sock", "bytes_acked")?,
-            )
+            (btf.offset("sock", "sk_sndbuf")?, btf.offset("tcp_sock", "bytes_acked")?)
         };
         let directions = flows * 2;
-        let level = if log_transitions {
-            aya_log::Level::Info as u8
-        } else {
-            0
-        };
+        let level = if log_transitions { aya_log::Level::Info as u8 } else { 0 };
         let mut object = EbpfLoader::new()
             .override_global(names::SNDBUF_OFFSET, &sndbuf, true)
             .override_global(names::ACKED_OFFSET, &acked, true)
@@ -110,23 +101,11 @@ impl Kernel {
         let budget_map = map_shared::<Budget>(take(names::BUDGET)?, names::BUDGET, 1)?;
         budget_map.budget().total().store(budget, Ordering::Relaxed);
         let events = RingBuf::try_from(take(names::EVENTS)?)?;
-        let logger = if log_transitions {
-            EbpfLogger::init(&mut object).ok()
-        } else {
-            None
-        };
+        let logger = if log_transitions { EbpfLogger::init(&mut object).ok() } else { None };
 
         let program = skb_program(&mut object)?;
         program.attach(sockets.fd())?;
-        Ok(Self {
-            sockets,
-            sources,
-            directions,
-            budget: budget_map,
-            events,
-            logger,
-            _object: object,
-        })
+        Ok(Self { sockets, sources, directions, budget: budget_map, events, logger, _object: object })
     }
 
     /// The descriptor that is readable when a direction became congested.
@@ -156,9 +135,7 @@ impl Kernel {
 }
 
 fn skb_program(object: &mut Ebpf) -> Result<&mut SkSkb, LoadError> {
-    let program = object
-        .program_mut(names::FORWARD)
-        .ok_or(LoadError::Missing(names::FORWARD))?;
+    let program = object.program_mut(names::FORWARD).ok_or(LoadError::Missing(names::FORWARD))?;
     Ok(program.try_into()?)
 }
 

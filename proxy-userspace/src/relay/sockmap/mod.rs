@@ -113,13 +113,8 @@ impl Running {
         let wake = Arc::new(EventFd::new()?);
         let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
         let controller = controller::Controller::new(kernel, limits, receiver, wake.clone())?;
-        let thread = std::thread::Builder::new()
-            .name("setu-kernel".into())
-            .spawn(|| controller.run())?;
-        Ok(Self {
-            handle: Handle { commands, wake },
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
+        Ok(Self { handle: Handle { commands, wake }, thread: Some(thread) })
     }
 
     /// A way to the controller, for one worker.

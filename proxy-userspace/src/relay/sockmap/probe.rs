@@ -38,12 +38,7 @@ pub struct Check {
 /// # Errors
 /// What the kernel refused.
 pub fn probe() -> Result<Vec<Check>, String> {
-    let limits = Limits {
-        flows: 8,
-        budget: 64 << 20,
-        idle: PATIENCE * 4,
-        log_transitions: false,
-    };
+    let limits = Limits { flows: 8, budget: 64 << 20, idle: PATIENCE * 4, log_transitions: false };
     let running = Running::start(limits).map_err(|error: StartError| error.to_string())?;
     let checks: [(&'static str, fn(&Running) -> Result<(), Failure>); 5] = [
         ("a FIN without data is forwarded and breaks nothing", fin_only),
@@ -54,10 +49,7 @@ pub fn probe() -> Result<Vec<Check>, String> {
     ];
     Ok(checks
         .into_iter()
-        .map(|(name, check)| Check {
-            name,
-            result: check(&running).map_err(|Failure(text)| text),
-        })
+        .map(|(name, check)| Check { name, result: check(&running).map_err(|Failure(text)| text) })
         .collect())
 }
 
@@ -89,18 +81,8 @@ impl Rig {
         client_leg.set_nonblocking(true)?;
         upstream_leg.set_nonblocking(true)?;
         let (returns, returned) = unbounded_channel();
-        let legs = Legs {
-            client: client_leg.into(),
-            upstream: upstream_leg.into(),
-            prefix: 0,
-        };
-        Ok(Self {
-            client,
-            server,
-            legs: Some(legs),
-            returned,
-            returns,
-        })
+        let legs = Legs { client: client_leg.into(), upstream: upstream_leg.into(), prefix: 0 };
+        Ok(Self { client, server, legs: Some(legs), returned, returns })
     }
 
     /// A flow that is in the kernel.
@@ -126,9 +108,7 @@ impl Rig {
         loop {
             if let Ok(Returned { legs, ticket, why }) = self.returned.try_recv() {
                 ticket.close(crate::close_reason::CloseReason::Shutdown);
-                expect(why == Why::Finished(Side::Client), || {
-                    format!("not in the kernel: {why:?}")
-                })?;
+                expect(why == Why::Finished(Side::Client), || format!("not in the kernel: {why:?}"))?;
                 let upstream = SockRef::from(&legs.upstream);
                 if let Some(error) = upstream.take_error()? {
                     return Err(Failure(format!("the upstream leg is broken: {error}")));
@@ -156,9 +136,7 @@ fn pair() -> io::Result<(TcpStream, TcpStream)> {
 
 /// Bytes that repeat only after a prime number of them, so that a lost or doubled piece shows.
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|index| ((index % 65_521) * 31 % 251) as u8)
-        .collect()
+    (0..len).map(|index| ((index % 65_521) * 31 % 251) as u8).collect()
 }
 
 fn fin_only(running: &Running) -> Result<(), Failure> {
@@ -177,13 +155,9 @@ fn early_bytes(running: &Running) -> Result<(), Failure> {
     rig.hand_over(running);
     let mut bytes = [0; 15];
     rig.server.read_exact(&mut bytes)?;
-    expect(&bytes == b"from the client", || {
-        "other bytes reached the server".into()
-    })?;
+    expect(&bytes == b"from the client", || "other bytes reached the server".into())?;
     rig.client.read_exact(&mut bytes)?;
-    expect(&bytes == b"from the server", || {
-        "other bytes reached the client".into()
-    })
+    expect(&bytes == b"from the server", || "other bytes reached the client".into())
 }
 
 fn integrity(running: &Running) -> Result<(), Failure> {
@@ -210,9 +184,7 @@ fn integrity(running: &Running) -> Result<(), Failure> {
         }
         for reader in readers {
             let digest = reader.join().map_err(|_| Failure("a reader panicked".into()))??;
-            expect(digest == expected, || {
-                "the bytes that arrived have another SHA-256".into()
-            })?;
+            expect(digest == expected, || "the bytes that arrived have another SHA-256".into())?;
         }
         Ok(())
     })
@@ -228,9 +200,7 @@ fn stalled_reader(running: &Running) -> Result<(), Failure> {
             Ok(count) => {
                 total += count;
                 blocked_at = None;
-                expect(total < STALLED_BOUND, || {
-                    format!("{total} bytes were taken while nobody read")
-                })?;
+                expect(total < STALLED_BOUND, || format!("{total} bytes were taken while nobody read"))?;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let since = *blocked_at.get_or_insert_with(Instant::now);
@@ -246,10 +216,8 @@ fn stalled_reader(running: &Running) -> Result<(), Failure> {
     while read < total {
         let count = rig.server.read(&mut buffer)?;
         expect(count > 0, || format!("an end after {read} of {total} bytes"))?;
-        let right = buffer[..count]
-            .iter()
-            .enumerate()
-            .all(|(at, byte)| *byte == sent[(read + at) % sent.len()]);
+        let right =
+            buffer[..count].iter().enumerate().all(|(at, byte)| *byte == sent[(read + at) % sent.len()]);
         expect(right, || format!("wrong bytes after {read} of {total}"))?;
         read += count;
     }
@@ -274,15 +242,9 @@ fn drain_before_fin(running: &Running) -> Result<(), Failure> {
             Ok(bytes)
         });
         let _legs = rig.forward_fin()?;
-        writing
-            .join()
-            .map_err(|_| Failure("the writer panicked".into()))??;
-        let bytes = reading
-            .join()
-            .map_err(|_| Failure("the reader panicked".into()))??;
-        expect(bytes.len() == sent.len(), || {
-            format!("{} of {} bytes arrived", bytes.len(), sent.len())
-        })?;
+        writing.join().map_err(|_| Failure("the writer panicked".into()))??;
+        let bytes = reading.join().map_err(|_| Failure("the reader panicked".into()))??;
+        expect(bytes.len() == sent.len(), || format!("{} of {} bytes arrived", bytes.len(), sent.len()))?;
         expect(bytes == *sent, || "the bytes that arrived are others".into())
     })
 }

@@ -110,11 +110,7 @@ mod tests {
             }
             self.sent += bytes;
             self.at.received += bytes;
-            if self.in_map {
-                self.unseen += bytes
-            } else {
-                self.plain += bytes
-            }
+            if self.in_map { self.unseen += bytes } else { self.plain += bytes }
         }
 
         fn verdict(&mut self, congested: bool) {
@@ -126,11 +122,7 @@ mod tests {
                 self.at.passed += bytes;
                 self.passed_queue += bytes;
             } else {
-                assert_eq!(
-                    self.passed_queue + self.userspace,
-                    0,
-                    "redirected past waiting bytes"
-                );
+                assert_eq!(self.passed_queue + self.userspace, 0, "redirected past waiting bytes");
                 self.at.redirected += bytes;
                 self.backlog += bytes;
             }

@@ -55,11 +55,7 @@ async fn run(
     let (mut out, mut back) = (Pump::default(), Pump::default());
     let mut finished = [false; 2];
     let limit = |finished: [bool; 2]| {
-        if finished == [false; 2] {
-            timeouts.idle
-        } else {
-            timeouts.half_close
-        }
+        if finished == [false; 2] { timeouts.idle } else { timeouts.half_close }
     };
     let mut timer = pin!(sleep(limit(finished)));
     poll_fn(|cx| {
@@ -83,18 +79,12 @@ async fn run(
         while timer.as_mut().poll(cx).is_ready() {
             // Segments do not touch the timer: when it fires, the kernel knows since when nothing has moved.
             let legs: [&TcpStream; 2] = [client_read.as_ref(), upstream_read.as_ref()];
-            let silent = legs
-                .iter()
-                .filter_map(|leg| sys::tcp_info(leg.as_fd()).ok())
-                .map(|info| info.silent);
+            let silent =
+                legs.iter().filter_map(|leg| sys::tcp_info(leg.as_fd()).ok()).map(|info| info.silent);
             let (limit, silent) = (limit(finished), silent.min().unwrap_or(Duration::MAX));
             if silent >= limit {
                 let half = finished != [false; 2];
-                return Poll::Ready(Ok(if half {
-                    CloseReason::HalfCloseTimeout
-                } else {
-                    CloseReason::Idle
-                }));
+                return Poll::Ready(Ok(if half { CloseReason::HalfCloseTimeout } else { CloseReason::Idle }));
             }
             timer.as_mut().reset(Instant::now() + (limit - silent));
         }

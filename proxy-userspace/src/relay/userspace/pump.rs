@@ -67,10 +67,7 @@ enum Mode {
 
 impl Default for Mode {
     fn default() -> Self {
-        Self::Copying {
-            pending: Vec::new(),
-            full_reads: 0,
-        }
+        Self::Copying { pending: Vec::new(), full_reads: 0 }
     }
 }
 
@@ -84,10 +81,7 @@ impl Pump {
         destination: &mut WriteHalf<'_>,
     ) -> Result<Flowed, Broken> {
         let reading = |error| Broken { side: from, error };
-        let writing = |error| Broken {
-            side: from.other(),
-            error,
-        };
+        let writing = |error| Broken { side: from.other(), error };
         loop {
             if self.ended && self.is_empty() {
                 return match Pin::new(destination).poll_shutdown(cx) {
@@ -220,9 +214,7 @@ fn splice(
             if *ended {
                 return Ok(Spliced::Dry);
             }
-            match source.try_io(Interest::READABLE, || {
-                sys::splice_in(source.as_fd(), pipe, SPLICE)
-            }) {
+            match source.try_io(Interest::READABLE, || sys::splice_in(source.as_fd(), pipe, SPLICE)) {
                 Ok(0) => {
                     *ended = true;
                     return Ok(Spliced::Dry);
@@ -232,9 +224,7 @@ fn splice(
                 Err(error) => return Err(Failed::Read(error)),
             }
         }
-        match destination.try_io(Interest::WRITABLE, || {
-            sys::splice_out(pipe, destination.as_fd(), *inside)
-        }) {
+        match destination.try_io(Interest::WRITABLE, || sys::splice_out(pipe, destination.as_fd(), *inside)) {
             Ok(count) => *inside -= count.min(*inside),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return match destination.poll_write_ready(cx) {
