@@ -40,6 +40,8 @@ pub(super) fn resume(leg: BorrowedFd<'_>) {
 /// A direction that passes bytes to userspace. It exists only while that is so.
 #[derive(Debug, Default)]
 pub(super) struct Congestion {
+    /// Bytes taken out of the source's queue that the destination did not take.
+    pending: Vec<u8>,
     /// Bytes at the head of the source's queue that are relayed and not taken out yet.
     relayed_ahead: usize,
     /// What the program had redirected when all of it was found written to the destination.
@@ -81,6 +83,12 @@ impl Relay<'_> {
         let reading = |error| Outcome::Broken(self.from, error);
         let writing = |error| Outcome::Broken(self.from.other(), error);
         for _ in 0..ROUNDS {
+            if !congestion.pending.is_empty() || self.is_bulk(congestion, scratch.len()) {
+                if let Some(outcome) = self.take_and_send(congestion, scratch) {
+                    return outcome;
+                }
+                continue;
+            }
             let ahead = congestion.relayed_ahead;
             if ahead == scratch.len() {
                 // More was passed than can be looked at together.
@@ -115,6 +123,43 @@ impl Relay<'_> {
             }
         }
         Outcome::Yield
+    }
+
+    /// Whether more was passed than can be looked at together, so that looking would be a copy for nothing.
+    fn is_bulk(&self, congestion: &Congestion, look: usize) -> bool {
+        congestion.relayed_ahead == 0 && self.direction.passed() - self.direction.relayed() > look as u64
+    }
+
+    /// Sends what is pending, or takes bytes out and sends those. `None` means that there may be more.
+    fn take_and_send(&self, congestion: &mut Congestion, scratch: &mut [u8]) -> Option<Outcome> {
+        match self.may_send(&mut congestion.flushed_at) {
+            Ok(true) => {}
+            Ok(false) => return Some(Outcome::WaitFlush),
+            Err(error) => return Some(Outcome::Broken(self.from.other(), error)),
+        }
+        let fresh = if congestion.pending.is_empty() {
+            match sys::receive(self.source, scratch) {
+                Ok(0) => return Some(Outcome::WaitRead),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(Outcome::WaitRead),
+                Err(error) => return Some(Outcome::Broken(self.from, error)),
+            }
+        } else {
+            0
+        };
+        let bytes = if fresh > 0 { &scratch[..fresh] } else { &congestion.pending };
+        let count = match sys::send(self.destination, bytes) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return Some(Outcome::Broken(self.from.other(), error)),
+        };
+        self.direction.add_relayed(count as u64);
+        if fresh > 0 {
+            congestion.pending.extend_from_slice(&scratch[count..fresh]);
+        } else {
+            congestion.pending.drain(..count);
+        }
+        (!congestion.pending.is_empty()).then_some(Outcome::WaitWrite)
     }
 
     /// All that can be seen is relayed. Gives the direction back to the kernel if that is all that was passed.
