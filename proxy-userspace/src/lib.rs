@@ -3,6 +3,8 @@
 //! Modules in the order of a connection's way; `docs/architecture.md` walks it.
 
 pub mod addr;
+pub mod check;
+pub mod cli;
 pub mod close_reason;
 pub mod config;
 mod connection;

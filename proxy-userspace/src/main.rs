@@ -1,40 +1,49 @@
-use proxy_userspace::config::*;
-use std::time::Duration;
-fn main() {
+//! The binary `setu`: parses, runs, and maps errors to exit codes: 2 usage, 64 bad configuration, 1 otherwise.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use proxy_userspace::{
+    check,
+    cli::{Cli, Command},
+    config::ConfigError,
+};
+use tracing_subscriber::EnvFilter;
+
+/// `EX_USAGE` of sysexits.h, here for a configuration that cannot be used.
+const BAD_CONFIGURATION: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("SETU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("SETU_LOG").unwrap_or_else(|_| "info".into()),
-        )
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_env_filter(filter)
         .init();
-    let a: Vec<String> = std::env::args().collect();
-    let path = match a[1].as_str() {
-        "sockmap" => PathChoice::Sockmap,
-        "userspace" => PathChoice::Userspace,
-        _ => PathChoice::Auto,
-    };
-    let up: std::net::SocketAddr = a[3].parse().unwrap();
-    let c = Config {
-        path,
-        listeners: vec![Listener {
-            name: "chat".into(),
-            bind: vec![a[2].parse().unwrap()],
-            upstream: UpstreamId(0),
-        }],
-        upstreams: vec![Upstream {
-            name: "u".into(),
-            endpoints: vec![Endpoint { host: Host::Ip(up.ip()), port: up.port() }],
-        }],
-        timeouts: Timeouts {
-            connect: Duration::from_secs(5),
-            idle: Duration::from_secs(200),
-            half_close: Duration::from_secs(10),
-        },
-        allow_private_upstreams: true,
-    };
-    if let Err(e) = proxy_userspace::run(c) {
-        eprintln!("{e:?}");
-        std::process::exit(1)
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // Nobody is left to tell when stderr is closed.
+            let _ = writeln!(io::stderr(), "setu: {error:#}");
+            match error.downcast_ref::<ConfigError>() {
+                Some(_) => ExitCode::from(BAD_CONFIGURATION),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Run(args) => proxy_userspace::run(args.config()?).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => {
+            let report = check::report(&args.config()?);
+            io::stdout().write_all(report.text.as_bytes())?;
+            Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }

@@ -1,29 +1,204 @@
+//! Binds every address once for each worker, and says what is in the way.
+
+use std::{
+    fmt::Write as _,
+    io,
+    net::{IpAddr, SocketAddr, TcpListener},
+};
+
+use procfs::{net::TcpState, process};
+use socket2::{Domain, Socket, Type};
+use thiserror::Error;
+
 use crate::config::Config;
-use std::net::SocketAddr;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// An address with its sockets.
+#[derive(Debug)]
 pub struct Bound {
+    /// Index of the listener.
     pub listener: usize,
+    /// With the port that the kernel chose when the configuration says 0.
     pub address: SocketAddr,
-    pub sockets: Vec<std::net::TcpListener>,
+    /// One for each worker, nonblocking, all on the same port (`SO_REUSEPORT`).
+    pub sockets: Vec<TcpListener>,
 }
-pub fn bind_all(config: &Config, workers: usize) -> std::io::Result<Vec<Bound>> {
-    let mut all = vec![];
-    for (i, l) in config.listeners.iter().enumerate() {
-        for a in &l.bind {
-            let mut address = *a;
-            let mut sockets = vec![];
-            for _ in 0..workers {
-                let s =
-                    socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
-                s.set_reuse_address(true)?;
-                s.set_reuse_port(true)?;
-                s.bind(&address.into())?;
-                s.listen(4096)?;
-                s.set_nonblocking(true)?;
-                address = s.local_addr()?.as_socket().unwrap();
-                sockets.push(s.into());
+
+/// What is in the way.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Ports that only the privileged may bind.
+    #[error(
+        "no right to bind port {ports}. One of three ways out:\n  \
+         1. give the right: run as root, `setcap cap_net_bind_service=+ep setu`, or in a systemd unit \
+         AmbientCapabilities=CAP_NET_BIND_SERVICE\n  \
+         2. let everyone bind them: sysctl net.ipv4.ip_unprivileged_port_start=80\n  \
+         3. use high ports: setu run --port-offset 10000, and let the firewall redirect to them"
+    )]
+    Privileged {
+        /// The ports.
+        ports: String,
+    },
+    /// Another process has it.
+    #[error("port {} of {} is in use{holder}; stop that, or give the listener \"{listener}\" another port", address.port(), address.ip())]
+    InUse {
+        /// The listener's name.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// ` by NAME (pid N)`, or nothing when it is not known.
+        holder: String,
+    },
+    /// Anything else.
+    #[error("listener \"{listener}\" cannot bind {address}: {error}{remedy}")]
+    Other {
+        /// The listener's name.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// The system's words.
+        error: io::Error,
+        /// What to do, if anything is known.
+        remedy: &'static str,
+    },
+}
+
+/// Binds all addresses of the configuration, `workers` times each.
+///
+/// # Errors
+/// The first thing in the way; but all ports for which the right is missing together.
+pub fn bind_all(config: &Config, workers: usize) -> Result<Vec<Bound>, BindError> {
+    let mut all = Vec::new();
+    let mut forbidden: Vec<u16> = Vec::new();
+    for (index, listener) in config.listeners.iter().enumerate() {
+        for address in &listener.bind {
+            match bind(*address, workers) {
+                Ok(sockets) => {
+                    let address =
+                        sockets.first().and_then(|socket| socket.local_addr().ok()).unwrap_or(*address);
+                    all.push(Bound { listener: index, address, sockets });
+                }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    forbidden.push(address.port())
+                }
+                Err(error)
+                    if has_no_ipv6(&error, *address) && listener.bind.iter().any(SocketAddr::is_ipv4) =>
+                {
+                    tracing::warn!(listener = %listener.name, %address, "this machine has no IPv6, going on without");
+                }
+                Err(error) => return Err(explain(error, &listener.name, *address)),
             }
-            all.push(Bound { listener: i, address, sockets });
         }
     }
-    Ok(all)
+    if forbidden.is_empty() {
+        return Ok(all);
+    }
+    forbidden.dedup();
+    let mut ports = String::new();
+    for port in forbidden {
+        let separator = if ports.is_empty() { "" } else { ", " };
+        // Writing to a string cannot fail.
+        let _ = write!(ports, "{separator}{port}");
+    }
+    Err(BindError::Privileged { ports })
+}
+
+fn bind(mut address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    // With SO_REUSEPORT two setus would share a port in silence: first see whether it is free without.
+    let probe = socket(address)?;
+    probe.bind(&address.into())?;
+    drop(probe);
+    let mut sockets = Vec::new();
+    for _ in 0..workers {
+        let socket = socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let socket = TcpListener::from(socket);
+        address = socket.local_addr()?;
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Connections of a setu that just ended may still be in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // The IPv4 address has a socket of its own.
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+fn has_no_ipv6(error: &io::Error, address: SocketAddr) -> bool {
+    let absent = matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL));
+    absent && matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified())
+}
+
+fn explain(error: io::Error, listener: &str, address: SocketAddr) -> BindError {
+    let listener = listener.to_owned();
+    if error.kind() == io::ErrorKind::AddrInUse {
+        let holder = holder(address.port()).map(|holder| format!(" by {holder}")).unwrap_or_default();
+        return BindError::InUse { listener, address, holder };
+    }
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrNotAvailable => "; bind an address of this machine (`ip address` lists them)",
+        _ => "",
+    };
+    BindError::Other { listener, address, error, remedy }
+}
+
+/// The process that listens on a port, as far as this one may see.
+fn holder(port: u16) -> Option<String> {
+    let tables = procfs::net::tcp().into_iter().chain(procfs::net::tcp6());
+    let entry = tables
+        .flatten()
+        .find(|entry| entry.state == TcpState::Listen && entry.local_address.port() == port)?;
+    for process in process::all_processes().ok()?.flatten() {
+        let Ok(descriptors) = process.fd() else { continue };
+        let holds = |target| matches!(target, process::FDTarget::Socket(inode) if inode == entry.inode);
+        if descriptors.flatten().any(|descriptor| holds(descriptor.target)) {
+            return Some(format!("{} (pid {})", process.stat().ok()?.comm, process.pid));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(bind: &str) -> Config {
+        let text =
+            format!("[[listener]]\nname = \"chat\"\nbind = [{bind}]\nmode = \"chat\"\nupstream = \"chat\"");
+        Config::parse("test", &text).unwrap()
+    }
+
+    #[test]
+    fn one_port_for_all_workers() {
+        let bound = bind_all(&config("\"127.0.0.1:0\""), 3).unwrap();
+        let ports: Vec<u16> =
+            bound[0].sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+        assert_eq!(ports, [bound[0].address.port(); 3]);
+    }
+
+    #[test]
+    fn a_port_in_use_names_its_holder() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = bind_all(&config(&format!("\"127.0.0.1:{port}\"")), 2).unwrap_err().to_string();
+        assert!(error.contains(&format!("port {port} of 127.0.0.1 is in use by ")), "{error}");
+        assert!(error.contains(&format!("(pid {})", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused() {
+        let error = bind_all(&config("\"203.0.113.7:0\""), 1).unwrap_err().to_string();
+        assert!(error.contains("`ip address` lists them"), "{error}");
+    }
 }

@@ -1,1 +1,3 @@
+//! The sockets that clients connect to.
+
 pub mod bind;

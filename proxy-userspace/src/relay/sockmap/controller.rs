@@ -6,7 +6,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    sync::{Arc, atomic::Ordering, mpsc},
+    sync::{atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
@@ -107,7 +107,6 @@ pub(super) struct Controller {
     limits: Limits,
     epoll: Epoll,
     commands: mpsc::Receiver<Command>,
-    wake: Arc<EventFd>,
     /// By id; ids index the kernel's directions too.
     flows: Vec<Option<Flow>>,
     free: Vec<u32>,
@@ -122,7 +121,7 @@ impl Controller {
         kernel: Kernel,
         limits: Limits,
         commands: mpsc::Receiver<Command>,
-        wake: Arc<EventFd>,
+        wake: &EventFd,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let read = Interest { read: true, write: false };
@@ -136,7 +135,6 @@ impl Controller {
             limits,
             epoll,
             commands,
-            wake,
             flows: Vec::new(),
             free: Vec::new(),
             polled: Vec::new(),
@@ -347,7 +345,7 @@ impl Controller {
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
-        let verdict = Treatment { kernel: &mut self.kernel, scratch: &mut self.scratch, id, flow, now }.run();
+        let verdict = Treatment { kernel: &mut self.kernel, scratch: &mut self.scratch, id, flow }.run();
         match verdict {
             Verdict::Stays => {
                 let Some(flow) = self.flow(id) else { return };
@@ -548,7 +546,6 @@ struct Treatment<'a> {
     scratch: &'a mut [u8],
     id: u32,
     flow: &'a mut Flow,
-    now: Instant,
 }
 
 impl Treatment<'_> {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd},
+    os::fd::{AsFd, BorrowedFd, RawFd},
     sync::atomic::Ordering,
 };
 
@@ -152,6 +152,6 @@ pub(super) struct Raw<'a>(pub(super) BorrowedFd<'a>);
 
 impl std::os::fd::AsRawFd for Raw<'_> {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        std::os::fd::AsRawFd::as_raw_fd(&self.0)
     }
 }

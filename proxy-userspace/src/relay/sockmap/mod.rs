@@ -112,7 +112,7 @@ impl Running {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
         let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
-        let controller = controller::Controller::new(kernel, limits, receiver, wake.clone())?;
+        let controller = controller::Controller::new(kernel, limits, receiver, &wake)?;
         let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
         Ok(Self { handle: Handle { commands, wake }, thread: Some(thread) })
     }

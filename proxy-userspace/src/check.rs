@@ -1,0 +1,141 @@
+//! `setu check`: the effective configuration, and what this machine can do for it.
+
+use std::{fmt::Write as _, fs};
+
+use procfs::process::Process;
+
+use crate::{
+    SPARE_DESCRIPTORS,
+    config::{Config, PathChoice},
+    listener::bind,
+    relay::sockmap,
+    sys,
+};
+
+/// Capabilities that setu can use, by their bit (include/uapi/linux/capability.h), and what for.
+const CAPABILITIES: [(u32, &str, &str); 4] = [
+    (10, "CAP_NET_BIND_SERVICE", "ports below 1024"),
+    (12, "CAP_NET_ADMIN", "the kernel path"),
+    (38, "CAP_PERFMON", "the kernel path"),
+    (39, "CAP_BPF", "the kernel path"),
+];
+
+/// What was found.
+#[derive(Debug)]
+pub struct Report {
+    /// For the operator's terminal.
+    pub text: String,
+    /// Whether `setu run` would start.
+    pub ready: bool,
+}
+
+/// Looks at everything and changes nothing.
+#[must_use]
+pub fn report(config: &Config) -> Report {
+    let mut lines =
+        Lines { text: format!("# The effective configuration\n{config}\n# This machine\n"), ready: true };
+    privileges(&mut lines);
+    kernel(&mut lines, config);
+    files(&mut lines);
+    match bind::bind_all(config, 1) {
+        Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
+        Err(error) => lines.bad(&error.to_string()),
+    }
+    Report { text: lines.text, ready: lines.ready }
+}
+
+struct Lines {
+    text: String,
+    ready: bool,
+}
+
+impl Lines {
+    fn fine(&mut self, what: &str) {
+        self.line("ok", what);
+    }
+
+    /// Something is missing that setu can do without.
+    fn note(&mut self, what: &str) {
+        self.line("note", what);
+    }
+
+    /// Something is missing without which setu does not start.
+    fn bad(&mut self, what: &str) {
+        self.ready = false;
+        self.line("no", what);
+    }
+
+    fn line(&mut self, verdict: &str, what: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "{verdict:<5} {what}");
+    }
+}
+
+fn privileges(lines: &mut Lines) {
+    let effective = Process::myself().and_then(|process| process.status()).map(|status| status.capeff);
+    let Ok(effective) = effective else {
+        return lines.note("privileges: /proc/self/status cannot be read; mount /proc");
+    };
+    for (bit, name, purpose) in CAPABILITIES {
+        if effective >> bit & 1 == 1 {
+            lines.fine(&format!("{name}, for {purpose}"));
+        } else {
+            lines.note(&format!(
+                "{name} is missing, for {purpose}; run as root or with AmbientCapabilities={name}"
+            ));
+        }
+    }
+}
+
+fn kernel(lines: &mut Lines, config: &Config) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
+    lines.fine(&format!("Linux {}", release.trim()));
+    if config.path == PathChoice::Userspace {
+        return lines.note("the kernel path is not wanted: relay.path = \"userspace\"");
+    }
+    let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
+    if jit.trim() == "0" {
+        lines.note("eBPF is interpreted, which is slow; sysctl net.core.bpf_jit_enable=1");
+    }
+    let mut failed = None;
+    match sockmap::probe() {
+        Ok(checks) => {
+            for check in checks {
+                match check.result {
+                    Ok(()) => lines.fine(&format!("self-test: {}", check.name)),
+                    Err(error) => {
+                        lines.note(&format!("self-test failed: {}: {error}", check.name));
+                        failed.get_or_insert_with(|| check.name.to_owned());
+                    }
+                }
+            }
+        }
+        Err(error) => failed = Some(error.trim().to_owned()),
+    }
+    match (failed, config.path) {
+        (None, _) => lines.fine("path: sockmap, bytes move in the kernel"),
+        (Some(reason), PathChoice::Sockmap) => {
+            lines.bad(&format!(
+                "path: relay.path = \"sockmap\" is not available: {reason}; set it to \"auto\""
+            ));
+        }
+        (Some(reason), _) => {
+            lines.note(&format!("path: userspace, because the kernel path is not available: {reason}"))
+        }
+    }
+}
+
+fn files(lines: &mut Lines) {
+    match sys::raise_file_limit() {
+        Ok(limit) => {
+            let connections = limit.saturating_sub(SPARE_DESCRIPTORS) / 2;
+            let text = format!("{limit} open files, for {connections} connections");
+            if connections < 10_000 {
+                lines.note(&format!("{text}; raise it with ulimit -Hn or LimitNOFILE= for more"));
+            } else {
+                lines.fine(&text);
+            }
+        }
+        Err(error) => lines.bad(&format!("the limit of open files cannot be read: {error}")),
+    }
+}

@@ -1,0 +1,79 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, PathChoice};
+
+/// Keeps people connected to WhatsApp where it is blocked.
+///
+/// setu forwards chat and media connections to WhatsApp's servers. Content stays end-to-end encrypted: setu cannot
+/// read it, and keeps nothing about who connects. Without a configuration it serves the ports of WhatsApp's own proxy.
+#[derive(Debug, Parser)]
+#[command(name = "setu", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve clients until SIGTERM or Ctrl-C
+    Run(RunArgs),
+    /// Check the configuration, and tell what this machine can do
+    Check(CheckArgs),
+}
+
+/// Arguments of `setu run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// How bytes move: in the kernel (sockmap), through this process (userspace), or the best available (auto).
+    /// Overrides relay.path of the configuration
+    #[arg(long, value_enum)]
+    path: Option<PathChoice>,
+    /// Add N to every port: with 10000 no privilege is needed, and 5222 becomes 15222
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    port_offset: u16,
+}
+
+/// Arguments of `setu check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    file: FileArgs,
+}
+
+#[derive(Debug, Args)]
+struct FileArgs {
+    /// Read this configuration (TOML); without it the defaults run
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// The configuration that these arguments ask for.
+    ///
+    /// # Errors
+    /// What is wrong in the file, or with the offset.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::load(self.file.config.as_deref())?;
+        config.path = self.path.unwrap_or(config.path);
+        config.offset_ports(self.port_offset)?;
+        Ok(config)
+    }
+}
+
+impl CheckArgs {
+    /// The configuration that these arguments ask for.
+    ///
+    /// # Errors
+    /// What is wrong in the file.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        Config::load(self.file.config.as_deref())
+    }
+}
