@@ -1,2 +1,86 @@
-//! `cargo xtask`: everything that is done to setu, one module per subcommand.
-fn main() {}
+//! `cargo xtask`: everything that is done to setu, one module for each subcommand. CI calls nothing else.
+#![expect(clippy::print_stdout, reason = "a tool for the terminal")]
+
+mod ci;
+mod ebpf;
+mod process;
+mod setup;
+mod test;
+
+use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests setu
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what build, tests and bench need
+    Setup,
+    /// Build setu and run it; arguments go to `setu run`
+    Run {
+        /// For `setu run`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Build everything and pass the tests; arguments go to the test binaries
+    Test {
+        /// For the test binaries: a name to choose tests, say
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Build the eBPF object from source and commit it beside its provenance
+    Ebpf {
+        /// Only compare what is built with what is committed, byte by byte
+        #[arg(long)]
+        check: bool,
+    },
+    /// Drive chat and media through a real setu on loopback, and print what came of it
+    Demo,
+    /// Measure setu beside HAProxy and nginx; arguments go to the bench
+    Bench {
+        /// For the bench
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Everything that must hold before a change lands
+    Ci,
+}
+
+fn main() -> Result<()> {
+    // Paths below are relative to the repository.
+    std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))?;
+    match Cli::parse().task {
+        Task::Setup => setup::run(),
+        Task::Run { args } => run(&args),
+        Task::Test { args } => test::run(&args),
+        Task::Ebpf { check: false } => ebpf::build(),
+        Task::Ebpf { check: true } => ebpf::check(),
+        Task::Demo => bench("demo", &[]),
+        Task::Bench { args } => bench("bench", &args),
+        Task::Ci => ci::run(),
+    }
+}
+
+/// Builds setu and becomes it, so that signals reach it.
+fn run(args: &[String]) -> Result<()> {
+    build_setu()?;
+    Err(Command::new("target/release/setu").arg("run").args(args).exec().into())
+}
+
+fn build_setu() -> Result<()> {
+    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "proxy-userspace"]))
+}
+
+fn bench(task: &str, args: &[String]) -> Result<()> {
+    build_setu()?;
+    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "setu-bench"]))?;
+    process::run(Command::new("target/release/setu-bench").arg(task).args(args))
+}

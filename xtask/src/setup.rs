@@ -1,0 +1,105 @@
+//! Installs what the other subcommands need. Quiet when all is there.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    ebpf::{self, Way},
+    process::{self, succeeds},
+};
+
+/// Debian packages for the tests, and what for.
+const TEST_PACKAGES: [(&str, &str); 9] = [
+    ("bpftool", "tests look for maps that setu left behind"),
+    ("curl", "a real client"),
+    ("haproxy", "the reference, to compare with"),
+    ("iproute2", "network namespaces"),
+    ("libnginx-mod-stream", "a peer, to compare with"),
+    ("nftables", "faults in the network"),
+    ("nginx-light", "a peer, to compare with"),
+    ("openssl", "a real client"),
+    ("util-linux", "nsenter and setpriv"),
+];
+/// Debian packages that build the eBPF object where rustup has no nightly with rust-src.
+const EBPF_PACKAGES: [(&str, &str); 4] = [
+    ("rustc-web", "the compiler for the eBPF object"),
+    ("cargo-web", "of the same version"),
+    ("rust-web-src", "the source of core, which the eBPF target needs"),
+    ("llvm-22-dev", "the linker of the eBPF object"),
+];
+const LINKER: &str = "0.13.0";
+
+pub(crate) fn run_quietly() -> Result<()> {
+    run_all()
+}
+
+pub(crate) fn run() -> Result<()> {
+    run_all()?;
+    println!("setup: all there");
+    Ok(())
+}
+
+fn run_all() -> Result<()> {
+    let mut packages: Vec<_> = TEST_PACKAGES.into();
+    let way = ebpf::way();
+    if !matches!(way, Ok(Way::Rustup)) {
+        packages.extend(EBPF_PACKAGES);
+    }
+    install(&packages)?;
+    if !succeeds(Command::new("bpf-linker").arg("--version")) {
+        println!("setup: building bpf-linker {LINKER}, the linker of the eBPF object");
+        let mut install = process::cargo();
+        install.args(["install", "--quiet", "--locked", "bpf-linker", "--version", LINKER]);
+        if !matches!(way, Ok(Way::Rustup)) {
+            install
+                .args(["--no-default-features", "--features", "llvm-22"])
+                .env("LLVM_PREFIX", "/usr/lib/llvm-22");
+        }
+        process::run(&mut install)?;
+    }
+    Ok(())
+}
+
+fn install(packages: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|(name, _)| !installed(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (name, purpose) in &missing {
+        println!("setup: {name}: {purpose}");
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let by_hand = format!("as root: apt-get update && apt-get install {}", names.join(" "));
+    if !succeeds(Command::new("apt-get").arg("--version")) {
+        bail!(
+            "this is no Debian; install what these packages hold with the system's own means: {}",
+            names.join(" ")
+        );
+    }
+    if !succeeds(Command::new("test").args(["-w", "/var/lib/dpkg"])) {
+        bail!("packages are missing and this is not root; {by_hand}");
+    }
+    process::run(apt().args(["-qq", "update"]))?;
+    process::run(
+        apt()
+            .args(["-qq", "install", "--yes", "--no-install-recommends"])
+            .args(&names)
+            .stdout(std::process::Stdio::null()),
+    )
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    apt
+}
+
+fn installed(package: &str) -> bool {
+    // nginx-light is one of several packages that hold nginx.
+    if package == "nginx-light" && succeeds(Command::new("nginx").arg("-v")) {
+        return true;
+    }
+    let status = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();
+    status.is_ok_and(|output| output.stdout.starts_with(b"install ok installed"))
+}
