@@ -1,1 +1,10 @@
-//! The harness.
+//! What the end-to-end tests stand on: the real setu as a child process, and peers that check every byte.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+#![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
+
+pub mod machine;
+pub mod netns;
+pub mod peers;
+mod setu;
+
+pub use setu::{Path, Setu, config};

@@ -198,12 +198,13 @@ impl Endpoint {
         } else if let Ok(ip) = host.parse::<Ipv4Addr>() {
             Host::Ip(ip.into())
         } else {
-            let label = |label: &str| {
-                !label.is_empty()
-                    && label.len() < 64
-                    && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-            };
-            let valid = host.len() < 254 && host.strip_suffix('.').unwrap_or(host).split('.').all(label);
+            let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+            let label = |label: &str| (1..64).contains(&label.len()) && label.bytes().all(known);
+            let name = host.strip_suffix('.').unwrap_or(host);
+            // A name whose last part is a number is an address with a slip (RFC 3696, section 2).
+            let numeric =
+                name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+            let valid = name.len() < 254 && name.split('.').all(label) && !numeric;
             Host::Name(valid.then(|| host.into()).ok_or("the host is neither a name nor an address")?)
         };
         Ok(Self { host, port })

@@ -1,0 +1,141 @@
+//! What the kernel path promises beyond behaviour: bounded memory, no wake-ups, little memory for idle flows.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use setu_tests::{
+    Path, Setu, config,
+    machine::{available_kib, raise_file_limit},
+    peers::{Manner, Upstream, exchange, receive, send},
+};
+
+/// These tests look at the whole machine's memory: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn start(upstream: &Upstream) -> Option<Setu> {
+    raise_file_limit();
+    crate::may_use_kernel().then(|| Setu::start(&config(Path::Sockmap, &upstream.address(), "")))
+}
+
+/// Writes until nothing is taken for 300 ms; returns how much was taken.
+fn fill(stream: &TcpStream) -> usize {
+    let mut stream = stream;
+    stream.set_nonblocking(true).unwrap();
+    let (mut total, mut blocked) = (0, Instant::now());
+    while blocked.elapsed() < Duration::from_millis(300) {
+        match stream.write(&[7; 65_536]) {
+            Ok(count) => {
+                total += count;
+                blocked = Instant::now();
+            }
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    stream.set_nonblocking(false).unwrap();
+    total
+}
+
+#[test]
+fn a_stalled_reader_is_bounded_and_loses_nothing() {
+    let _alone = alone();
+    let upstream = Upstream::new();
+    let Some(setu) = start(&upstream) else { return };
+    let (client, server) = upstream.connect(setu.address("chat"));
+    exchange(&client, &server, b"in the kernel");
+    let before = available_kib();
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            send(&server, 9, 100_000_000, Manner::FAST);
+            setu_tests::peers::finish(&server);
+        });
+        thread::sleep(Duration::from_secs(2));
+        let grown = before - available_kib();
+        println!("one stalled reader: {grown} KiB");
+        assert!(!sending.is_finished(), "the sender was not blocked");
+        assert!(grown < 16 * 1024, "{grown} KiB");
+        assert_eq!(receive(&client, 9, Manner::FAST), 100_000_000);
+    });
+}
+
+#[test]
+fn two_hundred_stalled_readers_are_bounded_together() {
+    let _alone = alone();
+    let upstream = Upstream::new();
+    let Some(setu) = start(&upstream) else { return };
+    let healthy: Vec<_> = (0..8).map(|_| upstream.connect(setu.address("chat"))).collect();
+    let stalled: Vec<_> = (0..200).map(|_| upstream.connect(setu.address("chat"))).collect();
+    let before = available_kib();
+    thread::scope(|scope| {
+        for chunk in stalled.chunks(50) {
+            scope.spawn(|| chunk.iter().for_each(|(_, server)| assert!(fill(server) > 0)));
+        }
+    });
+    let grown = before - available_kib();
+    println!("200 stalled readers: {grown} KiB");
+    // Each end's own buffers included: the sender's send buffer alone may be 4 MiB.
+    assert!(grown < 200 * 8 * 1024, "{grown} KiB");
+    for (client, server) in &healthy {
+        for _ in 0..200 {
+            exchange(client, server, &[1; 256]);
+            exchange(server, client, &[2; 256]);
+        }
+    }
+}
+
+#[test]
+fn messages_wake_nobody() {
+    let _alone = alone();
+    let upstream = Upstream::new();
+    let Some(setu) = start(&upstream) else { return };
+    let flows: Vec<_> = (0..32).map(|_| upstream.connect(setu.address("chat"))).collect();
+    for (client, server) in &flows {
+        exchange(client, server, b"in the kernel");
+    }
+    thread::sleep(Duration::from_millis(200));
+    let before = setu.context_switches();
+    thread::scope(|scope| {
+        for chunk in flows.chunks(8) {
+            scope.spawn(move || {
+                for _ in 0..100_000 / 64 {
+                    for (client, server) in chunk {
+                        exchange(client, server, &[1; 256]);
+                        exchange(server, client, &[2; 256]);
+                    }
+                }
+            });
+        }
+    });
+    let switches = setu.context_switches() - before;
+    println!("100,000 messages: {switches} context switches");
+    assert!(switches <= 100, "{switches} context switches for 100,000 messages");
+}
+
+#[test]
+fn nine_thousand_idle_flows_cost_little() {
+    let _alone = alone();
+    let upstream = Upstream::new();
+    let Some(setu) = start(&upstream) else { return };
+    // Buffers and threads that come with the first flows are not theirs.
+    let mut flows: Vec<_> = (0..100).map(|_| upstream.connect(setu.address("chat"))).collect();
+    thread::sleep(Duration::from_millis(500));
+    let before = setu.status("VmRSS");
+    while flows.len() < 9_100 {
+        flows.push(upstream.connect(setu.address("chat")));
+    }
+    let (mut client, mut server) = (&flows[9_099].0, &flows[9_099].1);
+    client.write_all(b"the last works").unwrap();
+    server.read_exact(&mut [0; 14]).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let grown = setu.status("VmRSS") - before;
+    println!("9,000 idle flows: {grown} KiB");
+    assert!(grown <= 9_000, "{grown} KiB for 9,000 flows");
+}

@@ -1,0 +1,140 @@
+//! Starting, refusing to start, and what operators see then.
+
+use std::{
+    io::Write as _,
+    net::TcpListener,
+    process::{Command, Output},
+};
+
+use setu_tests::{
+    Path, Setu, config,
+    machine::is_root,
+    peers::{Upstream, connect, end_of},
+};
+
+fn run(arguments: &[&str]) -> (Output, String) {
+    let output = Command::new(Setu::binary()).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, text)
+}
+
+fn with_file(text: &str, check: impl FnOnce(&str)) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    check(file.path().to_str().unwrap());
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    let (output, text) = run(&["run", "--path", "tunnel"]);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("sockmap"), "{text}");
+}
+
+#[test]
+fn bad_configuration_exits_with_64_before_anything_is_bound() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let text = format!(
+        "[[listener]]\nname = \"a\"\nbind = [\"{address}\"]\nmode = \"chat\"\nupstream = \"chat\"\n[relay]\npaht = 1"
+    );
+    with_file(&text, |file| {
+        let (output, text) = run(&["run", "--config", file]);
+        assert_eq!(output.status.code(), Some(64), "{text}");
+        assert!(text.contains(&format!("{file}:7: unknown field `paht`")), "{text}");
+    });
+    let (output, text) = run(&["run", "--config", "/nowhere/setu.toml"]);
+    assert_eq!(output.status.code(), Some(64), "{text}");
+}
+
+#[test]
+fn a_port_in_use_names_its_holder() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let text =
+        config(Path::Userspace, "127.0.0.1:1", "").replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    with_file(&text, |file| {
+        let (output, text) = run(&["run", "--config", file]);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(&format!("port {port} of 127.0.0.1 is in use")), "{text}");
+        assert!(text.contains(&format!("(pid {})", std::process::id())), "{text}");
+    });
+}
+
+/// Runs setu as nobody; `None` when this is not root, which is said.
+fn unprivileged(arguments: &[&str]) -> Option<(Output, String)> {
+    if !is_root() {
+        println!("skipped: dropping privileges needs root");
+        return None;
+    }
+    // nobody may not read the build's folder.
+    let folder = tempfile::tempdir().unwrap();
+    let binary = folder.path().join("setu");
+    std::fs::copy(Setu::binary(), &binary).unwrap();
+    Command::new("chmod").args(["-R", "a+rX"]).arg(folder.path()).status().unwrap();
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+    ]);
+    let output = command.arg(binary).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Some((output, text))
+}
+
+#[test]
+fn low_ports_without_the_right_name_three_ways_out() {
+    let Some((output, text)) = unprivileged(&["run"]) else { return };
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for way in ["port 80, 587", "setcap", "ip_unprivileged_port_start", "--port-offset"] {
+        assert!(text.contains(way), "{way} is missing: {text}");
+    }
+}
+
+#[test]
+fn a_forced_path_that_is_not_available_fails() {
+    let Some((output, text)) = unprivileged(&["run", "--path", "sockmap", "--port-offset", "20000"]) else {
+        return;
+    };
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("relay.path = \"sockmap\" is not available") && text.contains("CAP_BPF"), "{text}");
+}
+
+#[test]
+fn check_tells_the_path_and_the_self_test() {
+    with_file(&config(Path::Userspace, "127.0.0.1:1", "").replace("userspace", "auto"), |file| {
+        let output = Command::new(Setu::binary()).args(["check", "--config", file]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}");
+        if crate::may_use_kernel() {
+            assert!(text.contains("path: sockmap"), "{text}");
+            assert_eq!(text.matches("ok    self-test: ").count(), 5, "{text}");
+        }
+    });
+}
+
+#[test]
+fn a_name_with_a_private_address_is_refused() {
+    let upstream = Upstream::new();
+    let port = upstream.address().rsplit_once(':').unwrap().1.to_owned();
+    let text = config(Path::Userspace, &format!("localhost:{port}"), "")
+        .replace("_upstreams = true", "_upstreams = false");
+    let mut setu = Setu::start(&text);
+    let client = connect(setu.address("chat"));
+    assert_eq!(end_of(&client).unwrap_or(0), 0);
+    setu.wait_closed("destination_refused", 1);
+}
+
+#[test]
+fn no_client_address_is_logged() {
+    let upstream = Upstream::new();
+    let setu = Setu::start(&config(Path::Userspace, &upstream.address(), ""));
+    let (client, _server) = upstream.connect(setu.address("chat"));
+    let port = client.local_addr().unwrap().port();
+    drop(client);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(setu.count(&format!(":{port}")), 0, "{}", setu.tail());
+}

@@ -1,0 +1,77 @@
+//! Network namespaces, for tests in which several hosts are meant.
+
+use std::{
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// A network namespace joined to this one by a veth pair. Dropping it deletes both.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    number: u32,
+}
+
+impl Netns {
+    /// Makes a namespace with 10.77.N.2, whose other end here is 10.77.N.1.
+    #[must_use]
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) + process::id() % 40 * 5;
+        let name = format!("setu-test-{}-{number}", process::id());
+        let namespace = Self { name: name.clone(), number };
+        run(&format!("netns add {name}"));
+        let (here, there) = (format!("sth{number}"), format!("stt{number}"));
+        run(&format!("link add {here} type veth peer name {there} netns {name}"));
+        run(&format!("address add 10.77.{number}.1/24 dev {here}"));
+        run(&format!("link set {here} up"));
+        run(&format!("-n {name} address add 10.77.{number}.2/24 dev {there}"));
+        run(&format!("-n {name} link set {there} up"));
+        run(&format!("-n {name} link set lo up"));
+        namespace
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("10.77.{}.2", self.number)
+    }
+
+    /// The address of this side.
+    #[must_use]
+    pub fn host_address(&self) -> String {
+        format!("10.77.{}.1", self.number)
+    }
+
+    /// Runs `ip` in it.
+    pub fn ip(&self, arguments: &str) {
+        run(&format!("-n {} {arguments}", self.name));
+    }
+
+    /// A command that will run in it.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
+        command
+    }
+}
+
+impl Default for Netns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        // The veth pair goes with it.
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+    }
+}
+
+fn run(arguments: &str) {
+    let status =
+        Command::new("ip").args(arguments.split(' ')).status().expect("ip is needed: cargo xtask setup");
+    assert!(status.success(), "ip {arguments}: {status}");
+}

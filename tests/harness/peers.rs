@@ -1,0 +1,214 @@
+//! Clients and upstreams that know which byte comes next.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use socket2::SockRef;
+
+/// Every wait of a peer ends after this.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pseudo-random numbers, so that both ends know the bytes without storing them (xorshift64*).
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// The same seed gives the same numbers.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.number() % bound
+    }
+}
+
+/// Bytes of a stream, which repeat after a prime number of them.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    block: Vec<u8>,
+    at: usize,
+}
+
+impl Stream {
+    /// The same seed gives the same bytes.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        Self { block: (0..1_048_583).map(|_| random.number() as u8).collect(), at: 0 }
+    }
+
+    /// The next bytes, at most `len`.
+    fn next(&self, len: usize) -> &[u8] {
+        let start = self.at % self.block.len();
+        &self.block[start..self.block.len().min(start + len)]
+    }
+
+    fn check(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let expected = self.next(bytes.len());
+            let len = expected.len();
+            assert!(expected == &bytes[..len], "wrong bytes after {} right ones", self.at);
+            self.at += len;
+            bytes = &bytes[len..];
+        }
+    }
+}
+
+/// How a peer reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// Bytes at once, at most.
+    pub chunk: u64,
+    /// One in so many chunks is followed by a pause; 0 for none.
+    pub pause_each: u64,
+    /// The pause.
+    pub pause: Duration,
+}
+
+impl Manner {
+    /// As fast as it goes.
+    pub const FAST: Self = Self { chunk: 256 * 1024, pause_each: 0, pause: Duration::ZERO };
+    /// Chunks from one byte up, with pauses.
+    pub const UNEVEN: Self = Self { chunk: 40_000, pause_each: 25, pause: Duration::from_millis(2) };
+    /// Always behind.
+    pub const SLOW: Self = Self { chunk: 20_000, pause_each: 1, pause: Duration::from_micros(500) };
+
+    fn rest(self, random: &mut Random) {
+        if self.pause_each > 0 && random.below(self.pause_each) == 0 {
+            thread::sleep(self.pause);
+        }
+    }
+}
+
+/// Writes `len` bytes of the stream.
+pub fn send(mut to: &TcpStream, seed: u64, len: usize, manner: Manner) {
+    let (mut stream, mut random) = (Stream::new(seed), Random::new(seed ^ 1));
+    while stream.at < len {
+        let chunk = (1 + random.below(manner.chunk)) as usize;
+        let count = to.write(stream.next(chunk.min(len - stream.at))).expect("writing failed");
+        stream.at += count;
+        manner.rest(&mut random);
+    }
+}
+
+/// Reads to the end and checks every byte; returns how many there were.
+pub fn receive(mut from: &TcpStream, seed: u64, manner: Manner) -> usize {
+    let (mut stream, mut random) = (Stream::new(seed), Random::new(seed ^ 2));
+    let mut buffer = vec![0; manner.chunk as usize];
+    loop {
+        let chunk = (1 + random.below(manner.chunk)) as usize;
+        match from.read(&mut buffer[..chunk]).expect("reading failed") {
+            0 => return stream.at,
+            count => stream.check(&buffer[..count]),
+        }
+        manner.rest(&mut random);
+    }
+}
+
+/// Sends FIN.
+pub fn finish(stream: &TcpStream) {
+    stream.shutdown(Shutdown::Write).expect("shutdown failed");
+}
+
+/// Closes by RST.
+pub fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// What comes next: the end, a reset, or bytes.
+pub fn end_of(mut stream: &TcpStream) -> io::Result<usize> {
+    stream.read(&mut [0; 4096])
+}
+
+/// An upstream that the test plays.
+#[derive(Debug)]
+pub struct Upstream(TcpListener);
+
+impl Upstream {
+    /// Listens on loopback.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// Listens elsewhere.
+    #[must_use]
+    pub fn on(address: &str) -> Self {
+        Self(TcpListener::bind(address).unwrap())
+    }
+
+    /// For the configuration.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+
+    /// The next connection.
+    #[must_use]
+    pub fn accept(&self) -> TcpStream {
+        patient(self.0.accept().unwrap().0)
+    }
+
+    /// Connects a client through a proxy: both ends.
+    #[must_use]
+    pub fn connect(&self, proxy: SocketAddr) -> (TcpStream, TcpStream) {
+        let client = connect(proxy);
+        (client, self.accept())
+    }
+
+    /// Answers every connection with what it sends, until the process ends.
+    pub fn echo(self) {
+        thread::spawn(move || {
+            while let Ok((mut stream, _)) = self.0.accept() {
+                thread::spawn(move || {
+                    let mut writer = stream.try_clone().unwrap();
+                    let _ = stream.set_nodelay(true);
+                    let _ = io::copy(&mut stream, &mut writer);
+                    let _ = writer.shutdown(Shutdown::Write);
+                });
+            }
+        });
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Connects as a client.
+#[must_use]
+pub fn connect(to: SocketAddr) -> TcpStream {
+    patient(TcpStream::connect_timeout(&to, PATIENCE).unwrap())
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Sends a message one way and waits until it is there.
+pub fn exchange(mut from: &TcpStream, mut to: &TcpStream, message: &[u8]) {
+    from.write_all(message).unwrap();
+    let mut buffer = vec![0; message.len()];
+    to.read_exact(&mut buffer).unwrap();
+    assert_eq!(buffer, message);
+}

@@ -1,0 +1,236 @@
+//! The real binary.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::NamedTempFile;
+
+use crate::netns::Netns;
+
+/// How long starting and stopping may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The path that setu is made to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// In the kernel.
+    Sockmap,
+    /// In the process.
+    Userspace,
+}
+
+impl Path {
+    /// Its name in configuration and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sockmap => "sockmap",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
+/// A configuration with one chat listener before `upstream`; `more` is put below.
+#[must_use]
+pub fn config(path: Path, upstream: &str, more: &str) -> String {
+    format!(
+        "[relay]\npath = \"{}\"\n[[listener]]\nname = \"chat\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\n\
+         upstream = \"test\"\n[upstream.test]\nendpoints = [\"{upstream}\"]\n\
+         [security]\nallow_private_upstreams = true\n{more}",
+        path.name()
+    )
+}
+
+/// A running setu. Dropping it kills it.
+#[derive(Debug)]
+pub struct Setu {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    _config: NamedTempFile,
+}
+
+impl Setu {
+    /// Starts setu and waits until it is ready.
+    #[must_use]
+    pub fn start(config: &str) -> Self {
+        Self::start_in(config, None)
+    }
+
+    /// As [`Self::start`], in a network namespace.
+    #[must_use]
+    pub fn start_in(config: &str, namespace: Option<&Netns>) -> Self {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(config.as_bytes()).unwrap();
+        let mut command = match namespace {
+            Some(namespace) => namespace.command(&Self::binary().display().to_string()),
+            None => Command::new(Self::binary()),
+        };
+        command.args(["run", "--config"]).arg(file.path()).env("SETU_LOG", "proxy_userspace=debug");
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let lines = log.clone();
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        let mut setu = Self { child, log, _config: file };
+        setu.wait_for(PATIENCE, "ready", |line| line.contains("ready path="));
+        setu
+    }
+
+    /// The binary under test.
+    #[must_use]
+    pub fn binary() -> PathBuf {
+        std::env::var_os("SETU_BIN").map(PathBuf::from).unwrap_or_else(|| {
+            let test = std::env::current_exe().unwrap();
+            let found = test.ancestors().nth(2).unwrap().join("setu");
+            assert!(found.exists(), "no setu: set SETU_BIN, or run the tests by `cargo xtask test`");
+            found
+        })
+    }
+
+    /// Where a listener can be reached.
+    #[must_use]
+    pub fn address(&self, listener: &str) -> SocketAddr {
+        let prefix = format!("listening listener={listener} address=");
+        let log = self.log.lock().unwrap();
+        let line =
+            log.iter().find_map(|line| line.split_once(&prefix)).expect("the listener is not in the log");
+        line.1.trim().parse().unwrap()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until so many connections have ended for this reason.
+    pub fn wait_closed(&mut self, reason: &str, count: usize) {
+        self.wait_count(&format!("closed reason={reason} "), count);
+    }
+
+    /// Waits until so many lines of the log have this.
+    pub fn wait_count(&mut self, needle: &str, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.count(needle) < count {
+            let seen = self.count(needle);
+            assert!(Instant::now() < deadline, "expected {count} of {needle:?}, saw {seen}\n{}", self.tail());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// How many lines of the log have this.
+    #[must_use]
+    pub fn count(&self, needle: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|line| line.contains(needle)).count()
+    }
+
+    /// The end of the log, for messages.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        let log = self.log.lock().unwrap();
+        log[log.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// Sends SIGTERM, and returns how setu ended and how many connections ended for each reason.
+    pub fn stop(mut self) -> (ExitStatus, BTreeMap<String, u64>) {
+        self.signal("TERM");
+        let status = self.wait();
+        let deadline = Instant::now() + PATIENCE;
+        while self.count("stopped") == 0 && status.success() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let log = self.log.lock().unwrap();
+        let reasons = log.iter().filter_map(|line| {
+            let (reason, count) = line.split_once("closed connections reason=")?.1.split_once(" count=")?;
+            Some((reason.to_owned(), count.trim().parse().ok()?))
+        });
+        (status, reasons.collect())
+    }
+
+    /// Kills setu as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end, not for ever.
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "setu does not stop\n{}", self.tail());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn wait_for(&mut self, patience: Duration, what: &str, found: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + patience;
+        while !self.log.lock().unwrap().iter().any(|line| found(line)) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "setu is not {what}: {ended:?}\n{}",
+                self.tail()
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A number of /proc/PID/status, `VmRSS` in KiB, say.
+    #[must_use]
+    pub fn status(&self, key: &str) -> u64 {
+        number(&fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap(), key)
+    }
+
+    /// Context switches of all its threads.
+    #[must_use]
+    pub fn context_switches(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let texts = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+        texts
+            .map(|text| {
+                number(&text, "voluntary_ctxt_switches") + number(&text, "nonvoluntary_ctxt_switches")
+            })
+            .sum()
+    }
+
+    /// Its open descriptors.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+}
+
+impl Drop for Setu {
+    fn drop(&mut self) {
+        // Errors mean that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn number(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("no such key");
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
