@@ -246,8 +246,8 @@ impl Controller {
             }
             Err(NotInserted::Lost) => {
                 self.free.push(id);
-                let _ = SockRef::from(&legs.client).set_linger(Some(Duration::ZERO));
-                let _ = SockRef::from(&legs.upstream).set_linger(Some(Duration::ZERO));
+                set_abortive(legs.client.as_fd(), true);
+                set_abortive(legs.upstream.as_fd(), true);
                 ticket.close(CloseReason::InternalError);
             }
         }
@@ -382,9 +382,13 @@ impl Controller {
                 read: flow.congestion[side.index()].is_some(),
                 write: flow.congestion[side.other().index()].is_some(),
             };
-            if flow.interest[side.index()] != interest
-                && self.epoll.modify(flow.leg(side), token(id, side), interest).is_ok()
-            {
+            if flow.interest[side.index()] == interest {
+                continue;
+            }
+            if flow.interest[side.index()].read != interest.read {
+                set_abortive(flow.leg(side), interest.read);
+            }
+            if self.epoll.modify(flow.leg(side), token(id, side), interest).is_ok() {
                 flow.interest[side.index()] = interest;
             }
         }
@@ -468,11 +472,15 @@ impl Controller {
             Verdict::Close(reason) => ticket.close(reason),
             Verdict::Broken(side, error) => {
                 let other = if side == Side::Client { &upstream } else { &client };
-                // A close with lingering time 0 sends RST: the other side must not take the end for a FIN.
-                let _ = SockRef::from(other).set_linger(Some(Duration::ZERO));
+                // The other side must not take the end for a FIN.
+                set_abortive(other.as_fd(), true);
                 ticket.close(CloseReason::broken(side, &error));
             }
-            Verdict::Return(why) => give_back(Legs { client, upstream, prefix }, ticket, &returns, why),
+            Verdict::Return(why) => {
+                set_abortive(client.as_fd(), false);
+                set_abortive(upstream.as_fd(), false);
+                give_back(Legs { client, upstream, prefix }, ticket, &returns, why);
+            }
         }
     }
 
@@ -503,6 +511,14 @@ enum NotInserted {
 
 fn token(id: u32, side: Side) -> u64 {
     u64::from(direction_index(id, side))
+}
+
+/// Makes a close, also that of a killed setu, send RST instead of FIN. What was passed and not read is not in the
+/// socket's own queue, so that `tcp_close` (net/ipv4/tcp.c) would send a FIN, and a sender that waits for its window
+/// to open would go on waiting for a minute.
+fn set_abortive(leg: BorrowedFd<'_>, abortive: bool) {
+    // An error means that the connection is gone.
+    let _ = SockRef::from(&leg).set_linger(abortive.then_some(Duration::ZERO));
 }
 
 fn give_back(legs: Legs, mut ticket: Ticket, returns: &UnboundedSender<Returned>, why: Why) {
