@@ -82,5 +82,6 @@ fn build_setu() -> Result<()> {
 fn bench(task: &str, args: &[String]) -> Result<()> {
     build_setu()?;
     process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "setu-bench"]))?;
-    process::run(Command::new("target/release/setu-bench").arg(task).args(args))
+    let setu = std::env::current_dir()?.join("target/release/setu");
+    process::run(Command::new("target/release/setu-bench").arg(task).args(args).env("SETU_BIN", setu))
 }
