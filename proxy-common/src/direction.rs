@@ -28,7 +28,15 @@ pub struct Direction {
     pub withdrawing: AtomicU64,
     /// Not 0 once userspace was told of the congestion. Written by the program.
     pub told: AtomicU64,
+    /// Sequence number of the next byte, with [`SEQUENCE_KNOWN`] set once it is known. Written by the program.
+    pub next_sequence: u64,
+    /// Not 0 when the program met a segment that it could not trim: bytes are lost, and the flow must be reset.
+    /// Written by the program.
+    pub broken: AtomicU64,
 }
+
+/// Marks [`Direction::next_sequence`], whose lower half is the number.
+pub const SEQUENCE_KNOWN: u64 = 1 << 32;
 
 /// The bound on bytes that the kernel holds for all flows together.
 #[repr(C)]
@@ -50,7 +58,7 @@ pub struct Congested {
     pub padding: u32,
 }
 
-const _: () = assert!(size_of::<Direction>() == 96 && align_of::<Direction>() == 8);
+const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
 const _: () = assert!(size_of::<Budget>() == 16);
 const _: () = assert!(size_of::<Congested>() == 8);
 

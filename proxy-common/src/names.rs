@@ -21,8 +21,10 @@ pub const FORWARD: &str = "forward";
 pub const SNDBUF_OFFSET: &str = "SNDBUF_OFFSET";
 /// Global `u32`: offset of `bytes_acked` in the kernel's `struct tcp_sock`, bytes.
 pub const ACKED_OFFSET: &str = "ACKED_OFFSET";
-/// Global `u8`: 1 when the program reports congestion through aya-log.
-pub const LOG_TRANSITIONS: &str = "LOG_TRANSITIONS";
+/// Global `u32`: offset of `copied_seq` in the kernel's `struct tcp_sock`, bytes.
+pub const COPIED_OFFSET: &str = "COPIED_OFFSET";
+/// Global `u32`: offset of a TCP segment's sequence number in the kernel's `struct sk_buff`, bytes.
+pub const SEQUENCE_OFFSET: &str = "SEQUENCE_OFFSET";
 
 /// Every map of the object.
 pub const MAPS: [&str; 5] = [SOCKETS, SOURCES, DIRECTIONS, BUDGET, EVENTS];

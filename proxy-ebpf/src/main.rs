@@ -9,6 +9,7 @@
 mod atomic;
 mod backpressure;
 mod maps;
+mod overlap;
 mod redirect;
 
 use aya_ebpf::{bindings::sk_action::SK_PASS, macros::stream_verdict, programs::SkBuffContext};

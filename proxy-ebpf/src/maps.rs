@@ -40,3 +40,11 @@ pub(crate) static SNDBUF_OFFSET: Global<u32> = Global::new(0);
 /// Offset of `bytes_acked` in `struct tcp_sock`, from the running kernel's BTF.
 #[unsafe(no_mangle)]
 pub(crate) static ACKED_OFFSET: Global<u32> = Global::new(0);
+
+/// Offset of `copied_seq` in `struct tcp_sock`, from the running kernel's BTF.
+#[unsafe(no_mangle)]
+pub(crate) static COPIED_OFFSET: Global<u32> = Global::new(0);
+
+/// Offset of `cb` in `struct sk_buff` and of `seq` in `struct tcp_skb_cb` together, from the running kernel's BTF.
+#[unsafe(no_mangle)]
+pub(crate) static SEQUENCE_OFFSET: Global<u32> = Global::new(0);

@@ -11,13 +11,13 @@ use proxy_common::direction::{Congested, Direction};
 use crate::{
     atomic, backpressure,
     maps::{DIRECTIONS, EVENTS, SOCKETS, SOURCES},
+    overlap,
 };
 
 /// Decides over one segment. `None` means that no flow is known for its socket.
 #[inline(always)]
 pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
-    let len = u64::from(context.len());
-    if len == 0 {
+    if context.len() == 0 {
         // A segment with nothing but FIN. Redirected, it would set EPIPE on the destination
         // (`sk_psock_handle_skb` sends 0 bytes, net/core/skmsg.c); userspace forwards the FIN.
         return Some(SK_DROP);
@@ -30,6 +30,14 @@ pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
     // SAFETY: the pointer comes from a lookup of this run, so it is valid; the program runs under the lock of the
     // source socket, so it is the only writer of `window`, and what others write is atomic.
     let direction = unsafe { &mut *direction };
+
+    let Some(len) = overlap::trim(context, direction, context.len()) else {
+        // Neither redirecting nor dropping it would be right: the controller resets the flow.
+        atomic::store(&direction.broken, 1);
+        tell(direction, index);
+        return Some(SK_DROP);
+    };
+    let len = u64::from(len);
 
     // Earlier bytes wait in userspace: later ones must wait behind them.
     let relayed = atomic::load(&direction.relayed);
@@ -61,16 +69,16 @@ pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
 fn pass(context: &SkBuffContext, direction: &mut Direction, index: u32, len: u64) -> u32 {
     atomic::store(&direction.passed, atomic::load(&direction.passed) + len);
     if atomic::load(&direction.told) == 0 {
-        atomic::store(&direction.told, 1);
-        // Lost when the ring is full: the controller's sweep compares `passed` with `relayed` for that reason.
-        let _ = EVENTS.output::<Congested>(
-            Congested {
-                direction: index,
-                padding: 0,
-            },
-            0,
-        );
+        tell(direction, index);
         info!(context, "direction {} congested", index);
     }
     SK_PASS
+}
+
+/// Calls the controller to the direction.
+#[inline(always)]
+fn tell(direction: &Direction, index: u32) {
+    atomic::store(&direction.told, 1);
+    // Lost when the ring is full: the controller's sweep looks at each direction for that reason.
+    let _ = EVENTS.output::<Congested>(Congested { direction: index, padding: 0 }, 0);
 }

@@ -122,6 +122,11 @@ impl<'a> DirectionRef<'a> {
         field!(self.relayed).fetch_add(bytes, Ordering::AcqRel);
     }
 
+    /// Whether the program met a segment that it could not forward rightly.
+    pub(crate) fn is_broken(self) -> bool {
+        field!(self.broken).load(Ordering::Acquire) != 0
+    }
+
     /// Forbids or allows the program to leave bytes to userspace.
     pub(crate) fn set_withdrawing(self, withdrawing: bool) {
         field!(self.withdrawing).store(u64::from(withdrawing), Ordering::SeqCst);

@@ -436,7 +436,8 @@ impl Controller {
         let mut congested = false;
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
-            if direction.passed() != direction.relayed() && flow.congestion[side.index()].is_none() {
+            let waits = direction.passed() != direction.relayed() || direction.is_broken();
+            if waits && flow.congestion[side.index()].is_none() {
                 flow.congestion[side.index()].get_or_insert_default();
                 congested = true;
             }
@@ -567,6 +568,9 @@ struct Treatment<'a> {
 impl Treatment<'_> {
     fn run(mut self) -> Verdict {
         for side in SIDES {
+            if self.direction(side).is_broken() {
+                return Verdict::Close(CloseReason::InternalError);
+            }
             if let Err(verdict) = self.relay(side) {
                 return verdict;
             }

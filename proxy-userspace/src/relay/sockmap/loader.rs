@@ -76,16 +76,20 @@ impl Kernel {
     /// # Errors
     /// See [`LoadError`].
     pub(super) fn load(flows: u32, budget: u64, log_transitions: bool) -> Result<Self, LoadError> {
-        let (sndbuf, acked) = {
+        let (sndbuf, acked, copied, sequence) = {
             let bytes = std::fs::read(btf::VMLINUX).map_err(LoadError::NoBtf)?;
             let btf = Btf::parse(&bytes)?;
-            (btf.offset("sock", "sk_sndbuf")?, btf.offset("tcp_sock", "bytes_acked")?)
+            let sequence = btf.offset("sk_buff", "cb")? + btf.offset("tcp_skb_cb", "seq")?;
+            let tcp = |member| btf.offset("tcp_sock", member);
+            (btf.offset("sock", "sk_sndbuf")?, tcp("bytes_acked")?, tcp("copied_seq")?, sequence)
         };
         let directions = flows * 2;
         let level = if log_transitions { aya_log::Level::Info as u8 } else { 0 };
         let mut object = EbpfLoader::new()
             .override_global(names::SNDBUF_OFFSET, &sndbuf, true)
             .override_global(names::ACKED_OFFSET, &acked, true)
+            .override_global(names::COPIED_OFFSET, &copied, true)
+            .override_global(names::SEQUENCE_OFFSET, &sequence, true)
             .override_global(aya_log::LEVEL, &level, false)
             .map_max_entries(names::SOCKETS, directions)
             .map_max_entries(names::SOURCES, directions)
