@@ -58,7 +58,9 @@ async fn run(
         if finished == [false; 2] { timeouts.idle } else { timeouts.half_close }
     };
     let mut timer = pin!(sleep(limit(finished)));
+    let mut timer_is_set = false;
     poll_fn(|cx| {
+        let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {
             if finished[side.index()] {
                 continue;
@@ -67,15 +69,24 @@ async fn run(
                 Side::Client => out.poll(cx, side, &mut client_read, &mut upstream_write)?,
                 Side::Upstream => back.poll(cx, side, &mut upstream_read, &mut client_write)?,
             };
-            if let Flowed::Finished = flowed {
-                first.get_or_insert(side);
-                finished[side.index()] = true;
-                timer.as_mut().reset(Instant::now() + limit(finished));
+            match flowed {
+                Flowed::Waits { moved } => any_moved |= moved,
+                Flowed::Finished => {
+                    first.get_or_insert(side);
+                    finished[side.index()] = true;
+                    timer.as_mut().reset(Instant::now() + limit(finished));
+                    timer_is_set = false;
+                }
             }
         }
         if finished == [true; 2] {
             return Poll::Ready(Ok(CloseReason::finished(first.unwrap_or(Side::Client))));
         }
+        // Bytes woke this task, so the timer did not; it still has the waker.
+        if any_moved && timer_is_set {
+            return Poll::Pending;
+        }
+        timer_is_set = true;
         while timer.as_mut().poll(cx).is_ready() {
             // Segments do not touch the timer: when it fires, the kernel knows since when nothing has moved.
             let legs: [&TcpStream; 2] = [client_read.as_ref(), upstream_read.as_ref()];

@@ -45,8 +45,11 @@ thread_local! {
 
 /// What came of a poll.
 pub(super) enum Flowed {
-    /// Nothing to do until woken.
-    Waits,
+    /// Nothing more to do until woken.
+    Waits {
+        /// Whether bytes were moved before that.
+        moved: bool,
+    },
     /// The source's FIN was forwarded, after all its bytes.
     Finished,
 }
@@ -82,13 +85,14 @@ impl Pump {
     ) -> Result<Flowed, Broken> {
         let reading = |error| Broken { side: from, error };
         let writing = |error| Broken { side: from.other(), error };
+        let mut moved = false;
         loop {
             if self.ended && self.is_empty() {
                 return match Pin::new(destination).poll_shutdown(cx) {
                     Poll::Ready(Ok(())) => Ok(Flowed::Finished),
                     // The FIN cannot be sent because the connection is gone.
                     Poll::Ready(Err(error)) => Err(writing(error)),
-                    Poll::Pending => Ok(Flowed::Waits),
+                    Poll::Pending => Ok(Flowed::Waits { moved }),
                 };
             }
             let progress = match &mut self.mode {
@@ -151,8 +155,9 @@ impl Pump {
                 }
             };
             if progress.is_pending() {
-                return Ok(Flowed::Waits);
+                return Ok(Flowed::Waits { moved });
             }
+            moved = true;
         }
     }
 
