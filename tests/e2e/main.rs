@@ -3,6 +3,8 @@
 //! What both paths must do alike is in `behaviour`, run once for each path. As root the kernel path must not be
 //! skipped; elsewhere a test that needs it says so.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+
 mod behaviour;
 mod faults;
 mod kernel;

@@ -158,12 +158,13 @@ impl Source<'_> {
                     return self.wrong(&text.span(), &key, problem, remedy);
                 }
             };
-            if let Host::Ip(ip) = endpoint.host {
-                if !private && !is_public(ip) {
-                    let problem = format!("{ip} is no public address");
-                    let remedy = "name a public one, or set security.allow_private_upstreams = true";
-                    return self.wrong(&text.span(), &key, problem, remedy);
-                }
+            if let Host::Ip(ip) = endpoint.host
+                && !private
+                && !is_public(ip)
+            {
+                let problem = format!("{ip} is no public address");
+                let remedy = "name a public one, or set security.allow_private_upstreams = true";
+                return self.wrong(&text.span(), &key, problem, remedy);
             }
             endpoints.push(endpoint);
         }

@@ -74,10 +74,11 @@ impl<'a> Btf<'a> {
     pub(super) fn offset(&self, structure: &str, member: &str) -> Result<u32, BtfError> {
         for at in self.types.iter().skip(1) {
             let info = word(self.bytes, at + 4)?;
-            if info >> 24 & 0x1f == KIND_STRUCT && self.name(word(self.bytes, *at)?) == structure.as_bytes() {
-                if let Some(bits) = self.find(*at, member, 8)? {
-                    return Ok(bits / 8);
-                }
+            if info >> 24 & 0x1f == KIND_STRUCT
+                && self.name(word(self.bytes, *at)?) == structure.as_bytes()
+                && let Some(bits) = self.find(*at, member, 8)?
+            {
+                return Ok(bits / 8);
             }
         }
         Err(BtfError::Missing(structure.into(), member.into()))
@@ -102,10 +103,10 @@ impl<'a> Btf<'a> {
                 continue;
             };
             let kind = word(self.bytes, inner + 4)? >> 24 & 0x1f;
-            if matches!(kind, KIND_STRUCT | KIND_UNION) {
-                if let Some(inner) = self.find(*inner, member, depth - 1)? {
-                    return Ok(Some(bits + inner));
-                }
+            if matches!(kind, KIND_STRUCT | KIND_UNION)
+                && let Some(inner) = self.find(*inner, member, depth - 1)?
+            {
+                return Ok(Some(bits + inner));
             }
         }
         Ok(None)

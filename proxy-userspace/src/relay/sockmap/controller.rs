@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd},
     sync::{atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
@@ -16,17 +16,17 @@ use tracing::{error, warn};
 
 use super::{
     Command, Legs, Limits, Returned, Why,
-    flow_control::{self, Congestion, Outcome, Relay},
+    flow::{Flow, Leaving, POLL_MIN, Poll, SIDES, Treatment, Verdict, direction_index},
+    flow_control,
     loader::{Kernel, Raw},
-    teardown::{self, Passage, Stage, Step},
+    teardown::Stage,
 };
 use crate::{
     close_reason::{CloseReason, Path, Side, Ticket},
-    sys::{self, DirectionRef, Epoll, Event, EventFd, Interest},
+    sys::{self, Epoll, Event, EventFd, Interest},
 };
 
-/// How soon a flow that waits is looked at again at first, and at most.
-const POLL_MIN: Duration = Duration::from_millis(1);
+/// How soon a flow that waits is looked at again at the latest.
 const POLL_MAX: Duration = Duration::from_millis(50);
 /// How often all flows are looked over, at most.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -34,72 +34,6 @@ const SWEEP: Duration = Duration::from_secs(1);
 const TOKEN_WAKE: u64 = u64::MAX;
 const TOKEN_EVENTS: u64 = u64::MAX - 1;
 const TOKEN_LOG: u64 = u64::MAX - 2;
-
-/// A flow in the kernel.
-struct Flow {
-    sockets: [OwnedFd; 2],
-    cookies: [u64; 2],
-    prefix: u64,
-    ticket: Ticket,
-    returns: UnboundedSender<Returned>,
-    /// When to look whether it is idle.
-    deadline: Instant,
-    /// Set while the flow leaves the kernel.
-    leaving: Option<Leaving>,
-    /// By source.
-    congestion: [Option<Box<Congestion>>; 2],
-    interest: [Interest; 2],
-    /// Bytes redirected as of the last sweep, by source.
-    seen: [u64; 2],
-    /// Set while the flow is polled.
-    poll: Option<Poll>,
-}
-
-#[derive(Clone, Copy)]
-struct Leaving {
-    first: Side,
-    stage: Stage,
-    /// The other leg's peer was made to pause.
-    paused: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Poll {
-    at: Instant,
-    after: Duration,
-}
-
-/// How the treatment of a flow ended.
-enum Verdict {
-    Stays,
-    Close(CloseReason),
-    /// Reset the other leg.
-    Broken(Side, io::Error),
-    Return(Why),
-}
-
-impl Flow {
-    fn leg(&self, side: Side) -> BorrowedFd<'_> {
-        self.sockets[side.index()].as_fd()
-    }
-
-    /// Bytes that userspace wrote to this leg before insertion.
-    fn base_written(&self, side: Side) -> u64 {
-        if side == Side::Upstream { self.prefix } else { 0 }
-    }
-
-    /// Bytes that userspace read from this leg before insertion.
-    fn base_received(&self, side: Side) -> u64 {
-        if side == Side::Client { self.prefix } else { 0 }
-    }
-}
-
-/// Index of the direction from `source` of a flow.
-fn direction_index(id: u32, source: Side) -> u32 {
-    id * 2 + source.index() as u32
-}
-
-const SIDES: [Side; 2] = [Side::Client, Side::Upstream];
 
 /// See the module.
 pub(super) struct Controller {
@@ -443,12 +377,14 @@ impl Controller {
             }
             let redirected = direction.redirected();
             let rests = std::mem::replace(&mut flow.seen[side.index()], redirected) == redirected;
-            if scarce && rests && direction.reserved().load(Ordering::Relaxed) > 0 {
-                if let Ok(info) = sys::tcp_info(flow.leg(side.other())) {
-                    direction.revoke_credit();
-                    let base = flow.base_written(side.other());
-                    flow_control::reserve(direction, self.kernel.budget.budget(), base, &info);
-                }
+            if scarce
+                && rests
+                && direction.reserved().load(Ordering::Relaxed) > 0
+                && let Ok(info) = sys::tcp_info(flow.leg(side.other()))
+            {
+                direction.revoke_credit();
+                let base = flow.base_written(side.other());
+                flow_control::reserve(direction, self.kernel.budget.budget(), base, &info);
             }
         }
         if flow.deadline <= now {
@@ -543,148 +479,5 @@ fn insertion_error(error: &aya::maps::MapError) -> &'static str {
         Some(libc::E2BIG) => "map_full",
         Some(libc::ENOMEM) => "out_of_memory",
         _ => "map_error",
-    }
-}
-
-fn relay_from<'a>(kernel: &'a Kernel, flow: &'a Flow, id: u32, from: Side) -> Relay<'a> {
-    Relay {
-        from,
-        source: flow.leg(from),
-        destination: flow.leg(from.other()),
-        base_written: flow.base_written(from.other()),
-        direction: kernel.directions.direction(direction_index(id, from)),
-        budget: kernel.budget.budget(),
-    }
-}
-
-/// One flow, with what is needed to act on it.
-struct Treatment<'a> {
-    kernel: &'a mut Kernel,
-    scratch: &'a mut [u8],
-    id: u32,
-    flow: &'a mut Flow,
-}
-
-impl Treatment<'_> {
-    fn run(mut self) -> Verdict {
-        for side in SIDES {
-            if self.direction(side).is_broken() {
-                return Verdict::Close(CloseReason::InternalError);
-            }
-            if let Err(verdict) = self.relay(side) {
-                return verdict;
-            }
-        }
-        match self.leave() {
-            Ok(verdict) => verdict,
-            Err((side, error)) => Verdict::Broken(side, error),
-        }
-    }
-
-    fn direction(&self, source: Side) -> DirectionRef<'_> {
-        self.kernel.directions.direction(direction_index(self.id, source))
-    }
-
-    /// Relays what was passed from this side.
-    fn relay(&mut self, from: Side) -> Result<(), Verdict> {
-        let Some(mut congestion) = self.flow.congestion[from.index()].take() else {
-            return Ok(());
-        };
-        let relay = relay_from(self.kernel, self.flow, self.id, from);
-        match relay.run(&mut congestion, self.scratch) {
-            Outcome::Level => return Ok(()),
-            Outcome::Broken(side, error) => return Err(Verdict::Broken(side, error)),
-            Outcome::WaitRead | Outcome::WaitWrite => {}
-            // Nothing tells when these end, so look again soon.
-            Outcome::WaitFlush | Outcome::Yield => {
-                self.flow.poll = self.flow.poll.map(|poll| Poll { after: POLL_MIN / 2, ..poll })
-            }
-        }
-        self.flow.congestion[from.index()] = Some(congestion);
-        Ok(())
-    }
-
-    /// Takes the next steps out of the kernel, if the flow is leaving.
-    fn leave(&mut self) -> Result<Verdict, (Side, io::Error)> {
-        let Some(mut leaving) = self.flow.leaving.take() else {
-            return Ok(Verdict::Stays);
-        };
-        let (first, second) = (leaving.first, leaving.first.other());
-        loop {
-            let forward = self.passage(first)?;
-            let back = self.passage(second)?;
-            match teardown::next(leaving.stage, &forward, &back) {
-                Step::Wait => break,
-                Step::Detach => {
-                    if !self.detach(second)? {
-                        break;
-                    }
-                    leaving.stage = Stage::Detached;
-                }
-                Step::Return => {
-                    self.take_out(first)?;
-                    if leaving.paused {
-                        flow_control::resume(self.flow.leg(second));
-                    }
-                    return Ok(Verdict::Return(Why::Finished(first)));
-                }
-            }
-        }
-        // A sender that is always ahead of its reader would keep its direction congested, and this FIN back.
-        if !leaving.paused && self.flow.congestion[second.index()].is_some() {
-            flow_control::pause(self.flow.leg(second));
-            leaving.paused = true;
-        }
-        self.flow.leaving = Some(leaving);
-        Ok(Verdict::Stays)
-    }
-
-    /// Takes the leg out of the map, unless bytes of it wait in userspace.
-    fn detach(&mut self, side: Side) -> Result<bool, (Side, io::Error)> {
-        self.direction(side).set_withdrawing(true);
-        // After this no run of the program is under way that did not see the flag.
-        let _ = sys::peek(self.flow.leg(side), &mut [0]);
-        let direction = self.direction(side);
-        if direction.passed() != direction.relayed() {
-            direction.set_withdrawing(false);
-            self.flow.congestion[side.index()].get_or_insert_default();
-            return Ok(false);
-        }
-        self.take_out(side)?;
-        // An error means that the kernel took it out already, because the socket is closed; epoll tells that too.
-        let _ = self.kernel.sockets.remove(&self.flow.cookies[side.index()]);
-        Ok(true)
-    }
-
-    /// Takes out of the source's queue what was relayed from it: the queue does not outlive its place in the map.
-    fn take_out(&mut self, side: Side) -> Result<(), (Side, io::Error)> {
-        let Some(mut congestion) = self.flow.congestion[side.index()].take() else { return Ok(()) };
-        let relay = relay_from(self.kernel, self.flow, self.id, side);
-        relay.take_out(&mut congestion, self.scratch).map_err(|error| (side, error))
-    }
-
-    /// How far the direction from this side is.
-    fn passage(&self, source: Side) -> Result<Passage, (Side, io::Error)> {
-        let destination = source.other();
-        // `TCP_INFO` waits for the segment that is being worked on, so that the program's counts, read after it,
-        // include it.
-        let from = sys::tcp_info(self.flow.leg(source)).map_err(|error| (source, error))?;
-        let to = sys::tcp_info(self.flow.leg(destination)).map_err(|error| (destination, error))?;
-        for (side, info) in [(source, &from), (destination, &to)] {
-            if info.closed {
-                let error = SockRef::from(&self.flow.leg(side)).take_error().ok().flatten();
-                return Err((side, error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())));
-            }
-        }
-        let direction = self.direction(source);
-        let received = from.received.saturating_sub(self.flow.base_received(source));
-        Ok(Passage {
-            // The FIN counts as one. Of the direction that has none, this is not looked at.
-            received: received.saturating_sub(1),
-            redirected: direction.redirected(),
-            passed: direction.passed(),
-            relayed: direction.relayed(),
-            written: to.written.saturating_sub(self.flow.base_written(destination)),
-        })
     }
 }

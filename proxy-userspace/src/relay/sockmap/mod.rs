@@ -5,6 +5,7 @@
 
 mod btf;
 mod controller;
+mod flow;
 mod flow_control;
 mod loader;
 mod probe;

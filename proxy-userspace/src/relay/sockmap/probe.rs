@@ -40,7 +40,7 @@ pub struct Check {
 pub fn probe() -> Result<Vec<Check>, String> {
     let limits = Limits { flows: 8, budget: 64 << 20, idle: PATIENCE * 4, log_transitions: false };
     let running = Running::start(limits).map_err(|error: StartError| error.to_string())?;
-    let checks: [(&'static str, fn(&Running) -> Result<(), Failure>); 5] = [
+    let checks: [(&'static str, Attempt); 5] = [
         ("a FIN without data is forwarded and breaks nothing", fin_only),
         ("bytes queued before the hand-over arrive", early_bytes),
         ("1 MiB each way arrives unchanged", integrity),
@@ -52,6 +52,9 @@ pub fn probe() -> Result<Vec<Check>, String> {
         .map(|(name, check)| Check { name, result: check(&running).map_err(|Failure(text)| text) })
         .collect())
 }
+
+/// Tries one promise.
+type Attempt = fn(&Running) -> Result<(), Failure>;
 
 struct Failure(String);
 
