@@ -4,6 +4,7 @@
 //! skipped; elsewhere a test that needs it says so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stdout, reason = "skips and measured figures are told on the terminal")]
 
 mod behaviour;
 mod faults;
