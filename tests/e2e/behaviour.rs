@@ -10,6 +10,7 @@ use std::{
 use setu_tests::{
     Path, Setu, config,
     peers::{Manner, Upstream, end_of, exchange, finish, receive, reset, send},
+    repair::step_back,
 };
 
 const MB: usize = 1_000_000;
@@ -27,6 +28,7 @@ crate::on_both_paths! {
     fin_without_data
     stalled_reader_resumes
     both_write_before_the_upstream_reads
+    a_retransmission_that_repeats_bytes
     thousand_short_connections
     idle_and_half_closed_time_out
     termination_closes_flows
@@ -256,6 +258,29 @@ fn both_write_before_the_upstream_reads(path: Path) {
         });
         assert_eq!(receive(&client, 6, Manner::SLOW), 12 * MB);
     });
+}
+
+/// A segment whose head has arrived before, which the kernel hands to the program whole.
+fn a_retransmission_that_repeats_bytes(path: Path) {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let upstream = Upstream::new();
+    let setu = start(path, &upstream);
+    for repeated in [6, 400] {
+        let (client, server) = upstream.connect(setu.address("chat"));
+        let bytes: Vec<u8> = (0..30_000).map(|at| (at * 7 % 251) as u8).collect();
+        exchange(&client, &server, &bytes[..10_000]);
+        thread::sleep(Duration::from_millis(100));
+        let mut client = step_back(client, repeated);
+        client.write_all(&bytes[10_000 - repeated as usize..]).unwrap();
+        let mut rest = vec![0; 20_000];
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        (&server).read_exact(&mut rest).unwrap_or_else(|error| panic!("{repeated} repeated: {error}"));
+        assert!(rest == bytes[10_000..], "{repeated} repeated bytes came through");
+        exchange(&server, &client, b"the way back");
+        exchange(&client, &server, b"and on");
+    }
 }
 
 fn thousand_short_connections(path: Path) {

@@ -5,6 +5,7 @@
 pub mod machine;
 pub mod netns;
 pub mod peers;
+pub mod repair;
 mod setu;
 
 pub use setu::{Path, Setu, config};
