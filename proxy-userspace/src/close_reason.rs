@@ -109,6 +109,11 @@ impl CloseReason {
         if out_of_resources(error) {
             return Self::OutOfResources;
         }
+        // Not the system's: setu's own.
+        if error.kind() == io::ErrorKind::Other {
+            tracing::error!(%error, "a connection was reset");
+            return Self::InternalError;
+        }
         let vanished = matches!(
             error.kind(),
             io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable

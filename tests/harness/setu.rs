@@ -141,7 +141,9 @@ impl Setu {
     #[must_use]
     pub fn tail(&self) -> String {
         let log = self.log.lock().unwrap();
-        log[log.len().saturating_sub(20)..].join("\n")
+        let errors = log.iter().filter(|line| line.contains("ERROR")).take(5);
+        let end = &log[log.len().saturating_sub(20)..];
+        errors.chain(end).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     /// Sends SIGTERM, and returns how setu ended and how many connections ended for each reason.

@@ -33,11 +33,34 @@ pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 /// # Errors
 /// The socket's.
 pub(crate) fn set_window_clamp(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
-    let (level, name, len) = (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, size_of::<i32>());
-    let value = (&raw const bytes).cast();
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
+}
+
+/// Sets how many bytes must have arrived before the socket is told of them. Takes the socket's lock.
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
+}
+
+fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<i32>() as libc::socklen_t;
+    let value = (&raw const value).cast();
     // SAFETY: the kernel reads `len` bytes from `value`.
-    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, len as libc::socklen_t) })?;
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, len) })?;
     Ok(())
+}
+
+/// Bytes in the socket's own queue.
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes = 0_i32;
+    // SAFETY: the kernel writes one integer to `bytes`.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
 /// Reads what is there, without waiting. 0 means that the peer has finished.

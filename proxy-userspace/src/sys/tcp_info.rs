@@ -43,6 +43,8 @@ const LAST_DATA_SENT: usize = 9;
 pub(crate) struct TcpInfo {
     /// Whether the connection is gone (`TCP_CLOSE`).
     pub(crate) closed: bool,
+    /// Whether the peer has sent its FIN.
+    pub(crate) finished: bool,
     /// Bytes received in order, a FIN counted as one.
     pub(crate) received: u64,
     /// Bytes that were written to the socket, sent or not.
@@ -79,6 +81,7 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let silent = raw.words[LAST_DATA_SENT].min(raw.words[LAST_DATA_SENT + 2]);
     Ok(TcpInfo {
         closed: raw.state == TCP_CLOSE,
+        finished: matches!(raw.state, TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING),
         received: raw.bytes_received,
         written: raw.bytes_sent.saturating_sub(raw.bytes_retrans) + u64::from(raw.notsent_bytes),
         acked: raw.bytes_acked,
@@ -86,8 +89,11 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     })
 }
 
-/// `TCP_CLOSE` of include/net/tcp_states.h.
+/// States of include/net/tcp_states.h.
 const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_LAST_ACK: u8 = 9;
+const TCP_CLOSING: u8 = 11;
 
 #[cfg(test)]
 mod tests {

@@ -31,6 +31,10 @@ const POLL_MAX: Duration = Duration::from_millis(50);
 /// How often all flows are looked over, at most.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// Bytes that arrive before a socket on its way into the map is told: no more than fit its first window, so that its
+/// receive buffer is not made larger (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
+const QUIET: i32 = 32 * 1024;
+
 const TOKEN_WAKE: u64 = u64::MAX;
 const TOKEN_EVENTS: u64 = u64::MAX - 1;
 const TOKEN_LOG: u64 = u64::MAX - 2;
@@ -179,6 +183,7 @@ impl Controller {
                 give_back(legs, ticket, &returns, Why::NotTaken(name));
             }
             Err(NotInserted::Lost) => {
+                error!("a connection was reset: bytes came while only one leg was in the kernel");
                 self.free.push(id);
                 set_abortive(legs.client.as_fd(), true);
                 set_abortive(legs.upstream.as_fd(), true);
@@ -192,6 +197,13 @@ impl Controller {
         let sockets = [legs.client.as_fd(), legs.upstream.as_fd()];
         let refuse = |_| NotInserted::Refused("socket_gone");
         let cookies = [sys::cookie(sockets[0]).map_err(refuse)?, sys::cookie(sockets[1]).map_err(refuse)?];
+        // The map takes no socket that has received a FIN. Asked beforehand, because a refusal of the second socket
+        // after bytes came for the first costs the flow.
+        for socket in sockets {
+            if sys::tcp_info(socket).map_or(true, |info| info.finished || info.closed) {
+                return Err(NotInserted::Refused("finished"));
+            }
+        }
         for (side, base) in [(Side::Client, legs.prefix), (Side::Upstream, 0)] {
             let index = direction_index(id, side);
             let direction = self.kernel.directions.direction(index);
@@ -203,27 +215,45 @@ impl Controller {
                 return Err(NotInserted::Refused("map_full"));
             }
         }
-        // The upstream first: it seldom speaks before the client, and what it says until the client is in the map
-        // would be passed.
+        // Until both are in the map neither is told of bytes: what one brought would be passed, and would be lost if
+        // the other were refused then.
+        for socket in sockets {
+            sys::set_receive_low_water(socket, QUIET).map_err(refuse)?;
+        }
+        let inserted = self.insert_sockets(id, &cookies, sockets);
+        for socket in sockets {
+            let _ = sys::set_receive_low_water(socket, 1);
+        }
+        inserted?;
+        for socket in sockets {
+            // Runs the verdict over what was queued before. Whatever is found, epoll tells as well.
+            let _ = sys::peek(socket, &mut [0]);
+        }
+        Ok(cookies)
+    }
+
+    /// Puts both sockets into the sockhash, or neither.
+    fn insert_sockets(
+        &mut self,
+        id: u32,
+        cookies: &[u64; 2],
+        sockets: [BorrowedFd<'_>; 2],
+    ) -> Result<(), NotInserted> {
         if let Err(error) = self.kernel.sockets.insert(cookies[1], Raw(sockets[1]), 0) {
-            self.forget(&cookies);
+            self.forget(cookies);
             return Err(NotInserted::Refused(insertion_error(&error)));
         }
         if let Err(error) = self.kernel.sockets.insert(cookies[0], Raw(sockets[0]), 0) {
             let _ = self.kernel.sockets.remove(&cookies[1]);
             let passed = self.kernel.directions.direction(direction_index(id, Side::Upstream)).passed();
-            self.forget(&cookies);
+            self.forget(cookies);
             return Err(if passed == 0 {
                 NotInserted::Refused(insertion_error(&error))
             } else {
                 NotInserted::Lost
             });
         }
-        for socket in sockets {
-            // Runs the verdict over what was queued before. Whatever is found, epoll tells as well.
-            let _ = sys::peek(socket, &mut [0]);
-        }
-        Ok(cookies)
+        Ok(())
     }
 
     /// Starts to watch a flow that is in the maps.
@@ -408,9 +438,9 @@ impl Controller {
             Verdict::Stays => {}
             Verdict::Close(reason) => ticket.close(reason),
             Verdict::Broken(side, error) => {
-                let other = if side == Side::Client { &upstream } else { &client };
                 // The other side must not take the end for a FIN.
-                set_abortive(other.as_fd(), true);
+                set_abortive(client.as_fd(), true);
+                set_abortive(upstream.as_fd(), true);
                 ticket.close(CloseReason::broken(side, &error));
             }
             Verdict::Return(why) => {

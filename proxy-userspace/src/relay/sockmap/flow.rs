@@ -22,6 +22,8 @@ use crate::{
 
 /// How soon a flow that waits is looked at again at first.
 pub(super) const POLL_MIN: Duration = Duration::from_millis(1);
+/// Bytes that arrive before a socket that leaves the map is told: more than a network brings in that moment.
+const QUIET: i32 = 1 << 20;
 
 /// A flow in the kernel.
 pub(super) struct Flow {
@@ -112,7 +114,8 @@ impl Treatment<'_> {
     pub(super) fn run(mut self) -> Verdict {
         for side in SIDES {
             if self.direction(side).is_broken() {
-                return Verdict::Close(CloseReason::InternalError);
+                let error = io::Error::other("a segment repeated bytes and could not be trimmed");
+                return Verdict::Broken(side, error);
             }
             if let Err(verdict) = self.relay(side) {
                 return verdict;
@@ -194,9 +197,33 @@ impl Treatment<'_> {
             return Ok(false);
         }
         self.take_out(side)?;
+        // While a socket leaves the map, a segment that arrives can fall between: its callback is the program's still,
+        // and the program's state is gone (`sk_psock_verdict_recv`, net/core/skmsg.c, drops it then). So for this
+        // moment the socket is told of nothing: what arrives stays in its queue.
+        let leg = self.flow.leg(side);
+        let failed = |error| (side, error);
+        sys::set_receive_low_water(leg, QUIET).map_err(failed)?;
         // An error means that the kernel took it out already, because the socket is closed; epoll tells that too.
         let _ = self.kernel.sockets.remove(&self.flow.cookies[side.index()]);
+        let leg = self.flow.leg(side);
+        sys::set_receive_low_water(leg, 1).map_err(failed)?;
+        self.account(side)?;
         Ok(true)
+    }
+
+    /// Makes sure that each byte that arrived was redirected, passed, or is in the socket's queue. A FIN that arrives
+    /// in the wrong moment tells the socket in spite of [`QUIET`]; bytes before it would be lost in silence.
+    fn account(&self, side: Side) -> Result<(), (Side, io::Error)> {
+        let leg = self.flow.leg(side);
+        let info = sys::tcp_info(leg).map_err(|error| (side, error))?;
+        let queued = sys::queued(leg).map_err(|error| (side, error))?;
+        let direction = self.direction(side);
+        let known = self.flow.base_received(side) + direction.redirected() + direction.passed() + queued;
+        if info.received > known + u64::from(info.finished) {
+            let text = format!("{} bytes were lost while the flow left the kernel", info.received - known);
+            return Err((side, io::Error::other(text)));
+        }
+        Ok(())
     }
 
     /// Takes out of the source's queue what was relayed from it: the queue does not outlive its place in the map.
