@@ -14,20 +14,17 @@ use crate::credit::Window;
 pub struct Direction {
     /// Flow-control state, written by the program only (it runs under the source socket's lock).
     pub window: Window,
-    /// Bytes handed to userspace because the destination could not take them. Written by the program.
+    /// Bytes left to userspace because the destination could not take them, or because the flow leaves the kernel.
+    /// Once it is not 0 all that arrives is passed: what came first must not be overtaken. Written by the program.
     pub passed: AtomicU64,
     /// Bytes that this direction holds of [`Budget::reserved`]. Exchanged by both.
     pub reserved: AtomicU64,
-    /// Bytes of [`Self::passed`] that the controller has sent to the destination. Written by the controller.
-    pub relayed: AtomicU64,
     /// Bytes that userspace wrote to the destination before insertion. Written by the controller.
     pub base_acked: u64,
     /// Socket cookie of the destination. Written by the controller.
     pub destination: u64,
-    /// Not 0 while the controller withdraws the flow: nothing more may be passed. Written by the controller.
+    /// Not 0 once the flow leaves the kernel: nothing more may be redirected. Written by the controller.
     pub withdrawing: AtomicU64,
-    /// Not 0 once userspace was told of the congestion. Written by the program.
-    pub told: AtomicU64,
     /// Sequence number of the next byte, with [`SEQUENCE_KNOWN`] set once it is known. Written by the program.
     pub next_sequence: u64,
     /// Not 0 when the program met a segment that it could not trim: bytes are lost, and the flow must be reset.
@@ -48,7 +45,7 @@ pub struct Budget {
     pub reserved: AtomicU64,
 }
 
-/// Told to the controller once when a direction starts to pass bytes to userspace.
+/// Told to the controller once, when a direction starts to pass bytes to userspace.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Congested {
@@ -58,7 +55,7 @@ pub struct Congested {
     pub padding: u32,
 }
 
-const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
+const _: () = assert!(size_of::<Direction>() == 96 && align_of::<Direction>() == 8);
 const _: () = assert!(size_of::<Budget>() == 16);
 const _: () = assert!(size_of::<Congested>() == 8);
 

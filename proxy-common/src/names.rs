@@ -16,6 +16,8 @@ pub const EVENTS: &str = "EVENTS";
 
 /// The stream verdict program.
 pub const FORWARD: &str = "forward";
+/// The socket filter that lets nothing through.
+pub const DEAFEN: &str = "deafen";
 
 /// Global `u32`: offset of `sk_sndbuf` in the kernel's `struct sock`, bytes.
 pub const SNDBUF_OFFSET: &str = "SNDBUF_OFFSET";

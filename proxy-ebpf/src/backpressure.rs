@@ -15,14 +15,13 @@ use crate::{
 
 /// Whether a segment of `len` bytes may be redirected now. What cannot be found out counts as no.
 #[inline(always)]
-pub(crate) fn admit(direction: &mut Direction, relayed: u64, len: u64) -> bool {
+pub(crate) fn admit(direction: &mut Direction, len: u64) -> bool {
     let Some((acked, sndbuf)) = destination(direction.destination) else {
         return false;
     };
     let Some(budget) = BUDGET.get(0) else { return false };
     let others = atomic::load(&budget.reserved).saturating_sub(atomic::load(&direction.reserved));
     let view = View {
-        relayed,
         acked: acked.saturating_sub(direction.base_acked),
         sndbuf,
         free: atomic::load(&budget.total).saturating_sub(others),

@@ -1,7 +1,8 @@
 //! setu's data path in the kernel: one `SK_SKB` stream verdict program over a sockhash.
 //!
-//! The program decides for each segment that arrives on a socket of a flow: redirect it to the other leg, or pass it
-//! to userspace because the other leg cannot take it now. Why and how much is in [`proxy_common::credit`].
+//! [`forward`] decides for each segment that arrives on a socket of a flow: redirect it to the other leg, or pass it
+//! to userspace because the other leg cannot take it now. Why and how much is in [`proxy_common::credit`]. [`deafen`] is
+//! for the moment in which a socket leaves the sockhash.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -12,7 +13,11 @@ mod maps;
 mod overlap;
 mod redirect;
 
-use aya_ebpf::{bindings::sk_action::SK_PASS, macros::stream_verdict, programs::SkBuffContext};
+use aya_ebpf::{
+    bindings::sk_action::SK_PASS,
+    macros::{socket_filter, stream_verdict},
+    programs::SkBuffContext,
+};
 
 /// `bpf_skc_to_tcp_sock` and `bpf_probe_read_kernel` ask for a GPL-compatible licence; `license_is_gpl_compatible`
 /// (include/linux/license.h) takes this one.
@@ -24,6 +29,13 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[stream_verdict]
 pub fn forward(context: SkBuffContext) -> u32 {
     redirect::verdict(&context).unwrap_or(SK_PASS)
+}
+
+/// Drops what arrives on the socket that this filter is attached to, before TCP sees it (`tcp_filter`,
+/// net/ipv4/tcp_ipv4.c), as a network would: its sender sends it again.
+#[socket_filter]
+pub fn deafen(_: SkBuffContext) -> i64 {
+    0
 }
 
 #[panic_handler]

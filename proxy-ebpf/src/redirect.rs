@@ -34,23 +34,13 @@ pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
     let Some(len) = overlap::trim(context, direction, context.len()) else {
         // Neither redirecting nor dropping it would be right: the controller resets the flow.
         atomic::store(&direction.broken, 1);
-        tell(direction, index);
+        tell(index);
         return Some(SK_DROP);
     };
     let len = u64::from(len);
 
-    // Earlier bytes wait in userspace: later ones must wait behind them.
-    let relayed = atomic::load(&direction.relayed);
-    if atomic::load(&direction.passed) != relayed {
-        return Some(pass(context, direction, index, len));
-    }
-    if atomic::load(&direction.told) != 0 {
-        atomic::store(&direction.told, 0);
-        info!(context, "direction {} resumed", index);
-    }
-
-    let withdrawing = atomic::load(&direction.withdrawing) != 0;
-    if !withdrawing && !direction.window.spend(len) && !backpressure::admit(direction, relayed, len) {
+    let closed = atomic::load(&direction.passed) != 0 || atomic::load(&direction.withdrawing) != 0;
+    if closed || !(direction.window.spend(len) || backpressure::admit(direction, len)) {
         return Some(pass(context, direction, index, len));
     }
     let verdict = SOCKETS.redirect_skb(context, direction.destination, 0) as u32;
@@ -64,12 +54,13 @@ pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
     }
 }
 
-/// Leaves the segment with its socket, whose window closes by it, and tells userspace once.
+/// Leaves the segment with its socket, whose window closes by it, and calls the controller with the first one.
 #[inline(always)]
 fn pass(context: &SkBuffContext, direction: &mut Direction, index: u32, len: u64) -> u32 {
-    atomic::store(&direction.passed, atomic::load(&direction.passed) + len);
-    if atomic::load(&direction.told) == 0 {
-        tell(direction, index);
+    let before = atomic::load(&direction.passed);
+    atomic::store(&direction.passed, before + len);
+    if before == 0 && atomic::load(&direction.withdrawing) == 0 {
+        tell(index);
         info!(context, "direction {} congested", index);
     }
     SK_PASS
@@ -77,8 +68,7 @@ fn pass(context: &SkBuffContext, direction: &mut Direction, index: u32, len: u64
 
 /// Calls the controller to the direction.
 #[inline(always)]
-fn tell(direction: &Direction, index: u32) {
-    atomic::store(&direction.told, 1);
+fn tell(index: u32) {
     // Lost when the ring is full: the controller's sweep looks at each direction for that reason.
     let _ = EVENTS.output::<Congested>(Congested { direction: index, padding: 0 }, 0);
 }

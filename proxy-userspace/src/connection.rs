@@ -9,11 +9,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use crate::{
-    close_reason::{CloseReason, Path, Side, Ticket},
+    close_reason::{CloseReason, Path, Ticket},
     config::UpstreamId,
     relay::{
-        sockmap::{Legs, Returned, Why},
-        userspace,
+        sockmap::{Handle, Legs, Returned, Why},
+        userspace::{self, Ended, Flow},
     },
     upstream,
     worker::Worker,
@@ -25,6 +25,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// A leg that acknowledges nothing for so long is gone. Longer than the half minute that a phone takes to change
 /// networks and come back.
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A flow that left the kernel because a leg could not keep up goes back after it did for so long; doubled each time
+/// that it leaves again, [`CALM_DOUBLINGS`] times at most.
+const CALM: Duration = Duration::from_secs(1);
+const CALM_DOUBLINGS: u32 = 6;
 
 /// A client's connection, of which nothing is known but where it came in.
 pub(crate) struct Accepted {
@@ -75,22 +80,18 @@ impl Routed {
 impl Dialed {
     /// Moves the bytes until the end, in the kernel if it can be.
     async fn relay(self, mut ticket: Ticket, worker: &Worker) {
-        for leg in [&self.client, &self.upstream] {
+        let Self { client, upstream } = self;
+        for leg in [&client, &upstream] {
             prepare(leg);
         }
         match &worker.kernel {
-            Some(kernel) => match (self.client.into_std(), self.upstream.into_std()) {
-                (Ok(client), Ok(upstream)) => {
-                    let legs = Legs { client: client.into(), upstream: upstream.into(), prefix: 0 };
-                    kernel.adopt(legs, ticket, worker.returns.clone());
-                }
-                (Err(_), _) | (_, Err(_)) => ticket.close(CloseReason::InternalError),
-            },
+            Some(kernel) => hand_over(client, upstream, 0, ticket, kernel, worker),
             None => {
                 ticket.path = Path::Userspace;
-                let timeouts = &worker.shared.config.timeouts;
-                let reason = userspace::relay(self.client, self.upstream, None, timeouts).await;
-                ticket.close(reason);
+                let flow = Flow { client, upstream, first: None, collected: Default::default(), calm: None };
+                if let Ended::Closed(reason) = userspace::relay(flow, &worker.shared.config.timeouts).await {
+                    ticket.close(reason);
+                }
             }
         }
     }
@@ -108,24 +109,49 @@ pub(crate) async fn serve(client: TcpStream, listener: usize, worker: Arc<Worker
     }
 }
 
+/// Gives a flow to the kernel. It ends there, or comes to [`carry_on`].
+fn hand_over(
+    client: TcpStream,
+    upstream: TcpStream,
+    strained: u32,
+    ticket: Ticket,
+    kernel: &Handle,
+    worker: &Worker,
+) {
+    match (client.into_std(), upstream.into_std()) {
+        (Ok(client), Ok(upstream)) => {
+            let legs = Legs { client: client.into(), upstream: upstream.into(), strained };
+            kernel.adopt(legs, ticket, worker.returns.clone());
+        }
+        (Err(_), _) | (_, Err(_)) => ticket.close(CloseReason::InternalError),
+    }
+}
+
 /// Carries on a flow that left the kernel.
 pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
-    let Returned { legs, ticket, why } = returned;
-    let first: Option<Side> = match why {
+    let Returned { legs: Legs { client, upstream, strained }, ticket, why, collected } = returned;
+    let first = match why {
         Why::Finished(side) => Some(side),
+        Why::Congested => None,
         Why::NotTaken(name) => {
             tracing::debug!(reason = name, "not handed over to the kernel");
             None
         }
     };
+    let calm = (why == Why::Congested).then(|| CALM * (1 << strained.saturating_sub(1).min(CALM_DOUBLINGS)));
     let stream = |leg| TcpStream::from_std(std::net::TcpStream::from(leg));
-    let reason = match (stream(legs.client), stream(legs.upstream)) {
-        (Ok(client), Ok(upstream)) => {
-            userspace::relay(client, upstream, first, &worker.shared.config.timeouts).await
-        }
-        (Err(_), _) | (_, Err(_)) => CloseReason::OutOfResources,
+    let (Ok(client), Ok(upstream)) = (stream(client), stream(upstream)) else {
+        return ticket.close(CloseReason::OutOfResources);
     };
-    ticket.close(reason);
+    let flow = Flow { client, upstream, first, collected, calm };
+    match userspace::relay(flow, &worker.shared.config.timeouts).await {
+        Ended::Closed(reason) => ticket.close(reason),
+        Ended::Calm(client, upstream) => match &worker.kernel {
+            Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, &worker),
+            // It came from the kernel.
+            None => ticket.close(CloseReason::InternalError),
+        },
+    }
 }
 
 /// Sets what every leg needs. Errors mean that the connection is gone, which the relay finds out.

@@ -8,10 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
+
 use setu_tests::{
     Path, Setu, config,
     machine::{available_kib, raise_file_limit},
-    peers::{Manner, Upstream, exchange, receive, send},
+    peers::{Manner, Upstream, exchange, receive, receive_some, send},
 };
 
 /// These tests look at the whole machine's memory: one at a time.
@@ -73,6 +75,10 @@ fn two_hundred_stalled_readers_are_bounded_together() {
     let Some(setu) = start(&upstream) else { return };
     let healthy: Vec<_> = (0..8).map(|_| upstream.connect(setu.address("chat"))).collect();
     let stalled: Vec<_> = (0..200).map(|_| upstream.connect(setu.address("chat"))).collect();
+    // What is measured is setu's, not the sender's own buffer.
+    for (_, server) in &stalled {
+        SockRef::from(server).set_send_buffer_size(64 * 1024).unwrap();
+    }
     let before = available_kib();
     thread::scope(|scope| {
         for chunk in stalled.chunks(50) {
@@ -81,7 +87,7 @@ fn two_hundred_stalled_readers_are_bounded_together() {
     });
     let grown = before - available_kib();
     println!("200 stalled readers: {grown} KiB");
-    // Each end's own buffers included: the sender's send buffer alone may be 4 MiB.
+    // Two receive buffers' worth and a send buffer for each: less than half of what one alone may hold.
     assert!(grown < 200 * 8 * 1024, "{grown} KiB");
     for (client, server) in &healthy {
         for _ in 0..200 {
@@ -138,4 +144,33 @@ fn nine_thousand_idle_flows_cost_little() {
     let grown = setu.status("VmRSS") - before;
     println!("9,000 idle flows: {grown} KiB");
     assert!(grown <= 9_000, "{grown} KiB for 9,000 flows");
+}
+
+/// A stalled reader's flow leaves the kernel, so that TCP itself makes the sender wait; it goes back when both keep up.
+#[test]
+fn a_flow_goes_back_to_the_kernel_when_both_keep_up() {
+    let _alone = alone();
+    let upstream = Upstream::new();
+    let Some(mut setu) = start(&upstream) else { return };
+    let (client, server) = upstream.connect(setu.address("chat"));
+    for round in 0..2 {
+        thread::scope(|scope| {
+            scope.spawn(|| send(&server, round, 40_000_000, Manner::FAST));
+            thread::sleep(Duration::from_millis(500));
+            receive_some(&client, round, 40_000_000);
+        });
+        // It goes back after 1 s, the second time after 2 s.
+        thread::sleep(Duration::from_millis(3500));
+        let before = setu.context_switches();
+        for _ in 0..2_000 {
+            exchange(&client, &server, &[1; 256]);
+            exchange(&server, &client, &[2; 256]);
+        }
+        let switches = setu.context_switches() - before;
+        println!("4,000 messages after a stall: {switches} context switches");
+        assert!(switches <= 40, "{switches} context switches: the flow is not in the kernel");
+    }
+    drop(client);
+    drop(server);
+    setu.wait_count("closed reason=client_closed path=sockmap listener=chat", 1);
 }

@@ -120,6 +120,18 @@ pub fn receive(mut from: &TcpStream, seed: u64, manner: Manner) -> usize {
     }
 }
 
+/// Reads `len` bytes and checks each.
+pub fn receive_some(mut from: &TcpStream, seed: u64, len: usize) {
+    let mut stream = Stream::new(seed);
+    let mut buffer = vec![0; 256 * 1024];
+    while stream.at < len {
+        let wanted = buffer.len().min(len - stream.at);
+        let count = from.read(&mut buffer[..wanted]).expect("reading failed");
+        assert!(count > 0, "an end after {} of {len} bytes", stream.at);
+        stream.check(&buffer[..count]);
+    }
+}
+
 /// Sends FIN.
 pub fn finish(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).expect("shutdown failed");

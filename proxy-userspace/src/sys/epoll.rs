@@ -11,25 +11,19 @@ use super::check;
 
 /// What to be told of a descriptor, besides errors and hang-ups, which always come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Interest {
+pub(crate) enum Interest {
+    /// Nothing but the peer's FIN.
+    HangUp,
     /// Something to read.
-    pub(crate) read: bool,
-    /// Room to write.
-    pub(crate) write: bool,
+    Read,
 }
 
 impl Interest {
-    /// Nothing but the peer's FIN.
-    pub(crate) const HANG_UP: Self = Self { read: false, write: false };
-
     fn bits(self) -> u32 {
-        let mut bits = libc::EPOLLRDHUP | libc::EPOLLET;
-        if self.read {
-            bits |= libc::EPOLLIN;
-        }
-        if self.write {
-            bits |= libc::EPOLLOUT;
-        }
+        let bits = match self {
+            Self::HangUp => libc::EPOLLRDHUP | libc::EPOLLET,
+            Self::Read => libc::EPOLLIN | libc::EPOLLET,
+        };
         bits as u32
     }
 }
@@ -68,18 +62,10 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, token, interest)
     }
 
-    /// Changes the interest. What is ready at that time is told again.
-    ///
-    /// # Errors
-    /// The descriptor was not added.
-    pub(crate) fn modify(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
-    }
-
     /// # Errors
     /// The descriptor was not added.
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_DEL, fd, 0, Interest::HANG_UP)
+        self.control(libc::EPOLL_CTL_DEL, fd, 0, Interest::HangUp)
     }
 
     /// Waits until something happens or the time has passed, and returns how many slots of `events` were filled.

@@ -112,24 +112,14 @@ impl<'a> DirectionRef<'a> {
         field!(self.passed).load(Ordering::Acquire)
     }
 
-    /// Bytes that userspace has sent on.
-    pub(crate) fn relayed(self) -> u64 {
-        field!(self.relayed).load(Ordering::Acquire)
-    }
-
-    /// Counts bytes that userspace has sent on.
-    pub(crate) fn add_relayed(self, bytes: u64) {
-        field!(self.relayed).fetch_add(bytes, Ordering::AcqRel);
-    }
-
     /// Whether the program met a segment that it could not forward rightly.
     pub(crate) fn is_broken(self) -> bool {
         field!(self.broken).load(Ordering::Acquire) != 0
     }
 
-    /// Forbids or allows the program to leave bytes to userspace.
-    pub(crate) fn set_withdrawing(self, withdrawing: bool) {
-        field!(self.withdrawing).store(u64::from(withdrawing), Ordering::SeqCst);
+    /// Makes the program leave to userspace all that arrives from now on.
+    pub(crate) fn withdraw(self) {
+        field!(self.withdrawing).store(1, Ordering::SeqCst);
     }
 
     /// Bytes of the budget held.

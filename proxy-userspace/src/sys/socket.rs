@@ -28,11 +28,14 @@ pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(value)
 }
 
-/// Bounds the window that the socket offers to its peer, bytes; the kernel raises it to about 1 KiB.
+/// Bounds what the socket holds for its reader to `bytes`, whatever the system's limit, and offers all of it as window
+/// (a fixed buffer keeps the window clamp that the socket was born with, which may be below one segment).
 ///
 /// # Errors
-/// The socket's.
-pub(crate) fn set_window_clamp(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+/// The socket's; without CAP_NET_ADMIN that of a missing permission.
+pub(crate) fn bound_receive_buffer(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    // The kernel doubles the value (`sock_setsockopt`, net/core/sock.c).
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes / 2)?;
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
 }
 
@@ -84,33 +87,6 @@ pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
     // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
     check_size(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) })
-}
-
-/// Whether the socket has room, as epoll means it.
-///
-/// # Errors
-/// The kernel's.
-pub(crate) fn is_writable(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: the kernel reads and writes one entry.
-    check(unsafe { libc::poll(&raw mut entry, 1, 0) })?;
-    Ok(entry.revents & (libc::POLLOUT | libc::POLLERR | libc::POLLHUP) != 0)
-}
-
-/// Writes what the socket takes, without waiting.
-///
-/// # Errors
-/// `WouldBlock` when it takes nothing; the socket's. A closed peer is an error, not a signal.
-pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: the kernel reads at most `bytes.len()` bytes from `bytes`.
-    check_size(unsafe {
-        libc::send(
-            socket.as_raw_fd(),
-            bytes.as_ptr().cast(),
-            bytes.len(),
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        )
-    })
 }
 
 /// A pipe through which bytes go from socket to socket without a copy to userspace.

@@ -2,6 +2,9 @@
 //!
 //! It sleeps until a flow's FIN, a reset, or congestion wakes it, and looks over all flows about once a second. A
 //! message that passes through the kernel wakes nobody.
+//!
+//! It moves no bytes, so that it never becomes the bottleneck of many flows: a flow that needs userspace leaves the
+//! kernel and returns to its worker.
 
 use std::{
     io,
@@ -15,11 +18,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, warn};
 
 use super::{
-    Command, Legs, Limits, Returned, Why,
-    flow::{Flow, Leaving, POLL_MIN, Poll, SIDES, Treatment, Verdict, direction_index},
-    flow_control,
+    Command, Legs, Limits, Returned, Why, budget,
+    flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, direction_index},
     loader::{Kernel, Raw},
-    teardown::Stage,
 };
 use crate::{
     close_reason::{CloseReason, Path, Side, Ticket},
@@ -34,6 +35,13 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// Bytes that arrive before a socket on its way into the map is told: no more than fit its first window, so that its
 /// receive buffer is not made larger (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
 const QUIET: i32 = 32 * 1024;
+
+/// Bytes that a leg of a flow in the kernel holds for its reader at most. What the kernel forwards counts as read, so
+/// that the buffer would be tuned for a quick reader, up to `net.ipv4.tcp_rmem`, and be full of a slow one's bytes. At a
+/// round trip of 100 ms a sender still fills 100 Mbit/s.
+const RECEIVE_BUFFER: i32 = 2 << 20;
+/// Bytes taken out of a leaving leg together.
+const SCRATCH: usize = 256 * 1024;
 
 const TOKEN_WAKE: u64 = u64::MAX;
 const TOKEN_EVENTS: u64 = u64::MAX - 1;
@@ -62,11 +70,10 @@ impl Controller {
         wake: &EventFd,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let read = Interest { read: true, write: false };
-        epoll.add(wake.as_fd(), TOKEN_WAKE, read)?;
-        epoll.add(kernel.events(), TOKEN_EVENTS, read)?;
+        epoll.add(wake.as_fd(), TOKEN_WAKE, Interest::Read)?;
+        epoll.add(kernel.events(), TOKEN_EVENTS, Interest::Read)?;
         if let Some(log) = kernel.log() {
-            epoll.add(log, TOKEN_LOG, read)?;
+            epoll.add(log, TOKEN_LOG, Interest::Read)?;
         }
         Ok(Self {
             kernel,
@@ -76,7 +83,7 @@ impl Controller {
             flows: Vec::new(),
             free: Vec::new(),
             polled: Vec::new(),
-            scratch: vec![0; flow_control::SCRATCH].into_boxed_slice(),
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
             next_sweep: Instant::now(),
         })
     }
@@ -134,10 +141,6 @@ impl Controller {
         self.flows.get(id as usize)?.as_ref()
     }
 
-    fn flow_mut(&mut self, id: u32) -> Option<&mut Flow> {
-        self.flows.get_mut(id as usize)?.as_mut()
-    }
-
     /// Whether to go on.
     fn take_commands(&mut self) -> bool {
         loop {
@@ -158,21 +161,20 @@ impl Controller {
                 self.flows.push(None);
                 self.flows.len() as u32 - 1
             }
-            None => return give_back(legs, ticket, &returns, Why::NotTaken("map_full")),
+            None => return refuse(legs, ticket, &returns, "map_full"),
         };
         match self.insert(id, &legs) {
-            Ok(cookies) => {
-                let Legs { client, upstream, prefix } = legs;
+            Ok(Inserted { cookies, bases }) => {
+                let Legs { client, upstream, strained } = legs;
                 self.flows[id as usize] = Some(Flow {
                     sockets: [client, upstream],
                     cookies,
-                    prefix,
+                    bases,
+                    strained,
                     ticket,
                     returns,
                     deadline: Instant::now() + self.limits.idle,
                     leaving: None,
-                    congestion: [None, None],
-                    interest: [Interest::HANG_UP; 2],
                     seen: [0; 2],
                     poll: None,
                 });
@@ -180,7 +182,7 @@ impl Controller {
             }
             Err(NotInserted::Refused(name)) => {
                 self.free.push(id);
-                give_back(legs, ticket, &returns, Why::NotTaken(name));
+                refuse(legs, ticket, &returns, name);
             }
             Err(NotInserted::Lost) => {
                 error!("a connection was reset: bytes came while only one leg was in the kernel");
@@ -193,9 +195,15 @@ impl Controller {
     }
 
     /// Writes a flow into the maps.
-    fn insert(&mut self, id: u32, legs: &Legs) -> Result<[u64; 2], NotInserted> {
+    fn insert(&mut self, id: u32, legs: &Legs) -> Result<Inserted, NotInserted> {
         let sockets = [legs.client.as_fd(), legs.upstream.as_fd()];
         let refuse = |_| NotInserted::Refused("socket_gone");
+        for socket in sockets {
+            // Without it the flow works as well, but a stalled one may hold more.
+            let _ = sys::bound_receive_buffer(socket, RECEIVE_BUFFER);
+        }
+        let base = |socket| Base::of(socket).map_err(refuse)?.ok_or(NotInserted::Refused("busy"));
+        let bases = [base(sockets[0])?, base(sockets[1])?];
         let cookies = [sys::cookie(sockets[0]).map_err(refuse)?, sys::cookie(sockets[1]).map_err(refuse)?];
         // The map takes no socket that has received a FIN. Asked beforehand, because a refusal of the second socket
         // after bytes came for the first costs the flow.
@@ -204,12 +212,13 @@ impl Controller {
                 return Err(NotInserted::Refused("finished"));
             }
         }
-        for (side, base) in [(Side::Client, legs.prefix), (Side::Upstream, 0)] {
+        for side in SIDES {
+            let (destination, base) = (cookies[side.other().index()], bases[side.other().index()].written);
             let index = direction_index(id, side);
             let direction = self.kernel.directions.direction(index);
             // A run of the program that was under way when the flow before this one left may have reserved again.
-            flow_control::hold(direction, self.kernel.budget.budget(), 0);
-            direction.initialise(cookies[side.other().index()], base);
+            budget::hold(direction, self.kernel.budget.budget(), 0);
+            direction.initialise(destination, base);
             if self.kernel.sources.insert(cookies[side.index()], index, 0).is_err() {
                 self.forget(&cookies);
                 return Err(NotInserted::Refused("map_full"));
@@ -229,7 +238,7 @@ impl Controller {
             // Runs the verdict over what was queued before. Whatever is found, epoll tells as well.
             let _ = sys::peek(socket, &mut [0]);
         }
-        Ok(cookies)
+        Ok(Inserted { cookies, bases })
     }
 
     /// Puts both sockets into the sockhash, or neither.
@@ -261,10 +270,10 @@ impl Controller {
         let Some(flow) = self.flow(id) else { return };
         let added = SIDES
             .iter()
-            .try_for_each(|side| self.epoll.add(flow.leg(*side), token(id, *side), Interest::HANG_UP));
+            .try_for_each(|side| self.epoll.add(flow.leg(*side), token(id, *side), Interest::HangUp));
         if let Err(error) = added {
             warn!(%error, "a flow cannot be watched");
-            self.finish(id, Verdict::Close(CloseReason::OutOfResources));
+            self.close(id, CloseReason::OutOfResources);
         }
     }
 
@@ -279,82 +288,54 @@ impl Controller {
     /// The program reports directions that became congested.
     fn take_congested(&mut self) {
         while let Some(index) = self.kernel.next_congested() {
-            let side = SIDES[(index % 2) as usize];
-            if let Some(flow) = self.flow_mut(index / 2) {
-                flow.congestion[side.index()].get_or_insert_default();
-                self.treat(index / 2);
-            }
+            self.leave(index / 2, Why::Congested);
         }
     }
 
     /// Something happened to a leg.
     fn attend(&mut self, token: u64, broken: bool, finished: bool) {
         let (id, side) = (token as u32 / 2, SIDES[(token % 2) as usize]);
-        let Some(flow) = self.flow_mut(id) else { return };
+        let Some(flow) = self.flow(id) else { return };
         if broken {
             let error = SockRef::from(&flow.leg(side)).take_error().ok().flatten();
             let error = error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
-            return self.finish(id, Verdict::Broken(side, error));
+            self.break_off(id, side, &error);
+        } else if finished {
+            self.leave(id, Why::Finished(side));
         }
-        if finished && flow.leaving.is_none() {
-            flow.leaving = Some(Leaving { first: side, stage: Stage::Draining, paused: false });
-            flow.poll = None;
-        }
-        self.treat(id);
     }
 
-    /// Does for a flow what can be done now, and sees to it that it is looked at again if it must be.
-    fn treat(&mut self, id: u32) {
-        let now = Instant::now();
+    /// Begins to take a flow out of the kernel.
+    fn leave(&mut self, id: u32, why: Why) {
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
-        let verdict = Treatment { kernel: &mut self.kernel, scratch: &mut self.scratch, id, flow }.run();
-        match verdict {
-            Verdict::Stays => {
-                let Some(flow) = self.flow(id) else { return };
-                let waits = flow.leaving.is_some() || flow.congestion.iter().any(Option::is_some);
-                self.schedule(id, waits, now);
-                self.set_interest(id);
-            }
-            verdict => self.finish(id, verdict),
-        }
+        flow.begin_to_leave(id, &self.kernel, why);
+        self.advance(id);
     }
 
-    fn schedule(&mut self, id: u32, waits: bool, now: Instant) {
-        let Some(flow) = self.flow_mut(id) else { return };
-        if !waits {
-            // `poll` takes it out of the list.
-            flow.poll = None;
-            return;
-        }
-        let listed = flow.poll.is_some();
-        let after = flow.poll.map_or(POLL_MIN, |poll| (poll.after * 2).min(POLL_MAX));
-        flow.poll = Some(Poll { at: now + after, after });
-        if !listed && !self.polled.contains(&id) {
-            self.polled.push(id);
-        }
-    }
-
-    /// Watches for room and for bytes only where a congested direction waits for them.
-    fn set_interest(&mut self, id: u32) {
+    /// Takes a flow out of the kernel as far as it goes now, and sees to it that it is looked at again if it must be.
+    fn advance(&mut self, id: u32) {
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
-        for side in SIDES {
-            let interest = Interest {
-                read: flow.congestion[side.index()].is_some(),
-                write: flow.congestion[side.other().index()].is_some(),
-            };
-            if flow.interest[side.index()] == interest {
-                continue;
+        let Some(mut leaving) = flow.leaving.take() else { return };
+        let scratch = &mut self.scratch;
+        let departure = Departure { kernel: &mut self.kernel, scratch, id, flow, leaving: &mut leaving };
+        let out = { departure }.advance();
+        let waited = flow.poll.is_some();
+        let (why, after) = (leaving.why, flow.poll.map_or(POLL_MIN, |poll| (poll.after * 2).min(POLL_MAX)));
+        flow.leaving = Some(leaving);
+        match out {
+            Ok(true) => self.give_back(id, why, waited),
+            Ok(false) => {
+                flow.poll = Some(Poll { at: Instant::now() + after, after });
+                if !waited {
+                    SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
+                    self.polled.push(id);
+                }
             }
-            if flow.interest[side.index()].read != interest.read {
-                set_abortive(flow.leg(side), interest.read);
-            }
-            if self.epoll.modify(flow.leg(side), token(id, side), interest).is_ok() {
-                flow.interest[side.index()] = interest;
-            }
+            Err((side, error)) => self.break_off(id, side, &error),
         }
     }
 
@@ -370,7 +351,7 @@ impl Controller {
                 Some(poll) if poll.at > now => self.polled.push(id),
                 Some(_) => {
                     self.polled.push(id);
-                    self.treat(id);
+                    self.advance(id);
                 }
             }
         }
@@ -400,11 +381,7 @@ impl Controller {
         let mut congested = false;
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
-            let waits = direction.passed() != direction.relayed() || direction.is_broken();
-            if waits && flow.congestion[side.index()].is_none() {
-                flow.congestion[side.index()].get_or_insert_default();
-                congested = true;
-            }
+            congested |= direction.passed() != 0 || direction.is_broken();
             let redirected = direction.redirected();
             let rests = std::mem::replace(&mut flow.seen[side.index()], redirected) == redirected;
             if scarce
@@ -413,42 +390,48 @@ impl Controller {
                 && let Ok(info) = sys::tcp_info(flow.leg(side.other()))
             {
                 direction.revoke_credit();
-                let base = flow.base_written(side.other());
-                flow_control::reserve(direction, self.kernel.budget.budget(), base, &info);
+                let base = flow.base(side.other()).written;
+                budget::reserve(direction, self.kernel.budget.budget(), base, &info);
             }
         }
         if flow.deadline <= now {
             let silent = SIDES.iter().filter_map(|side| sys::tcp_info(flow.leg(*side)).ok());
             let silent = silent.map(|info| info.silent).min().unwrap_or(idle);
             if silent >= idle {
-                return self.finish(id, Verdict::Close(CloseReason::Idle));
+                return self.close(id, CloseReason::Idle);
             }
             flow.deadline = now + (idle - silent);
         }
-        if congested {
-            self.treat(id);
+        if congested && flow.leaving.is_none() {
+            self.leave(id, Why::Congested);
         }
     }
 
-    /// Ends a flow's time in the kernel.
-    fn finish(&mut self, id: u32, verdict: Verdict) {
-        let Some(flow) = self.remove(id) else { return };
-        let Flow { sockets: [client, upstream], prefix, ticket, returns, .. } = flow;
-        match verdict {
-            Verdict::Stays => {}
-            Verdict::Close(reason) => ticket.close(reason),
-            Verdict::Broken(side, error) => {
-                // The other side must not take the end for a FIN.
-                set_abortive(client.as_fd(), true);
-                set_abortive(upstream.as_fd(), true);
-                ticket.close(CloseReason::broken(side, &error));
-            }
-            Verdict::Return(why) => {
-                set_abortive(client.as_fd(), false);
-                set_abortive(upstream.as_fd(), false);
-                give_back(Legs { client, upstream, prefix }, ticket, &returns, why);
-            }
+    /// Closes a flow in order.
+    fn close(&mut self, id: u32, reason: CloseReason) {
+        if let Some(flow) = self.remove(id) {
+            flow.ticket.close(reason);
         }
+    }
+
+    /// Ends a flow of which a leg failed: the other side must not take the end for a FIN.
+    fn break_off(&mut self, id: u32, side: Side, error: &io::Error) {
+        if let Some(flow) = self.remove(id) {
+            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
+            flow.ticket.close(CloseReason::broken(side, error));
+        }
+    }
+
+    /// Returns a flow that has left the kernel to its worker.
+    fn give_back(&mut self, id: u32, why: Why, waited: bool) {
+        let Some(flow) = self.remove(id) else { return };
+        if waited {
+            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), false));
+        }
+        let Flow { sockets: [client, upstream], strained, ticket, returns, leaving, .. } = flow;
+        let legs = Legs { client, upstream, strained: strained + u32::from(why == Why::Congested) };
+        let collected = leaving.map(|leaving| leaving.collected).unwrap_or_default();
+        give_back(legs, ticket, &returns, why, collected);
     }
 
     /// Takes a flow out of the maps and of the table.
@@ -463,10 +446,16 @@ impl Controller {
         self.forget(&flow.cookies);
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
-            flow_control::hold(direction, self.kernel.budget.budget(), 0);
+            budget::hold(direction, self.kernel.budget.budget(), 0);
         }
         Some(flow)
     }
+}
+
+/// A flow that is in the maps.
+struct Inserted {
+    cookies: [u64; 2],
+    bases: [Base; 2],
 }
 
 enum NotInserted {
@@ -480,21 +469,31 @@ fn token(id: u32, side: Side) -> u64 {
     u64::from(direction_index(id, side))
 }
 
-/// Makes a close, also that of a killed setu, send RST instead of FIN. What was passed and not read is not in the
-/// socket's own queue, so that `tcp_close` (net/ipv4/tcp.c) would send a FIN, and a sender that waits for its window
-/// to open would go on waiting for a minute.
+/// Makes a close, also that of a killed setu, send RST instead of FIN. What was passed is not in the socket's own queue,
+/// so that `tcp_close` (net/ipv4/tcp.c) would send a FIN, which the peer would take for an orderly end.
 fn set_abortive(leg: BorrowedFd<'_>, abortive: bool) {
     // An error means that the connection is gone.
     let _ = SockRef::from(&leg).set_linger(abortive.then_some(Duration::ZERO));
 }
 
-fn give_back(legs: Legs, mut ticket: Ticket, returns: &UnboundedSender<Returned>, why: Why) {
-    if matches!(why, Why::NotTaken(_)) {
+fn give_back(
+    legs: Legs,
+    mut ticket: Ticket,
+    returns: &UnboundedSender<Returned>,
+    why: Why,
+    collected: [Vec<u8>; 2],
+) {
+    if !matches!(why, Why::Finished(_)) {
         ticket.path = Path::Userspace;
     }
-    if let Err(unsent) = returns.send(Returned { legs, ticket, why }) {
+    if let Err(unsent) = returns.send(Returned { legs, ticket, why, collected }) {
         unsent.0.ticket.close(CloseReason::Shutdown);
     }
+}
+
+/// Gives back a flow that the kernel does not take.
+fn refuse(legs: Legs, ticket: Ticket, returns: &UnboundedSender<Returned>, name: &'static str) {
+    give_back(legs, ticket, returns, Why::NotTaken(name), Default::default());
 }
 
 /// Names an error of insertion (`sock_map_update_elem_sys`, net/core/sock_map.c).

@@ -1,4 +1,4 @@
-//! A flow in the kernel: its state, and what is done for it when something happened.
+//! A flow in the kernel: its state, and how it leaves.
 
 use std::{
     io,
@@ -11,46 +11,70 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Returned, Why,
-    flow_control::{self, Congestion, Outcome, Relay},
     loader::Kernel,
-    teardown::{self, Passage, Stage, Step},
+    teardown::{Inbound, Outbound, may_detach},
 };
 use crate::{
-    close_reason::{CloseReason, Side, Ticket},
-    sys::{self, DirectionRef, Interest},
+    close_reason::{Side, Ticket},
+    sys::{self, DirectionRef},
 };
 
 /// How soon a flow that waits is looked at again at first.
 pub(super) const POLL_MIN: Duration = Duration::from_millis(1);
-/// Bytes that arrive before a socket that leaves the map is told: more than a network brings in that moment.
-const QUIET: i32 = 1 << 20;
+/// Tries to read a leg's counts in one moment.
+const TRIES: u32 = 16;
 
 /// A flow in the kernel.
 pub(super) struct Flow {
     pub(super) sockets: [OwnedFd; 2],
     pub(super) cookies: [u64; 2],
-    pub(super) prefix: u64,
+    /// What was at insertion, by leg.
+    pub(super) bases: [Base; 2],
+    pub(super) strained: u32,
     pub(super) ticket: Ticket,
     pub(super) returns: UnboundedSender<Returned>,
     /// When to look whether it is idle.
     pub(super) deadline: Instant,
     /// Set while the flow leaves the kernel.
     pub(super) leaving: Option<Leaving>,
-    /// By source.
-    pub(super) congestion: [Option<Box<Congestion>>; 2],
-    pub(super) interest: [Interest; 2],
     /// Bytes redirected as of the last sweep, by source.
     pub(super) seen: [u64; 2],
     /// Set while the flow is polled.
     pub(super) poll: Option<Poll>,
 }
 
-#[derive(Clone, Copy)]
+/// A leg at insertion: the kernel's counts go on from here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base {
+    /// Bytes received and taken out by userspace.
+    pub(super) taken: u64,
+    /// Bytes written.
+    pub(super) written: u64,
+}
+
+impl Base {
+    /// Reads a leg's counts. `None` when bytes keep arriving: the two counts must be of one moment.
+    pub(super) fn of(leg: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+        for _ in 0..TRIES {
+            let (before, queued, after) = (sys::tcp_info(leg)?, sys::queued(leg)?, sys::tcp_info(leg)?);
+            if before.received == after.received {
+                return Ok(Some(Self {
+                    taken: after.received.saturating_sub(queued),
+                    written: after.written,
+                }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A flow on its way out.
 pub(super) struct Leaving {
-    pub(super) first: Side,
-    pub(super) stage: Stage,
-    /// The other leg's peer was made to pause.
-    pub(super) paused: bool,
+    pub(super) why: Why,
+    /// What was passed and taken out, by source.
+    pub(super) collected: [Vec<u8>; 2],
+    /// Which legs have left the map.
+    detached: [bool; 2],
 }
 
 #[derive(Clone, Copy)]
@@ -59,28 +83,27 @@ pub(super) struct Poll {
     pub(super) after: Duration,
 }
 
-/// How the treatment of a flow ended.
-pub(super) enum Verdict {
-    Stays,
-    Close(CloseReason),
-    /// Reset the other leg.
-    Broken(Side, io::Error),
-    Return(Why),
-}
-
 impl Flow {
+    /// Lets the flow leave, unless it does already.
+    pub(super) fn begin_to_leave(&mut self, id: u32, kernel: &Kernel, why: Why) {
+        if self.leaving.is_some() {
+            return;
+        }
+        for side in SIDES {
+            kernel.directions.direction(direction_index(id, side)).withdraw();
+            // `TCP_INFO` takes the socket's lock: after it no run of the program is under way that did not see the
+            // flag, so that what is redirected is final. An error is met again when the flow is looked at.
+            let _ = sys::tcp_info(self.leg(side));
+        }
+        self.leaving = Some(Leaving { why, collected: Default::default(), detached: [false; 2] });
+    }
+
     pub(super) fn leg(&self, side: Side) -> BorrowedFd<'_> {
         self.sockets[side.index()].as_fd()
     }
 
-    /// Bytes that userspace wrote to this leg before insertion.
-    pub(super) fn base_written(&self, side: Side) -> u64 {
-        if side == Side::Upstream { self.prefix } else { 0 }
-    }
-
-    /// Bytes that userspace read from this leg before insertion.
-    fn base_received(&self, side: Side) -> u64 {
-        if side == Side::Client { self.prefix } else { 0 }
+    pub(super) fn base(&self, side: Side) -> Base {
+        self.bases[side.index()]
     }
 }
 
@@ -91,134 +114,93 @@ pub(super) fn direction_index(id: u32, source: Side) -> u32 {
 
 pub(super) const SIDES: [Side; 2] = [Side::Client, Side::Upstream];
 
-fn relay_from<'a>(kernel: &'a Kernel, flow: &'a Flow, id: u32, from: Side) -> Relay<'a> {
-    Relay {
-        from,
-        source: flow.leg(from),
-        destination: flow.leg(from.other()),
-        base_written: flow.base_written(from.other()),
-        direction: kernel.directions.direction(direction_index(id, from)),
-        budget: kernel.budget.budget(),
-    }
-}
+/// A leg that failed.
+pub(super) type Broken = (Side, io::Error);
 
-/// One flow, with what is needed to act on it.
-pub(super) struct Treatment<'a> {
+/// One leaving flow, with what is needed to act on it.
+pub(super) struct Departure<'a> {
     pub(super) kernel: &'a mut Kernel,
     pub(super) scratch: &'a mut [u8],
     pub(super) id: u32,
-    pub(super) flow: &'a mut Flow,
+    pub(super) flow: &'a Flow,
+    pub(super) leaving: &'a mut Leaving,
 }
 
-impl Treatment<'_> {
-    pub(super) fn run(mut self) -> Verdict {
+impl Departure<'_> {
+    /// Takes the next steps out of the kernel, and returns whether the flow is out.
+    pub(super) fn advance(&mut self) -> Result<bool, Broken> {
         for side in SIDES {
             if self.direction(side).is_broken() {
-                let error = io::Error::other("a segment repeated bytes and could not be trimmed");
-                return Verdict::Broken(side, error);
+                let text = "a segment repeated bytes and could not be trimmed";
+                return Err((side, io::Error::other(text)));
             }
-            if let Err(verdict) = self.relay(side) {
-                return verdict;
+            if !self.leaving.detached[side.index()] && !self.detach(side)? {
+                return Ok(false);
             }
         }
-        match self.leave() {
-            Ok(verdict) => verdict,
-            Err((side, error)) => Verdict::Broken(side, error),
-        }
+        Ok(true)
     }
 
     fn direction(&self, source: Side) -> DirectionRef<'_> {
         self.kernel.directions.direction(direction_index(self.id, source))
     }
 
-    /// Relays what was passed from this side.
-    fn relay(&mut self, from: Side) -> Result<(), Verdict> {
-        let Some(mut congestion) = self.flow.congestion[from.index()].take() else {
-            return Ok(());
-        };
-        let relay = relay_from(self.kernel, self.flow, self.id, from);
-        match relay.run(&mut congestion, self.scratch) {
-            Outcome::Level => return Ok(()),
-            Outcome::Broken(side, error) => return Err(Verdict::Broken(side, error)),
-            Outcome::WaitRead | Outcome::WaitWrite => {}
-            // Nothing tells when these end, so look again soon.
-            Outcome::WaitFlush | Outcome::Yield => {
-                self.flow.poll = self.flow.poll.map(|poll| Poll { after: POLL_MIN / 2, ..poll })
-            }
-        }
-        self.flow.congestion[from.index()] = Some(congestion);
-        Ok(())
-    }
-
-    /// Takes the next steps out of the kernel, if the flow is leaving.
-    fn leave(&mut self) -> Result<Verdict, (Side, io::Error)> {
-        let Some(mut leaving) = self.flow.leaving.take() else {
-            return Ok(Verdict::Stays);
-        };
-        let (first, second) = (leaving.first, leaving.first.other());
-        loop {
-            let forward = self.passage(first)?;
-            let back = self.passage(second)?;
-            match teardown::next(leaving.stage, &forward, &back) {
-                Step::Wait => break,
-                Step::Detach => {
-                    if !self.detach(second)? {
-                        break;
-                    }
-                    leaving.stage = Stage::Detached;
-                }
-                Step::Return => {
-                    self.take_out(first)?;
-                    if leaving.paused {
-                        flow_control::resume(self.flow.leg(second));
-                    }
-                    return Ok(Verdict::Return(Why::Finished(first)));
-                }
-            }
-        }
-        // A sender that is always ahead of its reader would keep its direction congested, and this FIN back.
-        if !leaving.paused && self.flow.congestion[second.index()].is_some() {
-            flow_control::pause(self.flow.leg(second));
-            leaving.paused = true;
-        }
-        self.flow.leaving = Some(leaving);
-        Ok(Verdict::Stays)
-    }
-
-    /// Takes the leg out of the map, unless bytes of it wait in userspace.
-    fn detach(&mut self, side: Side) -> Result<bool, (Side, io::Error)> {
-        self.direction(side).set_withdrawing(true);
-        // After this no run of the program is under way that did not see the flag.
-        let _ = sys::peek(self.flow.leg(side), &mut [0]);
-        let direction = self.direction(side);
-        if direction.passed() != direction.relayed() {
-            direction.set_withdrawing(false);
-            self.flow.congestion[side.index()].get_or_insert_default();
+    /// Takes the leg out of the map, if it can be now.
+    fn detach(&mut self, side: Side) -> Result<bool, Broken> {
+        let outbound = self.outbound(side)?;
+        if !outbound.is_flushed() {
             return Ok(false);
         }
-        self.take_out(side)?;
+        // Most of what was passed is taken out beforehand, so that the moment below is short. A sender may be as quick
+        // as this, so there is an end to it.
+        self.collect(side, self.direction(side).passed())?;
         // While a socket leaves the map, a segment that arrives can fall between: its callback is the program's still,
-        // and the program's state is gone (`sk_psock_verdict_recv`, net/core/skmsg.c, drops it then). So for this
-        // moment the socket is told of nothing: what arrives stays in its queue.
-        let leg = self.flow.leg(side);
+        // and the program's state is gone (`sk_psock_verdict_recv`, net/core/skmsg.c, drops it then, acknowledged). So
+        // for this moment the socket is deaf.
         let failed = |error| (side, error);
-        sys::set_receive_low_water(leg, QUIET).map_err(failed)?;
-        // An error means that the kernel took it out already, because the socket is closed; epoll tells that too.
+        self.kernel.deafen(self.flow.leg(side)).map_err(failed)?;
+        let detached = self.detach_deaf(side, &outbound);
+        Kernel::let_hear(self.flow.leg(side)).map_err(failed)?;
+        detached
+    }
+
+    fn detach_deaf(&mut self, side: Side, outbound: &Outbound) -> Result<bool, Broken> {
+        self.collect(side, u64::MAX)?;
+        let collected = self.leaving.collected[side.index()].len() as u64;
+        let inbound = Inbound { passed: self.direction(side).passed(), collected };
+        if !may_detach(&inbound, outbound) {
+            return Ok(false);
+        }
+        // An error means that the kernel took it out already, because the socket is closed; epoll tells that.
         let _ = self.kernel.sockets.remove(&self.flow.cookies[side.index()]);
-        let leg = self.flow.leg(side);
-        sys::set_receive_low_water(leg, 1).map_err(failed)?;
+        self.leaving.detached[side.index()] = true;
         self.account(side)?;
         Ok(true)
     }
 
-    /// Makes sure that each byte that arrived was redirected, passed, or is in the socket's queue. A FIN that arrives
-    /// in the wrong moment tells the socket in spite of [`QUIET`]; bytes before it would be lost in silence.
-    fn account(&self, side: Side) -> Result<(), (Side, io::Error)> {
+    /// Takes out what was passed, as far as it is there, until `target` bytes were taken out in all.
+    fn collect(&mut self, side: Side, target: u64) -> Result<(), Broken> {
+        let collected = &mut self.leaving.collected[side.index()];
+        while (collected.len() as u64) < target {
+            match sys::receive(self.flow.leg(side), self.scratch) {
+                Ok(0) => break,
+                Ok(count) => collected.extend_from_slice(&self.scratch[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err((side, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that each byte that arrived was redirected, passed, or is in the socket's queue: a segment that had
+    /// come past the filter before it was attached, and was delayed since, would be lost in silence.
+    fn account(&self, side: Side) -> Result<(), Broken> {
         let leg = self.flow.leg(side);
+        // In this order: what arrives between the two makes the second larger.
         let info = sys::tcp_info(leg).map_err(|error| (side, error))?;
         let queued = sys::queued(leg).map_err(|error| (side, error))?;
         let direction = self.direction(side);
-        let known = self.flow.base_received(side) + direction.redirected() + direction.passed() + queued;
+        let known = self.flow.base(side).taken + direction.redirected() + direction.passed() + queued;
         if info.received > known + u64::from(info.finished) {
             let text = format!("{} bytes were lost while the flow left the kernel", info.received - known);
             return Err((side, io::Error::other(text)));
@@ -226,35 +208,15 @@ impl Treatment<'_> {
         Ok(())
     }
 
-    /// Takes out of the source's queue what was relayed from it: the queue does not outlive its place in the map.
-    fn take_out(&mut self, side: Side) -> Result<(), (Side, io::Error)> {
-        let Some(mut congestion) = self.flow.congestion[side.index()].take() else { return Ok(()) };
-        let relay = relay_from(self.kernel, self.flow, self.id, side);
-        relay.take_out(&mut congestion, self.scratch).map_err(|error| (side, error))
-    }
-
-    /// How far the direction from this side is.
-    fn passage(&self, source: Side) -> Result<Passage, (Side, io::Error)> {
-        let destination = source.other();
-        // `TCP_INFO` waits for the segment that is being worked on, so that the program's counts, read after it,
-        // include it.
-        let from = sys::tcp_info(self.flow.leg(source)).map_err(|error| (source, error))?;
-        let to = sys::tcp_info(self.flow.leg(destination)).map_err(|error| (destination, error))?;
-        for (side, info) in [(source, &from), (destination, &to)] {
-            if info.closed {
-                let error = SockRef::from(&self.flow.leg(side)).take_error().ok().flatten();
-                return Err((side, error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())));
-            }
+    /// What goes out on a leg.
+    fn outbound(&self, side: Side) -> Result<Outbound, Broken> {
+        let leg = self.flow.leg(side);
+        let info = sys::tcp_info(leg).map_err(|error| (side, error))?;
+        if info.closed {
+            let error = SockRef::from(&leg).take_error().ok().flatten();
+            return Err((side, error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())));
         }
-        let direction = self.direction(source);
-        let received = from.received.saturating_sub(self.flow.base_received(source));
-        Ok(Passage {
-            // The FIN counts as one. Of the direction that has none, this is not looked at.
-            received: received.saturating_sub(1),
-            redirected: direction.redirected(),
-            passed: direction.passed(),
-            relayed: direction.relayed(),
-            written: to.written.saturating_sub(self.flow.base_written(destination)),
-        })
+        let written = info.written.saturating_sub(self.flow.base(side).written);
+        Ok(Outbound { redirected: self.direction(side.other()).redirected(), written })
     }
 }

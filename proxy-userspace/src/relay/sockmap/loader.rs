@@ -9,13 +9,14 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{HashMap, Map, MapData, MapError, RingBuf, SockHash},
-    programs::{ProgramError, SkSkb},
+    programs::{ProgramError, SkSkb, SocketFilter},
 };
 use aya_log::EbpfLogger;
 use proxy_common::{
     direction::{Budget, Congested, Direction},
     names,
 };
+use socket2::SockRef;
 use thiserror::Error;
 
 use super::btf::{self, Btf, BtfError};
@@ -65,8 +66,8 @@ pub(super) struct Kernel {
     pub(super) budget: Shared<Budget>,
     events: RingBuf<MapData>,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
-    /// Keeps the program attached.
-    _object: Ebpf,
+    /// Keeps the programs loaded.
+    object: Ebpf,
 }
 
 impl Kernel {
@@ -98,6 +99,8 @@ impl Kernel {
 
         // The program refers to the maps by descriptor: it must be loaded before any of them is closed.
         skb_program(&mut object)?.load()?;
+        let filter = object.program_mut(names::DEAFEN).ok_or(LoadError::Missing(names::DEAFEN))?;
+        <&mut SocketFilter>::try_from(filter)?.load()?;
         let mut take = |name| object.take_map(name).ok_or(LoadError::Missing(name));
         let sockets = SockHash::<_, u64>::try_from(take(names::SOCKETS)?)?;
         let sources = HashMap::try_from(take(names::SOURCES)?)?;
@@ -109,7 +112,25 @@ impl Kernel {
 
         let program = skb_program(&mut object)?;
         program.attach(sockets.fd())?;
-        Ok(Self { sockets, sources, directions, budget: budget_map, events, logger, _object: object })
+        Ok(Self { sockets, sources, directions, budget: budget_map, events, logger, object })
+    }
+
+    /// Drops what arrives on a socket from now on, until [`Self::let_hear`].
+    ///
+    /// # Errors
+    /// The kernel's: out of memory for options, say.
+    pub(super) fn deafen(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let filter = self.object.program(names::DEAFEN).and_then(|program| program.try_into().ok());
+        let filter: &SocketFilter = filter.ok_or(io::ErrorKind::NotFound)?;
+        filter.attach(socket).map_err(io::Error::other)
+    }
+
+    /// Undoes [`Self::deafen`].
+    ///
+    /// # Errors
+    /// The socket's.
+    pub(super) fn let_hear(socket: BorrowedFd<'_>) -> io::Result<()> {
+        SockRef::from(&socket).detach_filter()
     }
 
     /// The descriptor that is readable when a direction became congested.

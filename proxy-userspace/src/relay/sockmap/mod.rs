@@ -1,12 +1,13 @@
 //! The kernel path: bytes go from socket to socket by an eBPF program, and userspace only watches for the end.
 //!
 //! One thread, the [`controller`], owns the maps and every flow in them. Workers hand flows over and get them back
-//! when something is to be done that the kernel cannot do: forward a FIN, or carry a flow that it did not take.
+//! when something is to be done that the kernel cannot do: forward a FIN, make a sender wait for a slower reader, or
+//! carry a flow that it did not take.
 
 mod btf;
+mod budget;
 mod controller;
 mod flow;
-mod flow_control;
 mod loader;
 mod probe;
 mod teardown;
@@ -33,8 +34,8 @@ pub use probe::{Check, probe};
 pub(crate) struct Legs {
     pub(crate) client: OwnedFd,
     pub(crate) upstream: OwnedFd,
-    /// Bytes that were read from the client and written to the upstream before.
-    pub(crate) prefix: u64,
+    /// How often the flow left the kernel because a leg could not keep up.
+    pub(crate) strained: u32,
 }
 
 /// Why a flow comes back.
@@ -42,6 +43,8 @@ pub(crate) struct Legs {
 pub(crate) enum Why {
     /// The leg has sent its FIN.
     Finished(Side),
+    /// A leg's peer reads slower than the other sends.
+    Congested,
     /// The kernel did not take it; the name of the reason.
     NotTaken(&'static str),
 }
@@ -52,6 +55,8 @@ pub(crate) struct Returned {
     pub(crate) legs: Legs,
     pub(crate) ticket: Ticket,
     pub(crate) why: Why,
+    /// Bytes that userspace must send before all others, by the leg that they came from.
+    pub(crate) collected: [Vec<u8>; 2],
 }
 
 /// Limits of the kernel path.

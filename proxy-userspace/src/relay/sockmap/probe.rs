@@ -6,13 +6,13 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use sha2::{Digest as _, Sha256};
-use socket2::SockRef;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::unbounded_channel;
 
 use super::{Legs, Limits, Returned, Running, StartError, Why};
 use crate::close_reason::{Side, Ticket};
@@ -68,13 +68,14 @@ fn expect(condition: bool, text: impl FnOnce() -> String) -> Result<(), Failure>
     if condition { Ok(()) } else { Err(Failure(text())) }
 }
 
-/// A flow with both peers.
+/// A flow with both peers. What the kernel returns is relayed by a thread of its own.
 struct Rig {
     client: TcpStream,
     server: TcpStream,
     legs: Option<Legs>,
-    returned: UnboundedReceiver<Returned>,
-    returns: tokio::sync::mpsc::UnboundedSender<Returned>,
+    /// Why the flow left the kernel, once it did.
+    left: mpsc::Receiver<Why>,
+    leaves: Option<mpsc::Sender<Why>>,
 }
 
 impl Rig {
@@ -83,46 +84,68 @@ impl Rig {
         let (server, upstream_leg) = pair()?;
         client_leg.set_nonblocking(true)?;
         upstream_leg.set_nonblocking(true)?;
-        let (returns, returned) = unbounded_channel();
-        let legs = Legs { client: client_leg.into(), upstream: upstream_leg.into(), prefix: 0 };
-        Ok(Self { client, server, legs: Some(legs), returned, returns })
+        let legs = Legs { client: client_leg.into(), upstream: upstream_leg.into(), strained: 0 };
+        let (leaves, left) = mpsc::channel();
+        Ok(Self { client, server, legs: Some(legs), left, leaves: Some(leaves) })
     }
 
     /// A flow that is in the kernel.
     fn in_kernel(running: &Running) -> Result<Self, Failure> {
         let mut rig = Self::new()?;
         rig.hand_over(running);
-        // Nobody else would bring it across.
         rig.client.write_all(b"?")?;
         rig.server.read_exact(&mut [0])?;
-        Ok(rig)
+        match rig.left.try_recv() {
+            Ok(why) => Err(Failure(format!("not in the kernel: {why:?}"))),
+            Err(_) => Ok(rig),
+        }
     }
 
     fn hand_over(&mut self, running: &Running) {
-        if let Some(legs) = self.legs.take() {
-            let ticket = Ticket::new(std::sync::Arc::default(), "self-test".into());
-            running.handle().adopt(legs, ticket, self.returns.clone());
-        }
+        let (Some(legs), Some(leaves)) = (self.legs.take(), self.leaves.take()) else { return };
+        let ticket = Ticket::new(std::sync::Arc::default(), "self-test".into());
+        let (returns, mut returned) = unbounded_channel();
+        running.handle().adopt(legs, ticket, returns);
+        // Ends with the flow: when nothing can come back any more, or when it came and was relayed to its end.
+        thread::spawn(move || {
+            if let Some(flow) = returned.blocking_recv() {
+                // An error means that the check is over.
+                let _ = leaves.send(flow.why);
+                // What this breaks the peers find out.
+                let _ = carry_on(flow);
+            }
+        });
     }
 
-    /// Waits for the flow to leave the kernel because of the client's FIN, and forwards it.
-    fn forward_fin(&mut self) -> Result<Legs, Failure> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Ok(Returned { legs, ticket, why }) = self.returned.try_recv() {
-                ticket.close(crate::close_reason::CloseReason::Shutdown);
-                expect(why == Why::Finished(Side::Client), || format!("not in the kernel: {why:?}"))?;
-                let upstream = SockRef::from(&legs.upstream);
-                if let Some(error) = upstream.take_error()? {
-                    return Err(Failure(format!("the upstream leg is broken: {error}")));
-                }
-                upstream.shutdown(Shutdown::Write)?;
-                return Ok(legs);
-            }
-            expect(Instant::now() < deadline, || "the FIN was not noticed".into())?;
-            thread::sleep(Duration::from_millis(1));
+    fn expect_left(&self, wanted: Why) -> Result<(), Failure> {
+        match self.left.recv_timeout(PATIENCE) {
+            Ok(why) if why == wanted => Ok(()),
+            Ok(why) => Err(Failure(format!("the flow left the kernel because of {why:?}, not {wanted:?}"))),
+            Err(_) => Err(Failure(format!("the kernel did not tell: {wanted:?}"))),
         }
     }
+}
+
+/// Relays a flow that left the kernel, to its end.
+fn carry_on(flow: Returned) -> io::Result<()> {
+    let Returned { legs, ticket, collected: [out, back], .. } = flow;
+    let (client, upstream) = (TcpStream::from(legs.client), TcpStream::from(legs.upstream));
+    for leg in [&client, &upstream] {
+        leg.set_nonblocking(false)?;
+        leg.set_read_timeout(Some(PATIENCE))?;
+        leg.set_write_timeout(Some(PATIENCE))?;
+    }
+    let pump = |mut from: &TcpStream, mut to: &TcpStream, first: &[u8]| -> io::Result<()> {
+        to.write_all(first)?;
+        io::copy(&mut from, &mut to)?;
+        to.shutdown(Shutdown::Write)
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| pump(&upstream, &client, &back));
+        let _ = pump(&client, &upstream, &out);
+    });
+    ticket.close(crate::close_reason::CloseReason::Shutdown);
+    Ok(())
 }
 
 fn pair() -> io::Result<(TcpStream, TcpStream)> {
@@ -145,9 +168,11 @@ fn pattern(len: usize) -> Vec<u8> {
 fn fin_only(running: &Running) -> Result<(), Failure> {
     let mut rig = Rig::in_kernel(running)?;
     rig.client.shutdown(Shutdown::Write)?;
-    let _legs = rig.forward_fin()?;
+    rig.expect_left(Why::Finished(Side::Client))?;
     let count = rig.server.read(&mut [0; 16])?;
-    expect(count == 0, || format!("{count} bytes arrived instead of an end"))
+    expect(count == 0, || format!("{count} bytes arrived instead of an end"))?;
+    rig.server.write_all(b"still open")?;
+    Ok(rig.client.read_exact(&mut [0; 10])?)
 }
 
 fn early_bytes(running: &Running) -> Result<(), Failure> {
@@ -215,6 +240,7 @@ fn stalled_reader(running: &Running) -> Result<(), Failure> {
             Err(error) => return Err(error.into()),
         }
     }
+    rig.expect_left(Why::Congested)?;
     let (mut read, mut buffer) = (0, vec![0; 65_521]);
     while read < total {
         let count = rig.server.read(&mut buffer)?;
@@ -228,28 +254,21 @@ fn stalled_reader(running: &Running) -> Result<(), Failure> {
 }
 
 fn drain_before_fin(running: &Running) -> Result<(), Failure> {
-    let mut rig = Rig::in_kernel(running)?;
-    let sent = pattern(4 * MIB);
-    let (writer, reader) = (rig.client.try_clone()?, rig.server.try_clone()?);
+    let rig = Rig::in_kernel(running)?;
+    let sent = pattern(MIB);
+    let mut bytes = Vec::with_capacity(sent.len());
     thread::scope(|scope| {
-        let sent = &sent;
-        let writing = scope.spawn(move || {
-            let mut writer = &writer;
-            writer.write_all(sent)?;
-            writer.shutdown(Shutdown::Write)
+        let writing = scope.spawn(|| {
+            (&rig.client).write_all(&sent)?;
+            rig.client.shutdown(Shutdown::Write)
         });
-        let reading = scope.spawn(move || -> io::Result<Vec<u8>> {
-            thread::sleep(Duration::from_millis(20));
-            let mut bytes = Vec::with_capacity(sent.len());
-            (&reader).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        });
-        let _legs = rig.forward_fin()?;
-        writing.join().map_err(|_| Failure("the writer panicked".into()))??;
-        let bytes = reading.join().map_err(|_| Failure("the reader panicked".into()))??;
-        expect(bytes.len() == sent.len(), || format!("{} of {} bytes arrived", bytes.len(), sent.len()))?;
-        expect(bytes == *sent, || "the bytes that arrived are others".into())
-    })
+        // The FIN finds bytes under way.
+        thread::sleep(Duration::from_millis(20));
+        (&rig.server).read_to_end(&mut bytes)?;
+        writing.join().map_err(|_| Failure("the writer panicked".into()))?.map_err(Failure::from)
+    })?;
+    expect(bytes.len() == sent.len(), || format!("{} of {} bytes arrived", bytes.len(), sent.len()))?;
+    expect(bytes == sent, || "the bytes that arrived are others".into())
 }
 
 #[cfg(test)]

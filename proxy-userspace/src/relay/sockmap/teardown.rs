@@ -1,84 +1,52 @@
-//! How a flow leaves the kernel: a state machine without I/O.
+//! How a flow leaves the kernel: rules without I/O.
 //!
 //! ```text
-//!  Open ── FIN from one leg ("first") ──▶ Draining ── all of first's bytes are written to the other leg ("second"),
-//!                                            │         and nothing of second's waits in userspace
-//!                                            ▼
-//!                                         Detached ── second is a plain socket again; wait until what was redirected
-//!                                            │         from it is written to first
-//!                                            ▼
-//!                                         Returned ── both are plain sockets: userspace forwards the FIN
+//!  InKernel ── a FIN, or a leg that cannot keep up ──▶ Leaving: the program redirects nothing more
+//!                                                         │  what was redirected is written to the other leg: `Flushed`
+//!                                                         ▼
+//!                                                      what was passed is taken out: `Collected`
+//!                                                         │  one leg leaves the map, then the other
+//!                                                         ▼
+//!                                                      Returned: two plain sockets, and the bytes taken out
 //! ```
+//!
+//! None of this waits for a peer to read: what is redirected fits into the other leg's send buffer
+//! (`proxy_common::credit`), and what was passed goes into memory, bounded by the receive buffer. So one direction's
+//! stall cannot keep a flow, or the FIN of the other direction, in the kernel.
 //!
 //! A flow leaves before its first FIN is forwarded, because a socket that has sent and received a FIN goes to
 //! TIME_WAIT, where the kernel takes it out of the map with all that was passed on it and not yet read
 //! (`tcp_time_wait` → `tcp_done` → `sock_map_unhash` → `sk_psock_drop`). After that, half-close and the second FIN
 //! are ordinary TCP, with one implementation for all paths.
 
-/// How far one direction is. All are bytes since insertion, without the FIN.
+/// What came in on a leg of a leaving flow and was left to userspace, bytes since insertion.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Passage {
-    /// Received by the source.
-    pub(super) received: u64,
-    /// Redirected by the program.
-    pub(super) redirected: u64,
-    /// Left to userspace by the program.
+pub(super) struct Inbound {
+    /// Passed by the program.
     pub(super) passed: u64,
-    /// Sent on by userspace.
-    pub(super) relayed: u64,
-    /// Written to the destination.
+    /// Of these, taken out by userspace.
+    pub(super) collected: u64,
+}
+
+/// What goes out on a leg of a leaving flow, bytes since insertion.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Outbound {
+    /// Redirected to it by the program, which redirects no more.
+    pub(super) redirected: u64,
+    /// Written to it: not in its backlog any more.
     pub(super) written: u64,
 }
 
-impl Passage {
-    /// Whether nothing waits in userspace's hands.
-    pub(super) fn is_level(&self) -> bool {
-        self.passed == self.relayed
-    }
-
-    /// Whether the destination has all that was sent towards it.
+impl Outbound {
+    /// Whether the backlog is empty.
     pub(super) fn is_flushed(&self) -> bool {
-        self.written >= self.redirected + self.relayed
-    }
-
-    /// Whether the program has seen all that arrived.
-    fn is_seen(&self) -> bool {
-        self.received <= self.redirected + self.passed
-    }
-
-    fn is_drained(&self) -> bool {
-        self.is_seen() && self.is_level() && self.is_flushed()
+        self.written >= self.redirected
     }
 }
 
-/// Where a flow that leaves the kernel is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// `first`'s bytes are on their way.
-    Draining,
-    /// `second` has left the map.
-    Detached,
-}
-
-/// What to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Look again later.
-    Wait,
-    /// Take `second` out of the map, if nothing of its bytes waits in userspace once the program may pass no more.
-    Detach,
-    /// Take `first` out of the map and return both sockets.
-    Return,
-}
-
-/// Decides over a flow of which `first` has sent its FIN; `forward` is the direction from it, `back` the one to it.
-pub(super) fn next(stage: Stage, forward: &Passage, back: &Passage) -> Step {
-    match stage {
-        Stage::Draining if forward.is_drained() && back.is_level() => Step::Detach,
-        // `second` is out of the map: what arrives there now is not the program's, so `received` says nothing.
-        Stage::Detached if back.is_level() && back.is_flushed() => Step::Return,
-        Stage::Draining | Stage::Detached => Step::Wait,
-    }
+/// Whether a leg may leave the map: its backlog, and what was passed on it, die with its place there.
+pub(super) fn may_detach(inbound: &Inbound, outbound: &Outbound) -> bool {
+    outbound.is_flushed() && inbound.collected == inbound.passed
 }
 
 #[cfg(test)]
@@ -87,30 +55,25 @@ mod tests {
 
     use super::*;
 
-    /// One direction as the kernel keeps it: each queue holds a count of bytes, and order is implied by the rule that
-    /// redirected bytes may not enter the backlog while passed ones wait.
+    /// One direction as the kernel keeps it, with its source's `inbound` and its destination's `outbound`. Each queue holds a count of bytes, and order is implied by the rule that
+    /// nothing is redirected once something was passed.
     #[derive(Debug, Default)]
     struct Line {
-        in_map: bool,
-        finished: bool,
-        no_pass: bool,
+        detached: bool,
+        withdrawing: bool,
         sent: u64,
         unseen: u64,
         passed_queue: u64,
-        userspace: u64,
         backlog: u64,
         plain: u64,
-        at: Passage,
+        inbound: Inbound,
+        outbound: Outbound,
     }
 
     impl Line {
         fn arrive(&mut self, bytes: u64) {
-            if self.finished {
-                return;
-            }
             self.sent += bytes;
-            self.at.received += bytes;
-            if self.in_map { self.unseen += bytes } else { self.plain += bytes }
+            if self.detached { self.plain += bytes } else { self.unseen += bytes }
         }
 
         fn verdict(&mut self, congested: bool) {
@@ -118,12 +81,11 @@ mod tests {
             if bytes == 0 {
                 return;
             }
-            if !self.at.is_level() || (congested && !self.no_pass) {
-                self.at.passed += bytes;
+            if self.inbound.passed > 0 || self.withdrawing || congested {
+                self.inbound.passed += bytes;
                 self.passed_queue += bytes;
             } else {
-                assert_eq!(self.passed_queue + self.userspace, 0, "redirected past waiting bytes");
-                self.at.redirected += bytes;
+                self.outbound.redirected += bytes;
                 self.backlog += bytes;
             }
         }
@@ -131,94 +93,60 @@ mod tests {
         fn write_backlog(&mut self, bytes: u64) {
             let bytes = bytes.min(self.backlog);
             self.backlog -= bytes;
-            self.at.written += bytes;
+            self.outbound.written += bytes;
         }
 
-        fn relay(&mut self, bytes: u64) {
-            self.userspace += std::mem::take(&mut self.passed_queue);
-            if self.at.is_flushed() {
-                let bytes = bytes.min(self.userspace);
-                self.userspace -= bytes;
-                self.at.written += bytes;
-                self.at.relayed += bytes;
-            }
+        fn collect(&mut self) {
+            self.inbound.collected += std::mem::take(&mut self.passed_queue);
         }
 
-        /// The source leaves the map: what the program passed and nobody read is gone.
-        fn leave(&mut self) {
-            assert_eq!(self.passed_queue, 0, "passed bytes lost");
-            self.in_map = false;
+        fn detach(&mut self) {
+            assert_eq!(self.passed_queue, 0, "passed bytes die with the place in the map");
+            self.detached = true;
             self.plain += std::mem::take(&mut self.unseen);
         }
     }
 
     #[derive(Debug, Clone)]
     enum Action {
-        Arrive(bool, u64),
-        Finish,
-        Verdict(bool, bool),
-        Write(bool, u64),
-        Relay(bool, u64),
-        Controller,
+        Arrive(usize, u64),
+        Verdict(usize, bool),
+        Write(usize, u64),
+        Collect(usize),
+        Withdraw,
+        Control,
     }
 
     fn action() -> impl Strategy<Value = Action> {
         let bytes = 1..10_000u64;
+        let line = 0..2usize;
         prop_oneof![
-            3 => (any::<bool>(), bytes.clone()).prop_map(|(back, bytes)| Action::Arrive(back, bytes)),
-            1 => Just(Action::Finish),
-            3 => (any::<bool>(), any::<bool>()).prop_map(|(back, congested)| Action::Verdict(back, congested)),
-            2 => (any::<bool>(), bytes.clone()).prop_map(|(back, bytes)| Action::Write(back, bytes)),
-            2 => (any::<bool>(), bytes).prop_map(|(back, bytes)| Action::Relay(back, bytes)),
-            3 => Just(Action::Controller),
+            3 => (line.clone(), bytes.clone()).prop_map(|(line, bytes)| Action::Arrive(line, bytes)),
+            3 => (line.clone(), any::<bool>()).prop_map(|(line, congested)| Action::Verdict(line, congested)),
+            2 => (line.clone(), bytes).prop_map(|(line, bytes)| Action::Write(line, bytes)),
+            2 => line.prop_map(Action::Collect),
+            1 => Just(Action::Withdraw),
+            3 => Just(Action::Control),
         ]
     }
 
-    /// A flow whose `first` is the source of `lines[0]`; the state is `None` before the FIN and after the return.
-    struct Flow {
-        lines: [Line; 2],
-        stage: Option<Stage>,
-        returned: bool,
+    fn apply(lines: &mut [Line; 2], action: &Action) {
+        match *action {
+            Action::Arrive(line, bytes) => lines[line].arrive(bytes),
+            Action::Verdict(line, congested) => lines[line].verdict(congested),
+            Action::Write(line, bytes) => lines[line].write_backlog(bytes),
+            Action::Collect(line) => lines[line].collect(),
+            Action::Withdraw => lines.iter_mut().for_each(|line| line.withdrawing = true),
+            Action::Control => control(lines),
+        }
     }
 
-    impl Flow {
-        fn apply(&mut self, action: &Action) {
-            match *action {
-                Action::Arrive(back, bytes) => self.lines[usize::from(back)].arrive(bytes),
-                Action::Finish => self.lines[0].finished = true,
-                Action::Verdict(back, congested) => self.lines[usize::from(back)].verdict(congested),
-                Action::Write(back, bytes) => self.lines[usize::from(back)].write_backlog(bytes),
-                Action::Relay(back, bytes) => self.lines[usize::from(back)].relay(bytes),
-                Action::Controller => self.control(),
-            }
-        }
-
-        fn control(&mut self) {
-            if self.returned || !self.lines[0].finished {
-                return;
-            }
-            let stage = *self.stage.get_or_insert(Stage::Draining);
-            match next(stage, &self.lines[0].at, &self.lines[1].at) {
-                Step::Wait => {}
-                Step::Detach => {
-                    self.lines[1].no_pass = true;
-                    if self.lines[1].at.is_level() {
-                        assert_eq!(
-                            self.lines[0].backlog, 0,
-                            "a backlog is lost with its socket's place in the map"
-                        );
-                        self.lines[1].leave();
-                        self.stage = Some(Stage::Detached);
-                    }
-                }
-                Step::Return => {
-                    assert_eq!(
-                        self.lines[1].backlog, 0,
-                        "a backlog is lost with its socket's place in the map"
-                    );
-                    self.lines[0].leave();
-                    self.returned = true;
-                }
+    fn control(lines: &mut [Line; 2]) {
+        for side in 0..2 {
+            let (inbound, outbound) = (lines[side].inbound, lines[1 - side].outbound);
+            if lines[side].withdrawing && !lines[side].detached && may_detach(&inbound, &outbound) {
+                assert_eq!(lines[1 - side].backlog, 0, "a backlog dies with the place in the map");
+                lines[side].detach();
             }
         }
     }
@@ -226,24 +154,23 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_lost_and_every_flow_returns(actions in proptest::collection::vec(action(), 0..200)) {
-            let line = || Line { in_map: true, ..Line::default() };
-            let mut flow = Flow { lines: [line(), line()], stage: None, returned: false };
+            let mut lines = <[Line; 2]>::default();
             for action in &actions {
-                flow.apply(action);
+                apply(&mut lines, action);
             }
-            // From here on the peers read: the flow must get out, in few rounds.
-            flow.lines[0].finished = true;
-            for _ in 0..8 {
-                for back in [false, true] {
-                    flow.apply(&Action::Verdict(back, false));
-                    flow.apply(&Action::Write(back, u64::MAX));
-                    flow.apply(&Action::Relay(back, u64::MAX));
-                }
-                flow.control();
+            // From here on bytes arrive without end and no peer reads; only the backlog, which fits, is written.
+            apply(&mut lines, &Action::Withdraw);
+            for line in 0..2 {
+                apply(&mut lines, &Action::Arrive(line, 1));
+                apply(&mut lines, &Action::Verdict(line, true));
+                apply(&mut lines, &Action::Write(line, u64::MAX));
+                apply(&mut lines, &Action::Collect(line));
             }
-            prop_assert!(flow.returned);
-            for line in &flow.lines {
-                prop_assert_eq!(line.at.written + line.plain, line.sent);
+            control(&mut lines);
+            for line in &lines {
+                prop_assert!(line.detached);
+                let arrived = line.outbound.written + line.inbound.collected + line.plain;
+                prop_assert_eq!(arrived, line.sent);
             }
         }
     }

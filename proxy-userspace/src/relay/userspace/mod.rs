@@ -21,22 +21,40 @@ use crate::{
 };
 use pump::{Flowed, Pump};
 
-/// Relays until both sides have finished, one breaks, or nothing moves for too long. `first` is the side whose FIN is
-/// known to have come already.
-pub(crate) async fn relay(
-    mut client: TcpStream,
-    mut upstream: TcpStream,
-    first: Option<Side>,
-    timeouts: &Timeouts,
-) -> CloseReason {
-    let reason = run(&mut client, &mut upstream, first, timeouts).await;
-    if let Err(Broken { side, error }) = reason {
-        let other = if side == Side::Client { &upstream } else { &client };
-        // A close with lingering time 0 sends RST: the other side must not take the end for a FIN.
-        let _ = SockRef::from(other).set_linger(Some(Duration::ZERO));
-        return CloseReason::broken(side, &error);
+/// A flow whose bytes go through userspace from now on.
+pub(crate) struct Flow {
+    pub(crate) client: TcpStream,
+    pub(crate) upstream: TcpStream,
+    /// The side whose FIN is known to have come already.
+    pub(crate) first: Option<Side>,
+    /// Bytes to be sent before all others, by the side that they came from.
+    pub(crate) collected: [Vec<u8>; 2],
+    /// Give the flow up when both sides have kept up for so long.
+    pub(crate) calm: Option<Duration>,
+}
+
+/// How relaying ended.
+pub(crate) enum Ended {
+    /// The connection is over.
+    Closed(CloseReason),
+    /// Both sides keep up with each other: client and upstream, with nothing of their streams in userspace.
+    Calm(TcpStream, TcpStream),
+}
+
+/// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow is calm.
+pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts) -> Ended {
+    let Flow { mut client, mut upstream, first, collected, calm } = flow;
+    let [out, back] = collected.map(Pump::new);
+    match run(&mut client, &mut upstream, [out, back], first, calm, timeouts).await {
+        Ok(Some(reason)) => Ended::Closed(reason),
+        Ok(None) => Ended::Calm(client, upstream),
+        Err(Broken { side, error }) => {
+            let other = if side == Side::Client { &upstream } else { &client };
+            // A close with lingering time 0 sends RST: the other side must not take the end for a FIN.
+            let _ = SockRef::from(other).set_linger(Some(Duration::ZERO));
+            Ended::Closed(CloseReason::broken(side, &error))
+        }
     }
-    reason.unwrap_or(CloseReason::InternalError)
 }
 
 struct Broken {
@@ -44,20 +62,22 @@ struct Broken {
     error: io::Error,
 }
 
+/// Returns no reason when the flow is calm.
 async fn run(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
+    [mut out, mut back]: [Pump; 2],
     mut first: Option<Side>,
+    calm: Option<Duration>,
     timeouts: &Timeouts,
-) -> Result<CloseReason, Broken> {
+) -> Result<Option<CloseReason>, Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
-    let (mut out, mut back) = (Pump::default(), Pump::default());
     let mut finished = [false; 2];
     let limit = |finished: [bool; 2]| {
         if finished == [false; 2] { timeouts.idle } else { timeouts.half_close }
     };
-    let mut timer = pin!(sleep(limit(finished)));
+    let mut timer = pin!(sleep(calm.map_or(timeouts.idle, |calm| calm.min(timeouts.idle))));
     let mut timer_is_set = false;
     poll_fn(|cx| {
         let mut any_moved = false;
@@ -80,7 +100,7 @@ async fn run(
             }
         }
         if finished == [true; 2] {
-            return Poll::Ready(Ok(CloseReason::finished(first.unwrap_or(Side::Client))));
+            return Poll::Ready(Ok(Some(CloseReason::finished(first.unwrap_or(Side::Client)))));
         }
         // Bytes woke this task, so the timer did not; it still has the waker.
         if any_moved && timer_is_set {
@@ -88,6 +108,11 @@ async fn run(
         }
         timer_is_set = true;
         while timer.as_mut().poll(cx).is_ready() {
+            let calm = calm.filter(|_| finished == [false; 2]);
+            // Both must be asked.
+            if calm.is_some() && !(out.take_strained() | back.take_strained()) {
+                return Poll::Ready(Ok(None));
+            }
             // Segments do not touch the timer: when it fires, the kernel knows since when nothing has moved.
             let legs: [&TcpStream; 2] = [client_read.as_ref(), upstream_read.as_ref()];
             let silent =
@@ -95,9 +120,11 @@ async fn run(
             let (limit, silent) = (limit(finished), silent.min().unwrap_or(Duration::MAX));
             if silent >= limit {
                 let half = finished != [false; 2];
-                return Poll::Ready(Ok(if half { CloseReason::HalfCloseTimeout } else { CloseReason::Idle }));
+                let reason = if half { CloseReason::HalfCloseTimeout } else { CloseReason::Idle };
+                return Poll::Ready(Ok(Some(reason)));
             }
-            timer.as_mut().reset(Instant::now() + (limit - silent));
+            let rest = limit - silent;
+            timer.as_mut().reset(Instant::now() + calm.map_or(rest, |calm| calm.min(rest)));
         }
         Poll::Pending
     })

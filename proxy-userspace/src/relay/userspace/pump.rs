@@ -6,7 +6,7 @@
 //!     ▼                                          ▼
 //!  bytes wait in `pending`                    bytes wait in the pipe
 //! ```
-//! While bytes wait nothing is read: that is the backpressure.
+//! While bytes wait nothing is read: that is the backpressure. A flow that left the kernel begins with bytes that wait.
 
 use std::{
     cell::RefCell,
@@ -55,26 +55,60 @@ pub(super) enum Flowed {
 }
 
 /// The state of one direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pump {
     mode: Mode,
     /// The source has sent its FIN.
     ended: bool,
+    /// The destination did not take all that there was, since [`Self::take_strained`].
+    strained: bool,
 }
 
 #[derive(Debug)]
 enum Mode {
-    Copying { pending: Vec<u8>, full_reads: u32 },
+    Copying { pending: Pending, full_reads: u32 },
     Splicing { pipe: Pipe, inside: usize },
 }
 
 impl Default for Mode {
     fn default() -> Self {
-        Self::Copying { pending: Vec::new(), full_reads: 0 }
+        Self::Copying { pending: Pending::default(), full_reads: 0 }
+    }
+}
+
+/// Bytes that wait for the destination.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Pending {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.sent += count;
+        if self.rest().is_empty() {
+            // An idle direction holds no buffer.
+            *self = Self::default();
+        }
     }
 }
 
 impl Pump {
+    /// A direction whose destination is to get these bytes first.
+    pub(super) fn new(collected: Vec<u8>) -> Self {
+        let pending = Pending { bytes: collected, sent: 0 };
+        Self { mode: Mode::Copying { pending, full_reads: 0 }, ended: false, strained: false }
+    }
+
+    /// Whether the destination did not take all that there was since this was asked last, or does not now.
+    pub(super) fn take_strained(&mut self) -> bool {
+        std::mem::take(&mut self.strained) || !self.is_empty()
+    }
+
     /// Moves what can be moved. `from` names the source for errors.
     pub(super) fn poll(
         &mut self,
@@ -96,14 +130,10 @@ impl Pump {
                 };
             }
             let progress = match &mut self.mode {
-                Mode::Copying { pending, .. } if !pending.is_empty() => {
-                    match Pin::new(&mut *destination).poll_write(cx, pending) {
+                Mode::Copying { pending, .. } if !pending.rest().is_empty() => {
+                    match Pin::new(&mut *destination).poll_write(cx, pending.rest()) {
                         Poll::Ready(Ok(count)) => {
-                            pending.drain(..count);
-                            if pending.is_empty() {
-                                // An idle direction holds no buffer.
-                                *pending = Vec::new();
-                            }
+                            pending.advance(count);
                             Poll::Ready(())
                         }
                         Poll::Ready(Err(error)) => return Err(writing(error)),
@@ -112,7 +142,7 @@ impl Pump {
                 }
                 Mode::Copying { pending, full_reads } => {
                     let copied = BUFFER.with_borrow_mut(|buffer| {
-                        copy(cx, source, destination, buffer, pending)
+                        copy(cx, source, destination, buffer, &mut pending.bytes)
                             .map_ok(|count| (count, count == buffer.len()))
                     });
                     match copied {
@@ -122,7 +152,8 @@ impl Pump {
                         }
                         Poll::Ready(Ok((_, full))) => {
                             *full_reads = if full { *full_reads + 1 } else { 0 };
-                            if *full_reads >= BULK && pending.is_empty() {
+                            self.strained |= !pending.bytes.is_empty();
+                            if *full_reads >= BULK && pending.bytes.is_empty() {
                                 // Without a pipe copying goes on.
                                 *full_reads = 0;
                                 if let Some(pipe) = take_pipe() {
@@ -142,7 +173,10 @@ impl Pump {
                             cx.waker().wake_by_ref();
                             Poll::Pending
                         }
-                        Ok(Spliced::Blocked) => Poll::Pending,
+                        Ok(Spliced::Blocked) => {
+                            self.strained = true;
+                            Poll::Pending
+                        }
                         Ok(Spliced::Dry) => {
                             if let Mode::Splicing { pipe, .. } = std::mem::take(&mut self.mode) {
                                 put_pipe(pipe);
@@ -163,7 +197,7 @@ impl Pump {
 
     fn is_empty(&self) -> bool {
         match &self.mode {
-            Mode::Copying { pending, .. } => pending.is_empty(),
+            Mode::Copying { pending, .. } => pending.rest().is_empty(),
             Mode::Splicing { inside, .. } => *inside == 0,
         }
     }
