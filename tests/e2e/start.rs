@@ -41,7 +41,10 @@ fn bad_configuration_exits_with_64_before_anything_is_bound() {
     with_file(&text, |file| {
         let (output, text) = run(&["run", "--config", file]);
         assert_eq!(output.status.code(), Some(64), "{text}");
-        assert!(text.contains(&format!("{file}:7: unknown field `paht`")), "{text}");
+        assert!(
+            text.contains(&format!("{file}:7: relay.paht: there is no such key; write `path`")),
+            "{text}"
+        );
     });
     let (output, text) = run(&["run", "--config", "/nowhere/setu.toml"]);
     assert_eq!(output.status.code(), Some(64), "{text}");

@@ -3,11 +3,15 @@
 use std::{collections::BTreeMap, net::SocketAddr, ops::Range, str::FromStr as _, time::Duration};
 
 use serde::Deserialize;
-use toml::Spanned;
+use toml::{
+    Spanned,
+    de::{DeTable, Deserializer},
+};
 
 use super::{
     Config, Endpoint, Host, Listener, Mode, PathChoice, Timeouts, Upstream, UpstreamId, defaults,
     error::{ConfigError, Place},
+    schema::{self, Fault},
 };
 use crate::addr::is_public;
 
@@ -62,10 +66,10 @@ struct RawSecurity {
 /// Reads and validates the text of a file.
 pub(super) fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
     let source = Source { file, text };
-    let raw: File = toml::from_str(text).map_err(|error| ConfigError::Syntax {
-        place: source.place(&error.span().unwrap_or(0..0)),
-        message: error.message().replace('\n', "; "),
-    })?;
+    let tree = DeTable::parse(text).or_else(|error| source.syntax(&error))?;
+    schema::check(&tree).or_else(|fault| source.fault(fault))?;
+    // The schema lets nothing through that this refuses.
+    let raw = File::deserialize(Deserializer::from(tree)).or_else(|error| source.syntax(&error))?;
     source.validate(raw)
 }
 
@@ -87,7 +91,25 @@ impl Source<'_> {
         problem: String,
         remedy: &str,
     ) -> Result<T, ConfigError> {
-        Err(ConfigError::Value { place: self.place(span), key: key.into(), problem, remedy: remedy.into() })
+        self.fault(Fault { span: span.clone(), key: key.into(), problem, remedy: remedy.into() })
+    }
+
+    fn fault<T>(&self, fault: Fault) -> Result<T, ConfigError> {
+        let Fault { span, key, problem, remedy } = fault;
+        Err(ConfigError::Value { place: self.place(&span), key, problem, remedy })
+    }
+
+    /// What the parser could not read. The key is what stands on that line before the `=`.
+    fn syntax<T>(&self, error: &toml::de::Error) -> Result<T, ConfigError> {
+        let span = error.span().unwrap_or(0..0);
+        let line = self.text.lines().nth(self.place(&span).line - 1).unwrap_or_default();
+        let key = line.split('=').next().unwrap_or_default().trim();
+        let message = error.message().replace('\n', "; ");
+        let remedy = match message.as_str() {
+            "duplicate key" => "remove one of the two",
+            _ => "write [table] or key = value on a line, text in \"quotes\", lists in [brackets]",
+        };
+        self.wrong(&span, key, message, remedy)
     }
 
     fn validate(&self, raw: File) -> Result<Config, ConfigError> {
@@ -95,12 +117,7 @@ impl Source<'_> {
         if let Some(path) = raw.relay.path {
             config.path = PathChoice::from_str(path.get_ref()).or_else(|()| {
                 let problem = format!("\"{}\" is no path", path.get_ref());
-                self.wrong(
-                    &path.span(),
-                    "relay.path",
-                    problem,
-                    "write \"auto\", \"sockmap\" or \"userspace\"",
-                )
+                self.wrong(&path.span(), "relay.path", problem, schema::PATH)
             })?;
         }
         config.allow_private_upstreams = raw.security.allow_private_upstreams;
@@ -135,7 +152,7 @@ impl Source<'_> {
     }
 
     fn duration(&self, key: &str, raw: &Spanned<String>) -> Result<Duration, ConfigError> {
-        let remedy = "write a time such as \"500ms\", \"5s\" or \"3m\"";
+        let remedy = schema::TIME;
         match humantime::parse_duration(raw.get_ref()) {
             Ok(time) if time.is_zero() => self.wrong(&raw.span(), key, "it is 0".into(), remedy),
             Ok(time) if time > LONGEST => {
@@ -154,8 +171,7 @@ impl Source<'_> {
                 Ok(endpoint) => endpoint,
                 Err(problem) => {
                     let problem = format!("\"{}\": {problem}", text.get_ref());
-                    let remedy = "write host:port, an IPv6 address in brackets";
-                    return self.wrong(&text.span(), &key, problem, remedy);
+                    return self.wrong(&text.span(), &key, problem, schema::ENDPOINT);
                 }
             };
             if let Host::Ip(ip) = endpoint.host
@@ -187,7 +203,7 @@ impl Source<'_> {
         }
         let Ok(mode) = Mode::from_str(raw.mode.get_ref()) else {
             let problem = format!("\"{}\" is no mode", raw.mode.get_ref());
-            return self.wrong(&raw.mode.span(), "listener.mode", problem, "write \"chat\" or \"media\"");
+            return self.wrong(&raw.mode.span(), "listener.mode", problem, schema::MODE);
         };
         let known = || {
             let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
@@ -206,8 +222,7 @@ impl Source<'_> {
         for text in raw.bind.get_ref() {
             let Ok(address) = text.get_ref().parse() else {
                 let problem = format!("\"{}\" is no address", text.get_ref());
-                let remedy = "write IP:port, for example \"0.0.0.0:5222\" or \"[::]:5222\"";
-                return self.wrong(&text.span(), "listener.bind", problem, remedy);
+                return self.wrong(&text.span(), "listener.bind", problem, schema::BIND);
             };
             let taken = config.listeners.iter().flat_map(|other| &other.bind).chain(&bind);
             if let Some(other) = taken.into_iter().find(|other| overlap(**other, address)) {

@@ -2,6 +2,7 @@
 
 mod error;
 mod file;
+mod schema;
 
 use std::{
     fmt, fs,
