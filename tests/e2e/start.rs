@@ -64,6 +64,21 @@ fn a_port_in_use_names_its_holder() {
     });
 }
 
+#[test]
+fn the_holder_is_that_of_the_address_not_of_the_port() {
+    let other_address = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other_address.local_addr().unwrap().port();
+    let text =
+        config(Path::Userspace, "127.0.0.1:1", "").replace("127.0.0.1:0", &format!("127.0.0.2:{port}"));
+    let holder = Setu::start(&text);
+    with_file(&text, |file| {
+        let (output, text) = run(&["run", "--config", file]);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let expected = format!("port {port} of 127.0.0.2 is in use by setu (pid {})", holder.pid());
+        assert!(text.contains(&expected), "{text}");
+    });
+}
+
 /// Runs setu as nobody; `None` when this is not root, which is said.
 fn unprivileged(arguments: &[&str]) -> Option<(Output, String)> {
     if !is_root() {
@@ -113,10 +128,24 @@ fn check_tells_the_path_and_the_self_test() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{text}");
         if crate::may_use_kernel() {
-            assert!(text.contains("path: sockmap"), "{text}");
+            for line in ["path: sockmap", "types (BTF)", "eBPF is compiled (JIT)", "CAP_BPF, for loading"] {
+                assert!(text.contains(line), "{line} is missing: {text}");
+            }
             assert_eq!(text.matches("ok    self-test: ").count(), 5, "{text}");
         }
     });
+}
+
+#[test]
+fn check_tells_what_each_missing_privilege_costs() {
+    let Some((output, _)) = unprivileged(&["check", "--port-offset", "20000"]) else { return };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    for name in ["CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"] {
+        let line = text.lines().find(|line| line.starts_with(&format!("note  {name} is missing, for ")));
+        assert!(line.is_some_and(|line| line.contains(": without it ")), "{name}: {text}");
+    }
+    assert!(text.contains("path: userspace, because"), "{text}");
 }
 
 #[test]
