@@ -107,7 +107,7 @@ fn unprivileged(arguments: &[&str]) -> Option<(Output, String)> {
 fn low_ports_without_the_right_name_three_ways_out() {
     let Some((output, text)) = unprivileged(&["run"]) else { return };
     assert_eq!(output.status.code(), Some(1), "{text}");
-    for way in ["port 80, 587", "setcap", "ip_unprivileged_port_start", "--port-offset"] {
+    for way in ["port 443, 80, 587", "setcap", "ip_unprivileged_port_start", "--port-offset"] {
         assert!(text.contains(way), "{way} is missing: {text}");
     }
 }

@@ -1,6 +1,15 @@
 //! The file as written: raw types, the only ones that are deserialised, and their way to validated ones.
 
-use std::{collections::BTreeMap, net::SocketAddr, ops::Range, str::FromStr as _, time::Duration};
+mod listener;
+mod source;
+mod upstream;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+    path::Path,
+};
 
 use serde::Deserialize;
 use toml::{
@@ -9,52 +18,94 @@ use toml::{
 };
 
 use super::{
-    Config, Endpoint, Host, Listener, Mode, PathChoice, Timeouts, Upstream, UpstreamId, defaults,
-    error::{ConfigError, Place},
-    schema::{self, Fault},
+    CertificateFiles, Config, Endpoint, Host, Limits, Mode, Timeouts, Tls, defaults, error::ConfigError,
+    schema,
 };
-use crate::addr::is_public;
-
-/// The longest timeout: a day. A longer one is a slip of the unit.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+use crate::route::AllowList;
+use source::{Source, Text, Texts};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct File {
     relay: RawRelay,
-    listener: Option<Vec<RawListener>>,
-    upstream: BTreeMap<String, RawUpstream>,
+    listener: Option<Vec<listener::Raw>>,
+    upstream: BTreeMap<Spanned<String>, upstream::Raw>,
     timeouts: RawTimeouts,
+    limits: RawLimits,
+    allow: RawAllow,
+    proxy_protocol: RawProxyProtocol,
+    tls: RawTls,
+    dns: RawDns,
+    admin: RawAdmin,
+    privacy: RawPrivacy,
     security: RawSecurity,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct RawRelay {
-    path: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawListener {
-    name: Spanned<String>,
-    bind: Spanned<Vec<Spanned<String>>>,
-    mode: Spanned<String>,
-    upstream: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawUpstream {
-    endpoints: Spanned<Vec<Spanned<String>>>,
+    path: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct RawTimeouts {
-    connect: Option<Spanned<String>>,
-    idle: Option<Spanned<String>>,
-    half_close: Option<Spanned<String>>,
+    connect: Option<Text>,
+    inspect: Option<Text>,
+    handshake: Option<Text>,
+    idle: Option<Text>,
+    half_close: Option<Text>,
+    drain: Option<Text>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawLimits {
+    connections: Option<Spanned<u32>>,
+    per_source: Option<Spanned<u32>>,
+    per_source_rate: Option<Spanned<u32>>,
+    exempt: Option<Texts>,
+    pending: Option<Spanned<u32>>,
+    kernel_bytes: Option<Text>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawAllow {
+    sni: Option<Texts>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawProxyProtocol {
+    trusted: Option<Texts>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawTls {
+    certificate: Option<Text>,
+    key: Option<Text>,
+    names: Option<Texts>,
+    state_dir: Option<Text>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawDns {
+    servers: Option<Texts>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawAdmin {
+    bind: Option<Texts>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawPrivacy {
+    client_addresses: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
@@ -70,190 +121,202 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
     schema::check(&tree).or_else(|fault| source.fault(fault))?;
     // The schema lets nothing through that this refuses.
     let raw = File::deserialize(Deserializer::from(tree)).or_else(|error| source.syntax(&error))?;
-    source.validate(raw)
+    raw.validate(&source)
 }
 
-struct Source<'a> {
-    file: &'a str,
-    text: &'a str,
-}
-
-impl Source<'_> {
-    fn place(&self, span: &Range<usize>) -> Place {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
-        Place { file: self.file.into(), line: before.matches('\n').count() + 1 }
-    }
-
-    fn wrong<T>(
-        &self,
-        span: &Range<usize>,
-        key: &str,
-        problem: String,
-        remedy: &str,
-    ) -> Result<T, ConfigError> {
-        self.fault(Fault { span: span.clone(), key: key.into(), problem, remedy: remedy.into() })
-    }
-
-    fn fault<T>(&self, fault: Fault) -> Result<T, ConfigError> {
-        let Fault { span, key, problem, remedy } = fault;
-        Err(ConfigError::Value { place: self.place(&span), key, problem, remedy })
-    }
-
-    /// What the parser could not read. The key is what stands on that line before the `=`.
-    fn syntax<T>(&self, error: &toml::de::Error) -> Result<T, ConfigError> {
-        let span = error.span().unwrap_or(0..0);
-        let line = self.text.lines().nth(self.place(&span).line - 1).unwrap_or_default();
-        let key = line.split('=').next().unwrap_or_default().trim();
-        let message = error.message().replace('\n', "; ");
-        let remedy = match message.as_str() {
-            "duplicate key" => "remove one of the two",
-            _ => "write [table] or key = value on a line, text in \"quotes\", lists in [brackets]",
-        };
-        self.wrong(&span, key, message, remedy)
-    }
-
-    fn validate(&self, raw: File) -> Result<Config, ConfigError> {
-        let mut config = defaults();
-        if let Some(path) = raw.relay.path {
-            config.path = PathChoice::from_str(path.get_ref()).or_else(|()| {
-                let problem = format!("\"{}\" is no path", path.get_ref());
-                self.wrong(&path.span(), "relay.path", problem, schema::PATH)
-            })?;
+impl File {
+    fn validate(&self, source: &Source<'_>) -> Result<Config, ConfigError> {
+        let mut config = defaults::config();
+        if let Some(path) = &self.relay.path {
+            config.path = source.keyword("relay.path", path, schema::PATH)?;
         }
-        config.allow_private_upstreams = raw.security.allow_private_upstreams;
-        let timeouts = [
-            ("timeouts.connect", raw.timeouts.connect, &mut config.timeouts.connect),
-            ("timeouts.idle", raw.timeouts.idle, &mut config.timeouts.idle),
-            ("timeouts.half_close", raw.timeouts.half_close, &mut config.timeouts.half_close),
-        ];
-        for (key, raw, timeout) in timeouts {
-            if let Some(raw) = raw {
-                *timeout = self.duration(key, &raw)?;
-            }
+        if let Some(addresses) = &self.privacy.client_addresses {
+            let key = "privacy.client_addresses";
+            config.client_addresses = source.keyword(key, addresses, schema::CLIENT_ADDRESSES)?;
         }
-        for (name, raw) in &raw.upstream {
-            let upstream = self.upstream(name, raw, config.allow_private_upstreams)?;
-            match config.upstreams.iter_mut().find(|known| known.name == *name) {
-                Some(known) => *known = upstream,
+        config.allow_private_upstreams = self.security.allow_private_upstreams;
+        self.timeouts.validate(source, &mut config.timeouts)?;
+        self.limits.validate(source, &mut config.limits)?;
+        self.tls.validate(source, &mut config.tls)?;
+        if let Some(names) = &self.allow.sni {
+            let parse = |text: &str| text.parse().map_err(|()| "is no name of a host");
+            config.allowed_names = AllowList::new(source.list("allow.sni", names, schema::PATTERN, parse)?);
+        }
+        if let Some(trusted) = &self.proxy_protocol.trusted {
+            config.trusted = source.ranges("proxy_protocol.trusted", trusted)?;
+        }
+        if let Some(servers) = &self.dns.servers {
+            let parse = |text: &str| match (text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
+                (Ok(address), _) => Ok(address),
+                (Err(_), Ok(ip)) => Ok(SocketAddr::new(ip, 53)),
+                (Err(_), Err(_)) => Err("is no address"),
+            };
+            config.dns_servers = source.list("dns.servers", servers, schema::SERVER, parse)?;
+        }
+        for (name, raw) in &self.upstream {
+            let known = config.upstreams.iter().position(|known| known.name == *name.get_ref());
+            let default = known.map(|index| &config.upstreams[index]);
+            let upstream = raw.validate(source, name, default, config.allow_private_upstreams)?;
+            match known {
+                Some(index) => config.upstreams[index] = upstream,
                 None => config.upstreams.push(upstream),
             }
         }
-        if let Some(listeners) = raw.listener {
+        if self.listener.is_some() {
             config.listeners = Vec::new();
-            for raw in &listeners {
-                let listener = self.listener(raw, &config)?;
+        }
+        if let Some(bind) = &self.admin.bind {
+            let taken: Vec<_> =
+                config.listeners.iter().flat_map(|listener| &listener.bind).copied().collect();
+            config.admin = source.bind("admin.bind", bind, &taken)?;
+        }
+        if let Some(listeners) = &self.listener {
+            for raw in listeners {
+                let listener = raw.validate(source, &config)?;
                 config.listeners.push(listener);
             }
             if config.listeners.is_empty() {
-                return self.wrong(&(0..0), "listener", "there is none".into(), "add a [[listener]]");
+                return source.wrong(&(0..0), "listener", "there is none", "add a [[listener]]");
             }
         }
+        self.check_loops(source, &config)?;
         Ok(config)
     }
 
-    fn duration(&self, key: &str, raw: &Spanned<String>) -> Result<Duration, ConfigError> {
-        let remedy = schema::TIME;
-        match humantime::parse_duration(raw.get_ref()) {
-            Ok(time) if time.is_zero() => self.wrong(&raw.span(), key, "it is 0".into(), remedy),
-            Ok(time) if time > LONGEST => {
-                self.wrong(&raw.span(), key, format!("\"{}\" is more than a day", raw.get_ref()), remedy)
-            }
-            Ok(time) => Ok(time),
-            Err(error) => self.wrong(&raw.span(), key, format!("\"{}\": {error}", raw.get_ref()), remedy),
-        }
-    }
-
-    fn upstream(&self, name: &str, raw: &RawUpstream, private: bool) -> Result<Upstream, ConfigError> {
-        let key = format!("upstream.{name}.endpoints");
-        let mut endpoints = Vec::new();
-        for text in raw.endpoints.get_ref() {
-            let endpoint = match Endpoint::parse(text.get_ref()) {
-                Ok(endpoint) => endpoint,
-                Err(problem) => {
-                    let problem = format!("\"{}\": {problem}", text.get_ref());
-                    return self.wrong(&text.span(), &key, problem, schema::ENDPOINT);
+    /// Refuses destinations that are setu itself, as far as addresses tell; names and addresses of this machine are
+    /// judged when they are dialed.
+    fn check_loops(&self, source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
+        let own = |to: SocketAddr| {
+            let bound = config.listeners.iter().flat_map(|listener| &listener.bind).chain(&config.admin);
+            bound.into_iter().find(|bound| reaches(to, **bound))
+        };
+        let remedy = "name the server that setu is to reach";
+        for (name, raw) in &self.upstream {
+            for text in raw.endpoint_texts() {
+                if let Ok(Endpoint { host: Host::Ip(ip), port }) = text.get_ref().parse()
+                    && let Some(bound) = own(SocketAddr::new(ip, port))
+                {
+                    let key = format!("upstream.{}.endpoints", name.get_ref());
+                    let problem = format!("\"{}\" is setu itself, which binds {bound}", text.get_ref());
+                    return source.wrong(&text.span(), &key, problem, remedy);
                 }
-            };
-            if let Host::Ip(ip) = endpoint.host
-                && !private
-                && !is_public(ip)
+            }
+        }
+        for (raw, listener) in self.listener.iter().flatten().zip(&config.listeners) {
+            if let Mode::Auto { fallback: Some(fallback), .. } = listener.mode
+                && let Some(bound) = own(fallback)
             {
-                let problem = format!("{ip} is no public address");
-                let remedy = "name a public one, or set security.allow_private_upstreams = true";
-                return self.wrong(&text.span(), &key, problem, remedy);
+                let problem = format!("\"{fallback}\" is setu itself, which binds {bound}");
+                let span = raw.fallback_span().unwrap_or(0..0);
+                return source.wrong(&span, "listener.fallback", problem, remedy);
             }
-            endpoints.push(endpoint);
         }
-        if endpoints.is_empty() {
-            return self.wrong(
-                &raw.endpoints.span(),
-                &key,
-                "there is none".into(),
-                "name at least one host:port",
-            );
-        }
-        Ok(Upstream { name: name.into(), endpoints })
-    }
-
-    fn listener(&self, raw: &RawListener, config: &Config) -> Result<Listener, ConfigError> {
-        let name = raw.name.get_ref();
-        if config.listeners.iter().any(|other| other.name == *name) {
-            let problem = format!("\"{name}\" is the name of another listener");
-            return self.wrong(&raw.name.span(), "listener.name", problem, "give each its own name");
-        }
-        let Ok(mode) = Mode::from_str(raw.mode.get_ref()) else {
-            let problem = format!("\"{}\" is no mode", raw.mode.get_ref());
-            return self.wrong(&raw.mode.span(), "listener.mode", problem, schema::MODE);
-        };
-        let known = || {
-            let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
-            format!("name one of: {}, or add [upstream.NAME]", names.join(", "))
-        };
-        let Some(wanted) = &raw.upstream else {
-            let problem = format!("listener \"{name}\" has none");
-            return self.wrong(&raw.name.span(), "listener.upstream", problem, &known());
-        };
-        let upstream = config.upstreams.iter().position(|upstream| upstream.name == *wanted.get_ref());
-        let Some(upstream) = upstream.map(UpstreamId) else {
-            let problem = format!("there is no upstream \"{}\"", wanted.get_ref());
-            return self.wrong(&wanted.span(), "listener.upstream", problem, &known());
-        };
-        let mut bind: Vec<SocketAddr> = Vec::new();
-        for text in raw.bind.get_ref() {
-            let Ok(address) = text.get_ref().parse() else {
-                let problem = format!("\"{}\" is no address", text.get_ref());
-                return self.wrong(&text.span(), "listener.bind", problem, schema::BIND);
-            };
-            let taken = config.listeners.iter().flat_map(|other| &other.bind).chain(&bind);
-            if let Some(other) = taken.into_iter().find(|other| overlap(**other, address)) {
-                let problem = format!("{address} is bound already, by {other}");
-                return self.wrong(&text.span(), "listener.bind", problem, "give each address another port");
-            }
-            bind.push(address);
-        }
-        if bind.is_empty() {
-            return self.wrong(
-                &raw.bind.span(),
-                "listener.bind",
-                "there is none".into(),
-                "name at least one IP:port",
-            );
-        }
-        Ok(Listener { name: name.clone(), bind, mode, upstream })
+        Ok(())
     }
 }
 
-/// Whether both cannot be bound together. Port 0 is a new one each time.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    one.port() == other.port()
-        && one.port() != 0
-        && one.is_ipv4() == other.is_ipv4()
-        && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+impl RawTimeouts {
+    fn validate(&self, source: &Source<'_>, timeouts: &mut Timeouts) -> Result<(), ConfigError> {
+        for (key, raw, timeout) in [
+            ("timeouts.connect", &self.connect, &mut timeouts.connect),
+            ("timeouts.inspect", &self.inspect, &mut timeouts.inspect),
+            ("timeouts.handshake", &self.handshake, &mut timeouts.handshake),
+            ("timeouts.idle", &self.idle, &mut timeouts.idle),
+            ("timeouts.half_close", &self.half_close, &mut timeouts.half_close),
+            ("timeouts.drain", &self.drain, &mut timeouts.drain),
+        ] {
+            if let Some(raw) = raw {
+                *timeout = source.duration(key, raw)?;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// The defaults' timeouts, as the reference has them, but for half-close: its 1 s cuts slow phones off.
-pub(super) const TIMEOUTS: Timeouts = Timeouts {
-    connect: Duration::from_secs(5),
-    idle: Duration::from_secs(200),
-    half_close: Duration::from_secs(10),
-};
+impl RawLimits {
+    fn validate(&self, source: &Source<'_>, limits: &mut Limits) -> Result<(), ConfigError> {
+        // Of those without a limit by default, 0 is none at all.
+        for (key, raw, limit, remedy) in [
+            ("limits.connections", &self.connections, &mut limits.connections, schema::POSITIVE),
+            ("limits.pending", &self.pending, &mut limits.pending, schema::POSITIVE),
+            ("limits.per_source", &self.per_source, &mut limits.per_source, schema::LIMIT),
+            ("limits.per_source_rate", &self.per_source_rate, &mut limits.per_source_rate, schema::LIMIT),
+        ] {
+            let Some(raw) = raw else { continue };
+            *limit = NonZero::new(*raw.get_ref());
+            if limit.is_none() && remedy == schema::POSITIVE {
+                return source.wrong(&raw.span(), key, "0 lets nobody in", remedy);
+            }
+        }
+        if let Some(exempt) = &self.exempt {
+            limits.exempt = source.ranges("limits.exempt", exempt)?;
+        }
+        if let Some(bytes) = &self.kernel_bytes {
+            let bytes = source.read("limits.kernel_bytes", bytes, schema::BYTES, size)?;
+            limits.kernel_bytes = Some(bytes);
+        }
+        Ok(())
+    }
+}
+
+impl RawTls {
+    fn validate(&self, source: &Source<'_>, tls: &mut Tls) -> Result<(), ConfigError> {
+        let folder = Path::new(source.file).parent().unwrap_or(Path::new(""));
+        tls.files = match (&self.certificate, &self.key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(CertificateFiles {
+                certificate: folder.join(certificate.get_ref()),
+                key: folder.join(key.get_ref()),
+            }),
+            (Some(lonely), None) => {
+                let remedy = "name the file of the private key";
+                return source.wrong(&lonely.span(), "tls.key", "there is a certificate and no key", remedy);
+            }
+            (None, Some(lonely)) => {
+                let remedy = "name the file of the certificate";
+                let problem = "there is a key and no certificate";
+                return source.wrong(&lonely.span(), "tls.certificate", problem, remedy);
+            }
+        };
+        if let Some(names) = &self.names {
+            tls.names = source.list("tls.names", names, schema::TLS_NAME, str::parse)?;
+        }
+        if let Some(state_dir) = &self.state_dir {
+            tls.state_dir = folder.join(state_dir.get_ref());
+        }
+        Ok(())
+    }
+}
+
+/// A name for logs and metrics.
+fn name(text: &str) -> Result<String, &'static str> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    match (1..=64).contains(&text.len()) && text.bytes().all(known) {
+        true => Ok(text.into()),
+        false => Err("is no name"),
+    }
+}
+
+/// Bytes, as `1024` or `256MiB`.
+fn size(text: &str) -> Result<NonZero<u64>, &'static str> {
+    let (number, unit) = text.split_at(text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len()));
+    let shift = match unit.trim_start() {
+        "" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err("has no unit that is known here"),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    bytes.and_then(NonZero::new).ok_or("is no size")
+}
+
+/// Whether a connection to `to` would come in on `bound`. To the unspecified address means to loopback
+/// (net/ipv4/route.c, `ip_route_output_key_hash_rcu`).
+fn reaches(to: SocketAddr, bound: SocketAddr) -> bool {
+    let (ip, at) = (to.ip().to_canonical(), bound.ip().to_canonical());
+    let local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    to.port() == bound.port()
+        && ip.is_ipv4() == at.is_ipv4()
+        && (ip == at || (at.is_unspecified() && local(ip)) || (ip.is_unspecified() && local(at)))
+}
