@@ -1,12 +1,13 @@
 //! `setu check`: the effective configuration, and what this machine can do for it.
 
-use std::{fmt::Write as _, fs, io};
+use std::{fmt::Write as _, fs, io, num::NonZero};
 
 use procfs::process::Process;
 
 use crate::{
     SPARE_DESCRIPTORS,
     config::{Config, PathChoice},
+    limits,
     listener::bind,
     relay::sockmap,
     sys,
@@ -47,7 +48,7 @@ pub fn report(config: &Config) -> Report {
         Lines { text: format!("# The effective configuration\n{config}\n# This machine\n"), ready: true };
     privileges(&mut lines);
     kernel(&mut lines, config);
-    files(&mut lines);
+    connections(&mut lines, config);
     match bind::bind_all(config, 1) {
         Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
         Err(error) => lines.bad(&error.to_string()),
@@ -150,17 +151,20 @@ fn kernel(lines: &mut Lines, config: &Config) {
     }
 }
 
-fn files(lines: &mut Lines) {
-    match sys::raise_file_limit() {
-        Ok(limit) => {
-            let connections = limit.saturating_sub(SPARE_DESCRIPTORS) / 2;
-            let text = format!("{limit} open files, for {connections} connections");
-            if connections < 10_000 {
-                lines.note(&format!("{text}; raise it with ulimit -Hn or LimitNOFILE= for more"));
-            } else {
-                lines.fine(&text);
-            }
-        }
-        Err(error) => lines.bad(&format!("the limit of open files cannot be read: {error}")),
+fn connections(lines: &mut Lines, config: &Config) {
+    let files = match sys::raise_file_limit() {
+        Ok(files) => files,
+        Err(error) => return lines.bad(&format!("the limit of open files cannot be read: {error}")),
+    };
+    let memory = sys::total_memory();
+    let possible = limits::possible(files, SPARE_DESCRIPTORS, memory);
+    let wanted = config.limits.connections.map_or(10_000, NonZero::get);
+    let text = format!("{files} open files and {} MiB of memory, for {possible} connections", memory >> 20);
+    if possible < wanted {
+        lines.note(&format!(
+            "{text}; for more, raise the files with ulimit -Hn or LimitNOFILE=, or add memory"
+        ));
+    } else {
+        lines.fine(&text);
     }
 }

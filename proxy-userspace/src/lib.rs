@@ -8,6 +8,7 @@ pub mod cli;
 pub mod close_reason;
 pub mod config;
 mod connection;
+pub mod limits;
 pub mod listener;
 pub mod relay;
 pub mod route;
