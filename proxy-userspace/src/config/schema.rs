@@ -163,8 +163,10 @@ fn unknown(name: &Spanned<impl AsRef<str>>, keys: &[Key], path: &str) -> Fault {
     let written = name.get_ref().as_ref();
     let distance = |key: &&Key| strsim::osa_distance(key.name, written);
     let remedy = match keys.iter().min_by_key(distance) {
-        // A slip of a finger or two.
-        Some(near) if distance(&near) <= 2 => format!("write `{}`", near.name),
+        // A slip of a finger or two, in a word that is long enough to be known by the rest.
+        Some(near) if 3 * distance(&near) <= near.name.len().max(written.len()) => {
+            format!("write `{}`", near.name)
+        }
         _ => {
             let names: Vec<_> = keys.iter().map(|key| key.name).collect();
             format!("the keys here are: {}", names.join(", "))

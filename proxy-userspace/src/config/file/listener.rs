@@ -6,7 +6,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    super::{Config, Listener, Mode, Route, UpstreamId, error::ConfigError, schema},
+    super::{Config, Listener, Mode, UpstreamId, error::ConfigError, schema},
     source::{Source, Text, Texts},
 };
 
@@ -16,7 +16,7 @@ pub(super) struct Raw {
     name: Text,
     bind: Texts,
     mode: Text,
-    accept_proxy_protocol: Option<Spanned<bool>>,
+    accept_proxy_protocol: Option<bool>,
     gate: Option<Spanned<bool>>,
     upstream: Option<Text>,
     chat: Option<Text>,
@@ -40,16 +40,7 @@ impl Raw {
             return source.wrong(&self.bind.span(), "listener.bind", "there is none", remedy);
         }
         let mode = self.mode(source, config)?;
-        self.check_route(source, config, mode)?;
-        let accept_proxy_protocol =
-            self.accept_proxy_protocol.as_ref().is_some_and(|accept| *accept.get_ref());
-        if let (true, true, Some(key)) =
-            (accept_proxy_protocol, config.trusted.is_empty(), &self.accept_proxy_protocol)
-        {
-            let problem = "nobody may send PROXY headers: proxy_protocol.trusted is empty";
-            let remedy = "name your load balancer's addresses in proxy_protocol.trusted";
-            return source.wrong(&key.span(), "listener.accept_proxy_protocol", problem, remedy);
-        }
+        let accept_proxy_protocol = self.accept_proxy_protocol.unwrap_or(false);
         Ok(Listener { name, bind, mode, accept_proxy_protocol })
     }
 
@@ -136,26 +127,8 @@ impl Raw {
         self.fallback.as_ref().map(read).transpose()
     }
 
-    /// Chat has no SNI that could choose its server.
-    fn check_route(&self, source: &Source<'_>, config: &Config, mode: Mode) -> Result<(), ConfigError> {
-        let (key, raw, chat) = match mode {
-            Mode::Chat { upstream, .. } | Mode::ChatTls { upstream, .. } => {
-                ("listener.upstream", &self.upstream, upstream)
-            }
-            Mode::Auto { chat, .. } => ("listener.chat", &self.chat, chat),
-            Mode::Media { .. } => return Ok(()),
-        };
-        let chat = config.upstream(chat);
-        if chat.route == Route::Fixed {
-            return Ok(());
-        }
-        let problem = format!("upstream \"{}\" has route = \"sni\", and chat has no SNI", chat.name);
-        let span = raw.as_ref().map_or(0..0, Spanned::span);
-        source.wrong(&span, key, problem, "name an upstream with route = \"fixed\"")
-    }
-
     /// Where the fallback stands in the file.
-    pub(super) fn fallback_span(&self) -> Option<Range<usize>> {
-        self.fallback.as_ref().map(Spanned::span)
+    pub(super) fn fallback_span(&self) -> Range<usize> {
+        self.fallback.as_ref().map_or(0..0, Spanned::span)
     }
 }

@@ -18,8 +18,8 @@ use toml::{
 };
 
 use super::{
-    CertificateFiles, Config, Endpoint, Host, Limits, Mode, Timeouts, Tls, defaults, error::ConfigError,
-    schema,
+    CertificateFiles, Config, Endpoint, Host, Limits, Mode, Route, Timeouts, Tls, Upstream, defaults,
+    error::ConfigError, schema,
 };
 use crate::route::AllowList;
 use source::{Source, Text, Texts};
@@ -179,8 +179,41 @@ impl File {
                 return source.wrong(&(0..0), "listener", "there is none", "add a [[listener]]");
             }
         }
+        self.check_trusted(source, &config)?;
+        self.check_routes(source, &config)?;
         self.check_loops(source, &config)?;
         Ok(config)
+    }
+
+    /// A listener that nobody may use is a mistake.
+    fn check_trusted(&self, source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
+        let closed = config.listeners.iter().find(|listener| listener.accept_proxy_protocol);
+        let (Some(trusted), true, Some(listener)) =
+            (&self.proxy_protocol.trusted, config.trusted.is_empty(), closed)
+        else {
+            return Ok(());
+        };
+        let problem = format!("it is empty, and listener \"{}\" accepts PROXY headers", listener.name);
+        let remedy = "name the addresses of your load balancer, or set accept_proxy_protocol = false there";
+        source.wrong(&trusted.span(), "proxy_protocol.trusted", problem, remedy)
+    }
+
+    /// Chat has no SNI that could choose its server.
+    fn check_routes(&self, source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
+        for listener in &config.listeners {
+            let upstream = match listener.mode {
+                Mode::Chat { upstream, .. } | Mode::ChatTls { upstream, .. } => upstream,
+                Mode::Auto { chat, .. } => chat,
+                Mode::Media { .. } => continue,
+            };
+            let Upstream { name, route: Route::Sni, .. } = config.upstream(upstream) else { continue };
+            let raw = self.upstream.iter().find(|(raw, _)| raw.get_ref() == name);
+            let span = raw.map_or(0..0, |(_, raw)| raw.route_span());
+            let problem = format!("listener \"{}\" sends chat there, which has no SNI", listener.name);
+            let remedy = "write route = \"fixed\", or give the listener another upstream for chat";
+            return source.wrong(&span, &format!("upstream.{name}.route"), problem, remedy);
+        }
+        Ok(())
     }
 
     /// Refuses destinations that are setu itself, as far as addresses tell; names and addresses of this machine are
@@ -207,8 +240,7 @@ impl File {
                 && let Some(bound) = own(fallback)
             {
                 let problem = format!("\"{fallback}\" is setu itself, which binds {bound}");
-                let span = raw.fallback_span().unwrap_or(0..0);
-                return source.wrong(&span, "listener.fallback", problem, remedy);
+                return source.wrong(&raw.fallback_span(), "listener.fallback", problem, remedy);
             }
         }
         Ok(())

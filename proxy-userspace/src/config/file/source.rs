@@ -55,17 +55,23 @@ impl Source<'_> {
         Err(ConfigError::Value { place: self.place(&span), key, problem, remedy })
     }
 
-    /// What the parser could not read. The key is what stands on that line before the `=`.
+    /// What the parser could not read. The key is what stands on that line before the `=`, below the last `[table]`.
     pub(super) fn syntax<T>(&self, error: &toml::de::Error) -> Result<T, ConfigError> {
         let span = error.span().unwrap_or(0..0);
-        let line = self.text.lines().nth(self.place(&span).line - 1).unwrap_or_default();
-        let key = line.split('=').next().unwrap_or_default().trim();
+        let lines: Vec<&str> = self.text.lines().take(self.place(&span).line).map(str::trim).collect();
+        let (line, above) = lines.split_last().map_or(("", &lines[..]), |(line, above)| (*line, above));
+        let table = above.iter().rfind(|line| line.starts_with('['));
+        let key = match (table, line.split_once('=')) {
+            (Some(table), Some((key, _))) => format!("{}.{}", table.trim_matches(['[', ']']), key.trim()),
+            (None, Some((key, _))) => key.trim().into(),
+            (_, None) => line.into(),
+        };
         let message = error.message().replace('\n', "; ");
         let remedy = match message.as_str() {
             "duplicate key" => "remove one of the two",
             _ => "write [table] or key = value on a line, text in \"quotes\", lists in [brackets]",
         };
-        self.wrong(&span, key, message, remedy)
+        self.wrong(&span, &key, message, remedy)
     }
 
     /// Reads a string; what `parse` says of it follows the quoted text.

@@ -1,6 +1,6 @@
 //! Upstreams: servers, and how they are reached.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -73,6 +73,11 @@ impl Raw {
             upstream.sources = source.list(&key("sources"), raw, schema::SOURCE, parse)?;
         }
         Ok(upstream)
+    }
+
+    /// Where the route stands in the file.
+    pub(super) fn route_span(&self) -> Range<usize> {
+        self.route.as_ref().map_or(0..0, Spanned::span)
     }
 
     /// The endpoints as written.
