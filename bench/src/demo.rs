@@ -46,8 +46,8 @@ pub(crate) fn run() -> Result<()> {
     let config = format!(
         "[[listener]]\nname = \"chat\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\nupstream = \"chat\"\n\
          [[listener]]\nname = \"media\"\nbind = [\"127.0.0.1:0\"]\nmode = \"media\"\nupstream = \"media\"\n\
-         [upstream.chat]\nendpoints = [\"{}\"]\n[upstream.media]\nendpoints = [\"{}\"]\n\
-         [security]\nallow_private_upstreams = true\n",
+         [upstream.chat]\nendpoints = [\"{}\"]\nsend_proxy_protocol = \"off\"\n[upstream.media]\nendpoints = [\"{}\"]\n\
+         [security]\nallow_private_upstreams = true\n[admin]\nbind = []\n",
         chat.local_addr()?,
         media.local_addr()?
     );

@@ -1,8 +1,80 @@
-//! Addresses: which may be dialed.
+//! Addresses and names: who a client is, and what may be dialed.
 //!
-//! setu's worker throws a client's address away at accept: no type here carries one, so that no log line can.
+//! A client's address is carried by [`ClientAddr`] alone, which cannot be printed, so that no log line, error or metric
+//! can hold one.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use ipnet::IpNet;
+
+/// A client's address. It has no `Display`, and its `Debug` does not show it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ClientAddr(SocketAddr);
+
+impl ClientAddr {
+    /// As the kernel or a PROXY header gives it. An IPv4 address mapped into IPv6 is an IPv4 address.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        Self(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+
+    /// The address itself. Legal uses, all of them: to write a PROXY header to an upstream that the operator chose to
+    /// tell, to decide whether a sender of PROXY headers is trusted, and to count connections of a source.
+    #[must_use]
+    pub fn expose(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl fmt::Debug for ClientAddr {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ClientAddr(..)")
+    }
+}
+
+/// Ranges of addresses that the operator wrote down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ranges(Vec<IpNet>);
+
+impl Ranges {
+    /// All of these.
+    #[must_use]
+    pub fn new(ranges: Vec<IpNet>) -> Self {
+        Self(ranges)
+    }
+
+    /// Whether one of them has the address. An IPv4 address mapped into IPv6 is an IPv4 address.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.0.iter().any(|range| range.contains(&ip))
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each.
+    pub fn iter(&self) -> impl Iterator<Item = &IpNet> {
+        self.0.iter()
+    }
+}
+
+/// Whether a text is the name of a host: labels of letters, digits, `-` and `_`, with or without the root's dot. A name
+/// whose last label is a number is an address with a slip (RFC 3696, section 2).
+#[must_use]
+pub fn is_host_name(text: &str) -> bool {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let label = |label: &str| (1..64).contains(&label.len()) && label.bytes().all(known);
+    let numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    name.len() < 254 && name.split('.').all(label) && !numeric
+}
 
 /// Whether an address is one of the public internet: a proxy that dials others could be turned against its own
 /// network. IPv4 addresses embedded in IPv6 ones are judged as what they reach.
@@ -88,6 +160,44 @@ mod tests {
         for ip in private {
             assert!(!is_public(ip.parse().unwrap()), "{ip}");
         }
+    }
+
+    #[test]
+    fn a_clients_address_is_never_printed() {
+        let address = ClientAddr::new("[::ffff:198.51.100.7]:4000".parse().unwrap());
+        assert_eq!(
+            format!("{address:?} {:#?}", Some(address)),
+            "ClientAddr(..) Some(\n    ClientAddr(..),\n)"
+        );
+        assert_eq!(address.expose(), "198.51.100.7:4000".parse().unwrap());
+    }
+
+    #[test]
+    fn ranges_of_both_families() {
+        let ranges = Ranges::new(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]);
+        for (ip, inside) in [
+            ("10.255.0.1", true),
+            ("11.0.0.1", false),
+            ("::ffff:10.0.0.1", true),
+            ("fd12::1", true),
+            ("fe80::1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(ranges.contains(ip.parse().unwrap()), inside, "{ip}");
+        }
+    }
+
+    #[test]
+    fn names_of_hosts() {
+        for name in ["whatsapp.net", "a.", "x-1.y_2.net", "1.example", &"a".repeat(63)] {
+            assert!(is_host_name(name), "{name}");
+        }
+        for name in ["", ".", "a..b", "a b", "*.net", "10.0.960.1", "a.1", "ü.net", "[::1]", &"a".repeat(64)]
+        {
+            assert!(!is_host_name(name), "{name}");
+        }
+        assert!(is_host_name(&format!("{}a", "a.".repeat(126))));
+        assert!(!is_host_name(&format!("{}aa", "a.".repeat(126))));
     }
 
     #[test]

@@ -1,23 +1,35 @@
 //! `setu check`: the effective configuration, and what this machine can do for it.
 
-use std::{fmt::Write as _, fs};
+use std::{fmt::Write as _, fs, io, num::NonZero};
 
 use procfs::process::Process;
 
 use crate::{
     SPARE_DESCRIPTORS,
     config::{Config, PathChoice},
+    limits,
     listener::bind,
     relay::sockmap,
     sys,
 };
 
-/// Capabilities that setu can use, by their bit (include/uapi/linux/capability.h), and what for.
-const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (10, "CAP_NET_BIND_SERVICE", "ports below 1024"),
-    (12, "CAP_NET_ADMIN", "the kernel path"),
-    (38, "CAP_PERFMON", "the kernel path"),
-    (39, "CAP_BPF", "the kernel path"),
+/// Whether eBPF programs are compiled to machine code.
+const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
+
+/// What the lack of any of three capabilities costs.
+const USERSPACE: &str = "bytes go through userspace, which takes more CPU time for each";
+
+/// Capabilities that setu can use, by their bit (include/uapi/linux/capability.h): what for, and what their lack costs.
+const CAPABILITIES: [(u32, &str, &str, &str); 4] = [
+    (
+        10,
+        "CAP_NET_BIND_SERVICE",
+        "ports below 1024",
+        "such ports cannot be bound unless the system lets everyone",
+    ),
+    (12, "CAP_NET_ADMIN", "attaching the program to its map of sockets", USERSPACE),
+    (38, "CAP_PERFMON", "the program's reading of kernel structures", USERSPACE),
+    (39, "CAP_BPF", "loading the program and its maps", USERSPACE),
 ];
 
 /// What was found.
@@ -36,7 +48,7 @@ pub fn report(config: &Config) -> Report {
         Lines { text: format!("# The effective configuration\n{config}\n# This machine\n"), ready: true };
     privileges(&mut lines);
     kernel(&mut lines, config);
-    files(&mut lines);
+    connections(&mut lines, config);
     match bind::bind_all(config, 1) {
         Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
         Err(error) => lines.bad(&error.to_string()),
@@ -76,12 +88,12 @@ fn privileges(lines: &mut Lines) {
     let Ok(effective) = effective else {
         return lines.note("privileges: /proc/self/status cannot be read; mount /proc");
     };
-    for (bit, name, purpose) in CAPABILITIES {
+    for (bit, name, purpose, cost) in CAPABILITIES {
         if effective >> bit & 1 == 1 {
             lines.fine(&format!("{name}, for {purpose}"));
         } else {
             lines.note(&format!(
-                "{name} is missing, for {purpose}; run as root or with AmbientCapabilities={name}"
+                "{name} is missing, for {purpose}: without it {cost}; run as root or with AmbientCapabilities={name}"
             ));
         }
     }
@@ -93,9 +105,23 @@ fn kernel(lines: &mut Lines, config: &Config) {
     if config.path == PathChoice::Userspace {
         return lines.note("the kernel path is not wanted: relay.path = \"userspace\"");
     }
-    let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
-    if jit.trim() == "0" {
-        lines.note("eBPF is interpreted, which is slow; sysctl net.core.bpf_jit_enable=1");
+    match fs::metadata(sockmap::VMLINUX) {
+        Ok(_) => lines.fine(&format!("the kernel publishes its types (BTF) in {}", sockmap::VMLINUX)),
+        Err(error) => lines.note(&format!(
+            "{}: {error}; the kernel path needs a kernel that is built with CONFIG_DEBUG_INFO_BTF, and /sys mounted",
+            sockmap::VMLINUX
+        )),
+    }
+    match fs::read_to_string(JIT).as_deref().map(str::trim) {
+        Ok("0") => lines.note("eBPF is interpreted, which is slow; sysctl net.core.bpf_jit_enable=1"),
+        Ok(_) => lines.fine("eBPF is compiled (JIT)"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            lines.note("eBPF is interpreted, which is slow; the kernel is built without CONFIG_BPF_JIT");
+        }
+        // Only root may read it (net/core/sysctl_net_core.c).
+        Err(error) => {
+            lines.note(&format!("whether eBPF is compiled is not known: {JIT}: {error}; ask as root"))
+        }
     }
     let mut failed = None;
     match sockmap::probe() {
@@ -125,17 +151,20 @@ fn kernel(lines: &mut Lines, config: &Config) {
     }
 }
 
-fn files(lines: &mut Lines) {
-    match sys::raise_file_limit() {
-        Ok(limit) => {
-            let connections = limit.saturating_sub(SPARE_DESCRIPTORS) / 2;
-            let text = format!("{limit} open files, for {connections} connections");
-            if connections < 10_000 {
-                lines.note(&format!("{text}; raise it with ulimit -Hn or LimitNOFILE= for more"));
-            } else {
-                lines.fine(&text);
-            }
-        }
-        Err(error) => lines.bad(&format!("the limit of open files cannot be read: {error}")),
+fn connections(lines: &mut Lines, config: &Config) {
+    let files = match sys::raise_file_limit() {
+        Ok(files) => files,
+        Err(error) => return lines.bad(&format!("the limit of open files cannot be read: {error}")),
+    };
+    let memory = sys::total_memory();
+    let possible = limits::possible(files, SPARE_DESCRIPTORS, memory);
+    let wanted = config.limits.connections.map_or(10_000, NonZero::get);
+    let text = format!("{files} open files and {} MiB of memory, for {possible} connections", memory >> 20);
+    if possible < wanted {
+        lines.note(&format!(
+            "{text}; for more, raise the files with ulimit -Hn or LimitNOFILE=, or add memory"
+        ));
+    } else {
+        lines.fine(&text);
     }
 }

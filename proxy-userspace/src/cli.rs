@@ -23,11 +23,11 @@ pub struct Cli {
 pub enum Command {
     /// Serve clients until SIGTERM or Ctrl-C
     Run(RunArgs),
-    /// Check the configuration, and tell what this machine can do
-    Check(CheckArgs),
+    /// Check the configuration, and tell what this machine can do; takes the same options as `run`
+    Check(RunArgs),
 }
 
-/// Arguments of `setu run`.
+/// Arguments of `setu run`, and of the check that it would start.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
@@ -39,13 +39,6 @@ pub struct RunArgs {
     /// Add N to every port: with 10000 no privilege is needed, and 5222 becomes 15222
     #[arg(long, value_name = "N", default_value_t = 0)]
     port_offset: u16,
-}
-
-/// Arguments of `setu check`.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    #[command(flatten)]
-    file: FileArgs,
 }
 
 #[derive(Debug, Args)]
@@ -65,15 +58,5 @@ impl RunArgs {
         config.path = self.path.unwrap_or(config.path);
         config.offset_ports(self.port_offset)?;
         Ok(config)
-    }
-}
-
-impl CheckArgs {
-    /// The configuration that these arguments ask for.
-    ///
-    /// # Errors
-    /// What is wrong in the file.
-    pub fn config(&self) -> Result<Config, ConfigError> {
-        Config::load(self.file.config.as_deref())
     }
 }

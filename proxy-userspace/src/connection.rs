@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     close_reason::{CloseReason, Path, Ticket},
-    config::UpstreamId,
+    config::{Mode, UpstreamId},
     relay::{
         sockmap::{Handle, Legs, Returned, Why},
         userspace::{self, Ended, Flow},
@@ -65,7 +65,13 @@ impl Accepted {
 impl Inspected {
     /// Chooses the upstream.
     fn route(self, worker: &Worker) -> Routed {
-        Routed { client: self.client, upstream: worker.shared.config.listeners[self.listener].upstream }
+        let upstream = match worker.shared.config.listeners[self.listener].mode {
+            Mode::Chat { upstream, .. } | Mode::ChatTls { upstream, .. } | Mode::Media { upstream } => {
+                upstream
+            }
+            Mode::Auto { chat, .. } => chat,
+        };
+        Routed { client: self.client, upstream }
     }
 }
 

@@ -8,8 +8,10 @@ pub mod cli;
 pub mod close_reason;
 pub mod config;
 mod connection;
+pub mod limits;
 pub mod listener;
 pub mod relay;
+pub mod route;
 mod sys;
 mod upstream;
 mod worker;
@@ -135,7 +137,10 @@ fn try_kernel_path(config: &Config, files: u64) -> anyhow::Result<Running> {
         u32::try_from(files.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(u32::MAX).clamp(1, 1 << 20);
     let limits = Limits {
         flows,
-        budget: (sys::total_memory() / BUDGET_PART).min(BUDGET_MAX),
+        budget: config
+            .limits
+            .kernel_bytes
+            .map_or_else(|| (sys::total_memory() / BUDGET_PART).min(BUDGET_MAX), NonZero::get),
         idle: config.timeouts.idle,
         log_transitions: tracing::enabled!(tracing::Level::TRACE),
     };

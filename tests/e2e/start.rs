@@ -41,7 +41,10 @@ fn bad_configuration_exits_with_64_before_anything_is_bound() {
     with_file(&text, |file| {
         let (output, text) = run(&["run", "--config", file]);
         assert_eq!(output.status.code(), Some(64), "{text}");
-        assert!(text.contains(&format!("{file}:7: unknown field `paht`")), "{text}");
+        assert!(
+            text.contains(&format!("{file}:7: relay.paht: there is no such key; write `path`")),
+            "{text}"
+        );
     });
     let (output, text) = run(&["run", "--config", "/nowhere/setu.toml"]);
     assert_eq!(output.status.code(), Some(64), "{text}");
@@ -58,6 +61,21 @@ fn a_port_in_use_names_its_holder() {
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(&format!("port {port} of 127.0.0.1 is in use")), "{text}");
         assert!(text.contains(&format!("(pid {})", std::process::id())), "{text}");
+    });
+}
+
+#[test]
+fn the_holder_is_that_of_the_address_not_of_the_port() {
+    let other_address = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other_address.local_addr().unwrap().port();
+    let text =
+        config(Path::Userspace, "127.0.0.1:1", "").replace("127.0.0.1:0", &format!("127.0.0.2:{port}"));
+    let holder = Setu::start(&text);
+    with_file(&text, |file| {
+        let (output, text) = run(&["run", "--config", file]);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let expected = format!("port {port} of 127.0.0.2 is in use by setu (pid {})", holder.pid());
+        assert!(text.contains(&expected), "{text}");
     });
 }
 
@@ -89,7 +107,7 @@ fn unprivileged(arguments: &[&str]) -> Option<(Output, String)> {
 fn low_ports_without_the_right_name_three_ways_out() {
     let Some((output, text)) = unprivileged(&["run"]) else { return };
     assert_eq!(output.status.code(), Some(1), "{text}");
-    for way in ["port 80, 587", "setcap", "ip_unprivileged_port_start", "--port-offset"] {
+    for way in ["port 443, 80, 587", "setcap", "ip_unprivileged_port_start", "--port-offset"] {
         assert!(text.contains(way), "{way} is missing: {text}");
     }
 }
@@ -110,10 +128,24 @@ fn check_tells_the_path_and_the_self_test() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{text}");
         if crate::may_use_kernel() {
-            assert!(text.contains("path: sockmap"), "{text}");
+            for line in ["path: sockmap", "types (BTF)", "eBPF is compiled (JIT)", "CAP_BPF, for loading"] {
+                assert!(text.contains(line), "{line} is missing: {text}");
+            }
             assert_eq!(text.matches("ok    self-test: ").count(), 5, "{text}");
         }
     });
+}
+
+#[test]
+fn check_tells_what_each_missing_privilege_costs() {
+    let Some((output, _)) = unprivileged(&["check", "--port-offset", "20000"]) else { return };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    for name in ["CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"] {
+        let line = text.lines().find(|line| line.starts_with(&format!("note  {name} is missing, for ")));
+        assert!(line.is_some_and(|line| line.contains(": without it ")), "{name}: {text}");
+    }
+    assert!(text.contains("path: userspace, because"), "{text}");
 }
 
 #[test]

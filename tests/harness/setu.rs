@@ -45,7 +45,7 @@ pub fn config(path: Path, upstream: &str, more: &str) -> String {
     format!(
         "[relay]\npath = \"{}\"\n[[listener]]\nname = \"chat\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\n\
          upstream = \"test\"\n[upstream.test]\nendpoints = [\"{upstream}\"]\n\
-         [security]\nallow_private_upstreams = true\n{more}",
+         [security]\nallow_private_upstreams = true\n[admin]\nbind = []\n{more}",
         path.name()
     )
 }

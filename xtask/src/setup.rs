@@ -29,6 +29,7 @@ const EBPF_PACKAGES: [(&str, &str); 4] = [
     ("llvm-22-dev", "the linker of the eBPF object"),
 ];
 const LINKER: &str = "0.13.0";
+const DENY: &str = "0.20.2";
 
 pub(crate) fn run_quietly() -> Result<()> {
     run_all()
@@ -55,6 +56,17 @@ fn run_all() -> Result<()> {
             install
                 .args(["--no-default-features", "--features", "llvm-22"])
                 .env("LLVM_PREFIX", "/usr/lib/llvm-22");
+        }
+        process::run(&mut install)?;
+    }
+    if !succeeds(process::cargo().args(["deny", "--version"])) {
+        println!("setup: building cargo-deny {DENY}, which checks licences and sources of dependencies");
+        let mut install = process::cargo();
+        install.args(["install", "--quiet", "--locked", "cargo-deny", "--version", DENY]);
+        // It runs for a second in all: optimising it, link-time and for one codegen unit, would take minutes.
+        for (setting, value) in [("OPT_LEVEL", "0"), ("DEBUG", "0"), ("LTO", "off"), ("CODEGEN_UNITS", "16")]
+        {
+            install.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
         }
         process::run(&mut install)?;
     }

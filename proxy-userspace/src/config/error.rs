@@ -33,20 +33,12 @@ pub enum ConfigError {
         /// The system's words.
         error: String,
     },
-    /// No TOML, an unknown key, or a value of another type.
-    #[error("{place}: {message}")]
-    Syntax {
-        /// The line.
-        place: Place,
-        /// The parser's words: they name the key and what was expected.
-        message: String,
-    },
-    /// A value that cannot be.
+    /// No TOML, a key that does not exist or is missing, or a value that cannot be.
     #[error("{place}: {key}: {problem}; {remedy}")]
     Value {
         /// The line.
         place: Place,
-        /// The key at fault.
+        /// The key at fault, after the names of its tables.
         key: String,
         /// What is wrong.
         problem: String,

@@ -1,17 +1,25 @@
 //! What setu is to do: a file, or the defaults, as validated types. Later code holds nothing that "must be there".
 
+mod defaults;
+mod display;
+mod endpoint;
 mod error;
 mod file;
+mod keyword;
+mod schema;
 
 use std::{
-    fmt, fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
-    str::FromStr,
+    fs,
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
+use crate::{addr::Ranges, route::AllowList};
+pub use endpoint::{Endpoint, Host};
 pub use error::{ConfigError, Place};
+use keyword::keywords;
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,41 +32,117 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// See [`Timeouts`].
     pub timeouts: Timeouts,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// Names that media clients may ask for.
+    pub allowed_names: AllowList,
+    /// Who may send PROXY headers. Not empty when a listener accepts them.
+    pub trusted: Ranges,
+    /// See [`Tls`].
+    pub tls: Tls,
+    /// Resolvers; none means those of the system.
+    pub dns_servers: Vec<SocketAddr>,
+    /// Where the status page and metrics are served; nowhere when empty.
+    pub admin: Vec<SocketAddr>,
+    /// What logs may tell of clients.
+    pub client_addresses: ClientAddresses,
     /// Whether loopback, private and link-local upstreams may be dialed.
     pub allow_private_upstreams: bool,
 }
 
-/// How bytes are to move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum PathChoice {
-    /// In the kernel where that is possible and safe, else in userspace.
-    Auto,
-    /// In the kernel, or do not start.
-    Sockmap,
-    /// In userspace.
-    Userspace,
+keywords! {
+    /// How bytes are to move.
+    #[derive(clap::ValueEnum)]
+    pub enum PathChoice {
+        /// In the kernel where that is possible and safe, else in userspace.
+        Auto = "auto",
+        /// In the kernel, or do not start.
+        Sockmap = "sockmap",
+        /// In userspace.
+        Userspace = "userspace",
+    }
 }
 
-/// What a listener expects of its clients.
+keywords! {
+    /// Whether an upstream is told the client's address.
+    pub enum SendProxyProtocol {
+        /// No.
+        Off = "off",
+        /// By a header of the PROXY protocol's version 1, a line of text.
+        V1 = "v1",
+        /// By one of version 2, which is binary.
+        V2 = "v2",
+    }
+}
+
+keywords! {
+    /// How an upstream's server is chosen.
+    pub enum Route {
+        /// One of its endpoints.
+        Fixed = "fixed",
+        /// The host that the client's SNI names, on port 443; one of the endpoints when it names none.
+        Sni = "sni",
+    }
+}
+
+keywords! {
+    /// What logs may tell of clients' addresses.
+    pub enum ClientAddresses {
+        /// Nothing.
+        Never = "never",
+        /// The network: 24 bits of an IPv4 address, 48 of an IPv6 one.
+        Truncated = "truncated",
+        /// All.
+        Full = "full",
+    }
+}
+
+/// What a listener expects of its clients, and where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// The chat protocol.
-    Chat,
+    Chat {
+        /// Where it goes.
+        upstream: UpstreamId,
+        /// Forward nothing but the chat protocol.
+        gate: bool,
+    },
+    /// The chat protocol inside TLS, which ends here.
+    ChatTls {
+        /// Where it goes.
+        upstream: UpstreamId,
+        /// Forward nothing but the chat protocol.
+        gate: bool,
+    },
     /// TLS that is passed through.
-    Media,
+    Media {
+        /// Where it goes.
+        upstream: UpstreamId,
+    },
+    /// All of these on one port, told apart by their first bytes.
+    Auto {
+        /// Where the chat protocol goes, in the clear or inside TLS.
+        chat: UpstreamId,
+        /// Where TLS for an allowed name goes.
+        media: UpstreamId,
+        /// The operator's web server, for what is neither. Only where there is a gate.
+        fallback: Option<SocketAddr>,
+        /// Forward nothing but the chat protocol to `chat`.
+        gate: bool,
+    },
 }
 
 /// Addresses that clients connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
-    /// Its name in logs.
+    /// Its name in logs: letters, digits, `-` and `_`.
     pub name: String,
     /// Never empty.
     pub bind: Vec<SocketAddr>,
     /// What to expect.
     pub mode: Mode,
-    /// Where its clients go.
-    pub upstream: UpstreamId,
+    /// Whether each connection begins with a PROXY header.
+    pub accept_proxy_protocol: bool,
 }
 
 /// Names an upstream of the same [`Config`].
@@ -68,39 +152,70 @@ pub struct UpstreamId(usize);
 /// Servers that are one to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
-    /// Its name in the configuration.
+    /// Its name in the configuration: letters, digits, `-` and `_`.
     pub name: String,
     /// Never empty.
     pub endpoints: Vec<Endpoint>,
+    /// Whether it is told the client's address. Off where the route is by SNI.
+    pub send_proxy_protocol: SendProxyProtocol,
+    /// How one is chosen. By SNI only where no chat goes.
+    pub route: Route,
+    /// Addresses of this machine to dial from, in turn; none means that the system chooses.
+    pub sources: Vec<IpAddr>,
 }
 
-/// A server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its name or address.
-    pub host: Host,
-    /// Never 0.
-    pub port: u16,
-}
-
-/// A server's name or address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
-    /// An address.
-    Ip(IpAddr),
-    /// A name to resolve.
-    Name(String),
-}
-
-/// How long to wait.
+/// How long to wait. None is zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// For the upstream, over all its addresses.
     pub connect: Duration,
+    /// For a PROXY header, a ClientHello, or the first bytes of chat; each.
+    pub inspect: Duration,
+    /// For a TLS handshake.
+    pub handshake: Duration,
     /// While nothing moves.
     pub idle: Duration,
     /// While nothing moves and one side has finished.
     pub half_close: Duration,
+    /// For connections to end by themselves when setu stops.
+    pub drain: Duration,
+}
+
+/// How many connections. A source is an IPv4 address, or the /64 of an IPv6 one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// At once; `None` is what the limit of open files and the memory allow.
+    pub connections: Option<NonZero<u32>>,
+    /// At once from one source; `None` is no limit.
+    pub per_source: Option<NonZero<u32>>,
+    /// New ones each second from one source, after a burst of ten times as many; `None` is no limit.
+    pub per_source_rate: Option<NonZero<u32>>,
+    /// Sources to which both do not apply.
+    pub exempt: Ranges,
+    /// At once in inspection or handshake; `None` is a quarter of all, and at least 64.
+    pub pending: Option<NonZero<u32>>,
+    /// Bytes that all flows together may have on their way in the kernel; `None` is a part of the memory.
+    pub kernel_bytes: Option<NonZero<u64>>,
+}
+
+/// The certificate of listeners where TLS ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The operator's; `None` is one that setu makes and keeps.
+    pub files: Option<CertificateFiles>,
+    /// Names in the one that setu makes.
+    pub names: Vec<Host>,
+    /// Where setu keeps it.
+    pub state_dir: PathBuf,
+}
+
+/// A certificate in PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, the server's own first.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 impl Config {
@@ -109,7 +224,7 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let Some(path) = file else { return Ok(defaults()) };
+        let Some(path) = file else { return Ok(defaults::config()) };
         let name = path.display().to_string();
         let text = fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
             place: Place { file: name.clone(), line: 0 },
@@ -118,7 +233,7 @@ impl Config {
         Self::parse(&name, &text)
     }
 
-    /// Reads the text of a file that is called `name` in errors.
+    /// Reads the text of a file that is called `name` in errors; paths in it are relative to that.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -132,12 +247,13 @@ impl Config {
         &self.upstreams[id.0]
     }
 
-    /// Moves every port up, so that no privilege is needed. Port 0 stays.
+    /// Moves every port that setu listens on up, so that no privilege is needed. Port 0 stays.
     ///
     /// # Errors
     /// When a port would be above 65535.
     pub fn offset_ports(&mut self, offset: u16) -> Result<(), ConfigError> {
-        for address in self.listeners.iter_mut().flat_map(|listener| &mut listener.bind) {
+        let listeners = self.listeners.iter_mut().flat_map(|listener| &mut listener.bind);
+        for address in listeners.chain(&mut self.admin) {
             if address.port() == 0 {
                 continue;
             }
@@ -150,140 +266,6 @@ impl Config {
             address.set_port(port);
         }
         Ok(())
-    }
-}
-
-/// The reference's ports and upstreams.
-fn defaults() -> Config {
-    let upstreams = [
-        ("chat", "g.whatsapp.net", 5222),
-        ("chat-http", "g.whatsapp.net", 80),
-        ("media", "whatsapp.net", 443),
-    ];
-    let listeners = [
-        ("chat", 5222, Mode::Chat, 0),
-        ("chat-http", 80, Mode::Chat, 1),
-        ("media", 587, Mode::Media, 2),
-        ("media-alt", 7777, Mode::Media, 2),
-    ];
-    Config {
-        path: PathChoice::Auto,
-        listeners: listeners
-            .map(|(name, port, mode, upstream)| Listener {
-                name: name.into(),
-                bind: vec![(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()],
-                mode,
-                upstream: UpstreamId(upstream),
-            })
-            .into(),
-        upstreams: upstreams
-            .map(|(name, host, port)| Upstream {
-                name: name.into(),
-                endpoints: vec![Endpoint { host: Host::Name(host.into()), port }],
-            })
-            .into(),
-        timeouts: file::TIMEOUTS,
-        allow_private_upstreams: false,
-    }
-}
-
-impl Endpoint {
-    /// Reads `host:port`.
-    fn parse(text: &str) -> Result<Self, &'static str> {
-        let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
-        let port =
-            port.parse().ok().filter(|port| *port != 0).ok_or("the port is not between 1 and 65535")?;
-        let host = if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            Host::Ip(IpAddr::V6(inner.parse().map_err(|_| "the address in brackets is not IPv6")?))
-        } else if let Ok(ip) = host.parse::<Ipv4Addr>() {
-            Host::Ip(ip.into())
-        } else {
-            let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            let label = |label: &str| (1..64).contains(&label.len()) && label.bytes().all(known);
-            let name = host.strip_suffix('.').unwrap_or(host);
-            // A name whose last part is a number is an address with a slip (RFC 3696, section 2).
-            let numeric =
-                name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
-            let valid = name.len() < 254 && name.split('.').all(label) && !numeric;
-            Host::Name(valid.then(|| host.into()).ok_or("the host is neither a name nor an address")?)
-        };
-        Ok(Self { host, port })
-    }
-}
-
-impl FromStr for PathChoice {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        clap::ValueEnum::from_str(text, false).map_err(drop)
-    }
-}
-
-impl fmt::Display for PathChoice {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Auto => "auto",
-            Self::Sockmap => "sockmap",
-            Self::Userspace => "userspace",
-        })
-    }
-}
-
-impl FromStr for Mode {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "chat" => Ok(Self::Chat),
-            "media" => Ok(Self::Media),
-            _ => Err(()),
-        }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Chat => "chat",
-            Self::Media => "media",
-        })
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(formatter),
-            Host::Name(name) => write!(formatter, "{name}:{}", self.port),
-        }
-    }
-}
-
-/// The configuration as a file that reads back to the same.
-impl fmt::Display for Config {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fn list(items: impl Iterator<Item = impl fmt::Display>) -> String {
-            items.map(|item| format!("\"{item}\"")).collect::<Vec<_>>().join(", ")
-        }
-        writeln!(formatter, "[relay]\npath = \"{}\"", self.path)?;
-        for listener in &self.listeners {
-            writeln!(formatter, "\n[[listener]]\nname = {:?}", listener.name)?;
-            writeln!(formatter, "bind = [{}]\nmode = \"{}\"", list(listener.bind.iter()), listener.mode)?;
-            writeln!(formatter, "upstream = {:?}", self.upstream(listener.upstream).name)?;
-        }
-        for upstream in &self.upstreams {
-            let endpoints = list(upstream.endpoints.iter());
-            writeln!(formatter, "\n[upstream.{:?}]\nendpoints = [{endpoints}]", upstream.name)?;
-        }
-        let time = |time| humantime::format_duration(time);
-        writeln!(formatter, "\n[timeouts]\nconnect = \"{}\"", time(self.timeouts.connect))?;
-        writeln!(
-            formatter,
-            "idle = \"{}\"\nhalf_close = \"{}\"",
-            time(self.timeouts.idle),
-            time(self.timeouts.half_close)
-        )?;
-        writeln!(formatter, "\n[security]\nallow_private_upstreams = {}", self.allow_private_upstreams)
     }
 }
 
@@ -303,7 +285,7 @@ mod tests {
             assert_eq!(error, format!("f:{expected}"), "{}", path.display());
             count += 1;
         }
-        assert!(count >= 15, "{count} files");
+        assert!(count >= 50, "{count} files");
     }
 
     #[test]
@@ -318,10 +300,87 @@ mod tests {
     }
 
     #[test]
+    fn an_upstream_of_the_defaults_keeps_what_a_file_does_not_say() {
+        let text = "[upstream.chat]\nendpoints = [\"chat.example:1\"]\n[upstream.media]\nroute = \"sni\"\n\
+                    [upstream.own]\nendpoints = [\"own.example:1\"]";
+        let config = Config::parse("f", text).unwrap();
+        let [chat, _, media, own] = config.upstreams.as_slice() else { panic!("{config}") };
+        assert_eq!(chat.endpoints[0].to_string(), "chat.example:1");
+        assert_eq!(chat.send_proxy_protocol, SendProxyProtocol::V1);
+        assert_eq!(media.endpoints[0].to_string(), "whatsapp.net:443");
+        assert_eq!((media.send_proxy_protocol, media.route), (SendProxyProtocol::Off, Route::Sni));
+        assert_eq!((own.send_proxy_protocol, own.route), (SendProxyProtocol::Off, Route::Fixed));
+    }
+
+    #[test]
+    fn files_are_found_beside_the_configuration() {
+        let text = "[tls]\ncertificate = \"cert.pem\"\nkey = \"/keys/key.pem\"";
+        let tls = Config::parse("/etc/setu/setu.toml", text).unwrap().tls;
+        assert_eq!(tls.files.as_ref().unwrap().certificate, Path::new("/etc/setu/cert.pem"));
+        assert_eq!(tls.files.unwrap().key, Path::new("/keys/key.pem"));
+        assert_eq!(tls.state_dir, Path::new("/var/lib/setu"));
+    }
+
+    #[test]
+    fn the_defaults_are_the_references_ports() {
+        let config = Config::load(None).unwrap();
+        let ports = |listener: &Listener| listener.bind.iter().map(SocketAddr::port).collect::<Vec<_>>();
+        let listeners: Vec<_> = config
+            .listeners
+            .iter()
+            .map(|listener| {
+                let (upstream, tls) = match listener.mode {
+                    Mode::Chat { upstream, gate: false } | Mode::Media { upstream } => (upstream, false),
+                    Mode::ChatTls { upstream, gate: false } => (upstream, true),
+                    other => panic!("{other:?}"),
+                };
+                let upstream = config.upstream(upstream).endpoints[0].to_string();
+                (
+                    ports(listener)[..] == [ports(listener)[0]; 2],
+                    ports(listener)[0],
+                    tls,
+                    listener.accept_proxy_protocol,
+                    upstream,
+                )
+            })
+            .collect();
+        let chat = || "g.whatsapp.net:5222".to_owned();
+        let http = || "g.whatsapp.net:80".to_owned();
+        let media = || "whatsapp.net:443".to_owned();
+        let expected = [
+            (true, 443, true, false, chat()),
+            (true, 8443, true, true, chat()),
+            (true, 5222, false, false, chat()),
+            (true, 8222, false, true, chat()),
+            (true, 80, false, false, http()),
+            (true, 8080, false, true, http()),
+            (true, 587, false, false, media()),
+            (true, 7777, false, false, media()),
+        ];
+        assert_eq!(listeners, expected);
+    }
+
+    proptest::proptest! {
+        /// Whatever a file holds, an error is all that comes of it, on a line that exists.
+        #[test]
+        fn damaged_files_are_errors(at in 0usize..2000, len in 0usize..40, with in "[ -~\n]{0,8}") {
+            let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/configs/valid/every-key.toml");
+            let mut text = fs::read_to_string(file).unwrap();
+            let start = at.min(text.len());
+            text.replace_range(start..(start + len).min(text.len()), &with);
+            if let Err(ConfigError::Value { place, key, remedy, .. }) = Config::parse("f", &text) {
+                let lines = text.matches('\n').count() + 1;
+                proptest::prop_assert!((1..=lines).contains(&place.line) && !remedy.is_empty(), "{place} {key}");
+            }
+        }
+    }
+
+    #[test]
     fn ports_move_and_stay_in_range() {
         let mut config = Config::load(None).unwrap();
         config.offset_ports(10_000).unwrap();
-        assert_eq!(config.listeners[0].bind[0].port(), 15_222);
+        assert_eq!(config.listeners[0].bind[0].port(), 10_443);
+        assert_eq!(config.admin[0].port(), 18_199);
         assert!(config.offset_ports(60_000).unwrap_err().to_string().contains("smaller offset"));
     }
 }

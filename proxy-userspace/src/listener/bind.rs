@@ -143,7 +143,7 @@ fn has_no_ipv6(error: &io::Error, address: SocketAddr) -> bool {
 fn explain(error: io::Error, listener: &str, address: SocketAddr) -> BindError {
     let listener = listener.to_owned();
     if error.kind() == io::ErrorKind::AddrInUse {
-        let holder = holder(address.port()).map(|holder| format!(" by {holder}")).unwrap_or_default();
+        let holder = holder(address).map(|holder| format!(" by {holder}")).unwrap_or_default();
         return BindError::InUse { listener, address, holder };
     }
     let remedy = match error.kind() {
@@ -153,12 +153,15 @@ fn explain(error: io::Error, listener: &str, address: SocketAddr) -> BindError {
     BindError::Other { listener, address, error, remedy }
 }
 
-/// The process that listens on a port, as far as this one may see.
-fn holder(port: u16) -> Option<String> {
+/// The process whose socket is in the way of binding `wanted`, as far as this one may see.
+fn holder(wanted: SocketAddr) -> Option<String> {
     let tables = procfs::net::tcp().into_iter().chain(procfs::net::tcp6());
     let entry = tables
         .flatten()
-        .find(|entry| entry.state == TcpState::Listen && entry.local_address.port() == port)?;
+        // In TIME_WAIT a socket has no process, and so no inode.
+        .filter(|entry| entry.inode != 0 && in_the_way(entry.local_address, wanted))
+        // A connection can be in the way as well, but what listens is what the operator should hear of.
+        .min_by_key(|entry| (entry.state != TcpState::Listen, entry.local_address.ip() != wanted.ip()))?;
     for process in process::all_processes().ok()?.flatten() {
         let Ok(descriptors) = process.fd() else { continue };
         let holds = |target| matches!(target, process::FDTarget::Socket(inode) if inode == entry.inode);
@@ -167,6 +170,15 @@ fn holder(port: u16) -> Option<String> {
         }
     }
     None
+}
+
+/// Whether a socket on `held` keeps setu from binding `wanted`. A socket on `::` may hold the IPv4 addresses too
+/// (ipv6(7), `IPV6_V6ONLY`); setu's own never do.
+fn in_the_way(held: SocketAddr, wanted: SocketAddr) -> bool {
+    let same = held.ip().to_canonical() == wanted.ip();
+    let wildcard = held.ip().is_unspecified() && (held.is_ipv6() || wanted.is_ipv4());
+    let covered = wanted.ip().is_unspecified() && held.ip().to_canonical().is_ipv4() == wanted.is_ipv4();
+    held.port() == wanted.port() && (same || wildcard || covered)
 }
 
 #[cfg(test)]
@@ -194,6 +206,34 @@ mod tests {
         let error = bind_all(&config(&format!("\"127.0.0.1:{port}\"")), 2).unwrap_err().to_string();
         assert!(error.contains(&format!("port {port} of 127.0.0.1 is in use by ")), "{error}");
         assert!(error.contains(&format!("(pid {})", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn only_sockets_on_the_same_address_are_in_the_way() {
+        let in_the_way =
+            |held: &str, wanted: &str| in_the_way(held.parse().unwrap(), wanted.parse().unwrap());
+        for (held, wanted) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("127.0.0.1:1", "0.0.0.0:1"),
+            ("[::]:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("[::1]:1", "[::]:1"),
+            ("[::ffff:127.0.0.1]:1", "127.0.0.1:1"),
+            ("[::ffff:127.0.0.1]:1", "0.0.0.0:1"),
+        ] {
+            assert!(in_the_way(held, wanted), "{held} {wanted}");
+        }
+        for (held, wanted) in [
+            ("127.0.0.1:1", "127.0.0.1:2"),
+            ("127.0.0.1:1", "127.0.0.2:1"),
+            ("127.0.0.1:1", "[::]:1"),
+            ("0.0.0.0:1", "[::]:1"),
+            ("0.0.0.0:1", "[::1]:1"),
+            ("[::1]:1", "0.0.0.0:1"),
+        ] {
+            assert!(!in_the_way(held, wanted), "{held} {wanted}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use thiserror::Error;
 
 /// Where the kernel publishes its types.
-pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;

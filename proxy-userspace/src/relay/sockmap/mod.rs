@@ -26,6 +26,7 @@ use crate::{
     close_reason::{CloseReason, Side, Ticket},
     sys::EventFd,
 };
+pub use btf::VMLINUX;
 pub use loader::LoadError;
 pub use probe::{Check, probe};
 
