@@ -29,6 +29,12 @@ const EBPF_PACKAGES: [(&str, &str); 4] = [
     ("llvm-22-dev", "the linker of the eBPF object"),
 ];
 const LINKER: &str = "0.13.0";
+/// Debian packages for fuzzing.
+const FUZZ_PACKAGES: [(&str, &str); 2] = [
+    ("g++", "the fuzzer's runtime is C++"),
+    ("llvm-22", "reads what the stable compiler's coverage instrumentation wrote"),
+];
+const FUZZER: &str = "0.13.2";
 
 pub(crate) fn run_quietly() -> Result<()> {
     run_all()
@@ -56,6 +62,18 @@ fn run_all() -> Result<()> {
                 .args(["--no-default-features", "--features", "llvm-22"])
                 .env("LLVM_PREFIX", "/usr/lib/llvm-22");
         }
+        process::run(&mut install)?;
+    }
+    Ok(())
+}
+
+/// What fuzzing needs besides.
+pub(crate) fn fuzz() -> Result<()> {
+    install(&FUZZ_PACKAGES)?;
+    if !succeeds(process::cargo().args(["fuzz", "--version"])) {
+        println!("setup: building cargo-fuzz {FUZZER}");
+        let mut install = process::cargo();
+        install.args(["install", "--quiet", "--locked", "cargo-fuzz", "--version", FUZZER]);
         process::run(&mut install)?;
     }
     Ok(())
