@@ -3,6 +3,7 @@
 
 mod ci;
 mod ebpf;
+mod fuzz;
 mod process;
 mod setup;
 mod test;
@@ -42,6 +43,14 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Fuzz the parsers from the committed corpus, and print how many of their lines the corpus reaches
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = 120)]
+        seconds: u32,
+        /// All by default
+        targets: Vec<String>,
+    },
     /// Drive chat and media through a real setu on loopback, and print what came of it
     Demo,
     /// Measure setu beside HAProxy and nginx; arguments go to the bench
@@ -63,6 +72,7 @@ fn main() -> Result<()> {
         Task::Test { args } => test::run(&args),
         Task::Ebpf { check: false } => ebpf::build(),
         Task::Ebpf { check: true } => ebpf::check(),
+        Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
         Task::Demo => bench("demo", &[]),
         Task::Bench { args } => bench("bench", &args),
         Task::Ci => ci::run(),

@@ -30,6 +30,12 @@ const EBPF_PACKAGES: [(&str, &str); 4] = [
 ];
 const LINKER: &str = "0.13.0";
 const DENY: &str = "0.20.2";
+/// Debian packages for fuzzing.
+const FUZZ_PACKAGES: [(&str, &str); 2] = [
+    ("g++", "the fuzzer's runtime is C++"),
+    ("llvm-22", "reads what the stable compiler's coverage instrumentation wrote"),
+];
+const FUZZER: &str = "0.13.2";
 
 pub(crate) fn run_quietly() -> Result<()> {
     run_all()
@@ -68,6 +74,18 @@ fn run_all() -> Result<()> {
         {
             install.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
         }
+        process::run(&mut install)?;
+    }
+    Ok(())
+}
+
+/// What fuzzing needs besides.
+pub(crate) fn fuzz() -> Result<()> {
+    install(&FUZZ_PACKAGES)?;
+    if !succeeds(process::cargo().args(["fuzz", "--version"])) {
+        println!("setup: building cargo-fuzz {FUZZER}");
+        let mut install = process::cargo();
+        install.args(["install", "--quiet", "--locked", "cargo-fuzz", "--version", FUZZER]);
         process::run(&mut install)?;
     }
     Ok(())

@@ -1,0 +1,41 @@
+//! What a client's first bytes tell, found out before anything is dialed.
+//!
+//! The parsers are pure functions over the bytes so far, and monotone: once one has decided, more bytes do not change
+//! its mind. [`peek`] feeds them from a socket without taking a byte out, so that what was looked at is still there
+//! for whoever the connection is handed to. Nothing here knows what the answer is for: that is routing.
+
+pub mod client_hello;
+pub mod first_bytes;
+pub mod peek;
+
+/// Bytes of a client that are looked at before a decision, at most.
+pub const LIMIT: usize = 64 * 1024;
+
+/// The committed corpus of a fuzz target, by name of file.
+#[cfg(test)]
+pub(crate) fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    assert!(files.len() > 10, "the corpus is missing");
+    files
+}
+
+/// What a parser says of all the bytes; every prefix must say the same, unless that it is incomplete.
+#[cfg(test)]
+pub(crate) fn monotone<T: PartialEq + std::fmt::Debug>(
+    bytes: &[u8],
+    parse: fn(&[u8]) -> T,
+    incomplete: &T,
+) -> T {
+    let outcome = parse(bytes);
+    let undecided = (0..=bytes.len()).take_while(|len| parse(&bytes[..*len]) == *incomplete).count();
+    for len in undecided..bytes.len() {
+        assert_eq!(parse(&bytes[..len]), outcome, "of {len} bytes");
+    }
+    outcome
+}
