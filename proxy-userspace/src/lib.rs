@@ -11,6 +11,7 @@ mod connection;
 pub mod listener;
 pub mod relay;
 mod sys;
+pub mod tls;
 mod upstream;
 mod worker;
 

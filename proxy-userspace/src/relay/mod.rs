@@ -2,4 +2,5 @@
 
 mod silence;
 pub mod sockmap;
+pub mod terminated;
 pub(crate) mod userspace;
