@@ -221,6 +221,29 @@ mod tests {
     }
 
     #[test]
+    fn a_hello_with_any_byte_wrong_is_an_end_like_others() {
+        let proxy = Proxy::start(TIMEOUTS);
+        let mut hello = Vec::new();
+        let name = "chat.example".try_into().unwrap();
+        rustls::ClientConnection::new(client(&TLS13), name).unwrap().write_tls(&mut hello).unwrap();
+        let mut refused = 0;
+        for place in 0..hello.len() {
+            let mut wrong = hello.clone();
+            wrong[place] ^= 0x55;
+            let mut tcp = proxy.tcp();
+            // The proxy may have enough before it has everything.
+            let _ = tcp.write_all(&wrong);
+            let _ = tcp.shutdown(Shutdown::Write);
+            match proxy.reason() {
+                CloseReason::TlsFailed => refused += 1,
+                // Nothing that matters was wrong, or the length, so that the rest was awaited.
+                reason => assert_eq!(reason, CloseReason::ClientClosed, "{place}"),
+            }
+        }
+        assert!(refused > 10, "{refused} of {}", hello.len());
+    }
+
+    #[test]
     fn a_client_that_stalls_or_leaves_is_named() {
         let proxy = Proxy::start(Timeouts { connect: Duration::from_millis(200), ..TIMEOUTS });
         let stalled = proxy.tcp();

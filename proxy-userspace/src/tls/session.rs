@@ -118,7 +118,7 @@ impl Session {
         !self.outgoing.is_empty()
     }
 
-    /// Reads once and gives `take` the plaintext, if any came. What TLS itself answers is sent.
+    /// Reads once and gives `take` the plaintext, if any came; it must not use a session. What TLS itself answers is sent.
     pub(crate) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,

@@ -53,6 +53,14 @@ fn a_made_certificate_stays_until_its_names_change() {
     let text = nameless.to_string();
     assert!(text.contains("made by setu") && text.contains("SHA-256: "), "{text}");
 
+    // Eleven months and a half ago.
+    let old = self_signed::make(&[], SystemTime::now() - Duration::from_secs(345 * 86_400)).unwrap();
+    fs::write(&file, &old).unwrap();
+    assert!(show(&settings(&state, &[])).unwrap().is_due());
+    let acceptor = Acceptor::new(settings(&state, &[])).unwrap();
+    assert!(!acceptor.description().is_due());
+    assert_eq!(show(&settings(&state, &[])).unwrap(), acceptor.description());
+
     fs::write(&file, "rubbish").unwrap();
     let repaired = Acceptor::new(settings(&state, &[])).unwrap().description();
     assert_ne!(repaired.fingerprint, nameless.fingerprint);

@@ -1,12 +1,13 @@
 //! Real sockets, a client of rustls', and an upstream that sees what a server would see.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::{Shutdown, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::{
     AlertDescription, ConnectionTrafficSecrets, Error as TlsError,
     version::{TLS12, TLS13},
@@ -296,29 +297,81 @@ fn keys_may_change_at_any_time() {
     assert_eq!(buffer, [9; 1000]);
 }
 
+/// A client that makes its records itself, to make those that no library makes.
+struct Forger {
+    tcp: TcpStream,
+    key: LessSafeKey,
+    iv: [u8; 12],
+    sequence: u64,
+}
+
+impl Forger {
+    fn new(client: Tls) -> Self {
+        let (sequence, secrets) = client.conn.dangerous_extract_secrets().unwrap().tx;
+        let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else { panic!("another cipher") };
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_ref()).unwrap());
+        Self { tcp: client.sock, key, iv: iv.as_ref().try_into().unwrap(), sequence }
+    }
+
+    /// Sends a record (RFC 8446, sections 5.2 and 5.3).
+    fn send(&mut self, kind: u8, content: &[u8]) -> io::Result<()> {
+        let mut nonce = self.iv;
+        for (byte, count) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
+            *byte ^= count;
+        }
+        self.sequence += 1;
+        let len = u8::try_from(content.len() + 17).unwrap();
+        let mut record = [content, &[kind]].concat();
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key.seal_in_place_append_tag(nonce, Aad::from([0x17, 3, 3, 0, len]), &mut record).unwrap();
+        self.tcp.write_all(&[&[0x17, 3, 3, 0, len], &record[..]].concat())
+    }
+}
+
+const HANDSHAKE: u8 = 22;
+const DATA: u8 = 23;
+
 #[test]
 fn a_flood_of_empty_records_ends_the_connection() {
     let proxy = Proxy::start(TIMEOUTS);
     let (client, mut upstream) = proxy.connect(&client(&TLS13));
-    let mut tcp = client.sock;
-    let (sequence, secrets) = client.conn.dangerous_extract_secrets().unwrap().tx;
-    let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else { panic!("another cipher") };
-    let key = aws_lc_rs::aead::UnboundKey::new(&aws_lc_rs::aead::AES_256_GCM, key.as_ref()).unwrap();
-    let key = aws_lc_rs::aead::LessSafeKey::new(key);
-    for number in sequence..sequence + 100_000 {
-        let mut nonce: [u8; 12] = iv.as_ref().try_into().unwrap();
-        for (byte, count) in nonce[4..].iter_mut().zip(number.to_be_bytes()) {
-            *byte ^= count;
-        }
-        // Nothing but the type of the content (RFC 8446, section 5.2).
-        let header = [0x17, 3, 3, 0, 17];
-        let mut record = vec![0x17];
-        let nonce = aws_lc_rs::aead::Nonce::assume_unique_for_key(nonce);
-        key.seal_in_place_append_tag(nonce, aws_lc_rs::aead::Aad::from(header), &mut record).unwrap();
-        if tcp.write_all(&header).and_then(|()| tcp.write_all(&record)).is_err() {
-            break;
-        }
-    }
+    let mut forger = Forger::new(client);
+    let refused = (0..100_000).any(|_| forger.send(DATA, &[]).is_err());
+    assert!(refused);
     assert!(is_reset(&mut upstream));
     assert_eq!(proxy.reason(), CloseReason::TlsBroken);
+}
+
+#[test]
+fn a_message_in_pieces_stops_neither_direction() {
+    let proxy = Proxy::start(TIMEOUTS);
+    let config = client(&TLS13);
+    for rest in [&[0, 1, 0][..], &[]] {
+        let (client, mut upstream) = proxy.connect(&config);
+        let mut forger = Forger::new(client);
+        forger.send(DATA, b"before").unwrap();
+        upstream.read_exact(&mut [0; 6]).unwrap();
+        // The beginning of a KeyUpdate, which the session keeps while it encrypts the answer.
+        forger.send(HANDSHAKE, &[24, 0]).unwrap();
+        upstream.write_all(b"answer").unwrap();
+        // A ticket may be before it.
+        let mut answer = vec![0; 5 + 6 + 17];
+        while !answer.starts_with(&[0x17, 3, 3, 0, 6 + 17]) {
+            forger.tcp.read_exact(&mut answer[..5]).unwrap();
+            answer.resize(5 + usize::from(u16::from_be_bytes([answer[3], answer[4]])), 0);
+            forger.tcp.read_exact(&mut answer[5..]).unwrap();
+        }
+        if rest.is_empty() {
+            // Nothing may come between the pieces (RFC 8446, section 5.1).
+            forger.send(DATA, b"between").unwrap();
+            assert!(is_reset(&mut upstream));
+            assert_eq!(proxy.reason(), CloseReason::TlsBroken);
+        } else {
+            forger.send(HANDSHAKE, rest).unwrap();
+            forger.tcp.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_all(&mut upstream), b"");
+            drop(upstream);
+            assert_eq!(proxy.reason(), CloseReason::ClientTruncated);
+        }
+    }
 }
