@@ -67,6 +67,14 @@ reasons! {
     ClientTimedOut = "client_timed_out",
     /// The upstream vanished.
     UpstreamTimedOut = "upstream_timed_out",
+    /// Both sides finished, the client first and by FIN without `close_notify`: what it sent may have been cut off.
+    ClientTruncated = "client_truncated",
+    /// The client's TLS did not come about: what it sent is not TLS, or not TLS that setu speaks.
+    TlsFailed = "tls_failed",
+    /// The client did not finish its TLS handshake in time.
+    HandshakeTimeout = "handshake_timeout",
+    /// The client broke its TLS after the handshake, or gave it up by an alert.
+    TlsBroken = "tls_broken",
     /// Nothing moved for `timeouts.idle`.
     Idle = "idle",
     /// One side had finished, and nothing moved for `timeouts.half_close`.

@@ -15,6 +15,7 @@ pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
 mod sys;
+pub mod tls;
 mod upstream;
 mod worker;
 

@@ -77,6 +77,13 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<u
     })
 }
 
+/// Throws away what is there, up to `limit` bytes, without waiting. The kernel copies nothing (`MSG_TRUNC`, tcp(7)).
+pub(crate) fn discard(socket: BorrowedFd<'_>, limit: usize) {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: with MSG_TRUNC the kernel writes nothing for a TCP socket.
+    let _ = check_size(unsafe { libc::recv(socket.as_raw_fd(), ptr::null_mut(), limit, flags) });
+}
+
 /// Looks at what is there without taking it. On a socket in a sockhash this first runs the verdict over what was
 /// queued before insertion (`tcp_bpf_recvmsg_parser`, net/ipv4/tcp_bpf.c), and in any case returns after a run in
 /// progress has ended, because both hold the socket's lock.

@@ -6,18 +6,15 @@
 
 mod pump;
 
-use std::{future::poll_fn, io, os::fd::AsFd as _, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, io, pin::pin, task::Poll, time::Duration};
 
 use socket2::SockRef;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep},
-};
+use tokio::{net::TcpStream, time::sleep};
 
+use super::silence::Silence;
 use crate::{
     close_reason::{CloseReason, Side},
     config::Timeouts,
-    sys,
 };
 use pump::{Flowed, Pump};
 
@@ -74,11 +71,8 @@ async fn run(
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
     let mut finished = [false; 2];
-    let limit = |finished: [bool; 2]| {
-        if finished == [false; 2] { timeouts.idle } else { timeouts.half_close }
-    };
-    let mut timer = pin!(sleep(calm.map_or(timeouts.idle, |calm| calm.min(timeouts.idle))));
-    let mut timer_is_set = false;
+    let timer = pin!(sleep(calm.map_or(timeouts.idle, |calm| calm.min(timeouts.idle))));
+    let mut silence = Silence::new(timer, timeouts, calm);
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {
@@ -94,39 +88,20 @@ async fn run(
                 Flowed::Finished => {
                     first.get_or_insert(side);
                     finished[side.index()] = true;
-                    timer.as_mut().reset(Instant::now() + limit(finished));
-                    timer_is_set = false;
+                    silence.half_closed();
                 }
             }
         }
         if finished == [true; 2] {
             return Poll::Ready(Ok(Some(CloseReason::finished(first.unwrap_or(Side::Client)))));
         }
-        // Bytes woke this task, so the timer did not; it still has the waker.
-        if any_moved && timer_is_set {
-            return Poll::Pending;
+        let over = silence.poll(cx, any_moved, [client_read.as_ref(), upstream_read.as_ref()]);
+        let look = calm.is_some() && finished == [false; 2] && silence.take_fired();
+        // Both must be asked.
+        if over.is_pending() && look && !(out.take_strained() | back.take_strained()) {
+            return Poll::Ready(Ok(None));
         }
-        timer_is_set = true;
-        while timer.as_mut().poll(cx).is_ready() {
-            let calm = calm.filter(|_| finished == [false; 2]);
-            // Both must be asked.
-            if calm.is_some() && !(out.take_strained() | back.take_strained()) {
-                return Poll::Ready(Ok(None));
-            }
-            // Segments do not touch the timer: when it fires, the kernel knows since when nothing has moved.
-            let legs: [&TcpStream; 2] = [client_read.as_ref(), upstream_read.as_ref()];
-            let silent =
-                legs.iter().filter_map(|leg| sys::tcp_info(leg.as_fd()).ok()).map(|info| info.silent);
-            let (limit, silent) = (limit(finished), silent.min().unwrap_or(Duration::MAX));
-            if silent >= limit {
-                let half = finished != [false; 2];
-                let reason = if half { CloseReason::HalfCloseTimeout } else { CloseReason::Idle };
-                return Poll::Ready(Ok(Some(reason)));
-            }
-            let rest = limit - silent;
-            timer.as_mut().reset(Instant::now() + calm.map_or(rest, |calm| calm.min(rest)));
-        }
-        Poll::Pending
+        over.map(|reason| Ok(Some(reason)))
     })
     .await
 }

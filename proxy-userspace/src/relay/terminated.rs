@@ -1,0 +1,268 @@
+//! The relay of a client whose TLS ends here: records on its leg, plaintext on the upstream's.
+//!
+//! One task for both directions. An idle flow holds no buffer: what is read lies in the thread's scratch memory until it
+//! is written, and only what the destination does not take is kept, and then nothing is read for it.
+//!
+//! ```text
+//!  client                          upstream
+//!  close_notify ─────────────────▶ FIN
+//!  FIN without it (cut off?) ────▶ FIN, counted as `client_truncated`
+//!  close_notify, FIN ◀──────────── FIN
+//!  RST ──────────────────────────▶ RST
+//!  RST ◀────────────────────────── RST
+//!  not TLS: alert, FIN ◀─ setu ──▶ RST
+//! ```
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::AsyncWrite as _,
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    time::sleep,
+};
+
+use super::silence::Silence;
+use crate::{
+    close_reason::{CloseReason, Side},
+    config::Timeouts,
+    tls::{End, ForwardError, Received, Session, SessionError, Terminated, let_go},
+};
+
+/// Reads before other connections get their turn.
+const ROUNDS: u32 = 8;
+
+/// Relays until both sides have finished, one breaks, or nothing moves for too long. What the client has sent already
+/// goes first.
+pub async fn relay(terminated: Terminated, mut upstream: TcpStream, timeouts: &Timeouts) -> CloseReason {
+    let Terminated { stream: mut client, mut session, first, end } = terminated;
+    let reset = |leg: &TcpStream| {
+        // A close with lingering time 0 sends RST: the other side must not take the end for a FIN.
+        let _ = SockRef::from(leg).set_linger(Some(Duration::ZERO));
+    };
+    match run(&mut client, &mut session, first, end, &mut upstream, timeouts).await {
+        Ok(reason) => reason,
+        Err(Broken::Client(error)) => {
+            reset(&upstream);
+            CloseReason::broken(Side::Client, &error)
+        }
+        Err(Broken::Upstream(error)) => {
+            reset(&client);
+            CloseReason::broken(Side::Upstream, &error)
+        }
+        Err(Broken::Tls(error)) => {
+            tracing::debug!(%error, "a client broke its TLS");
+            reset(&upstream);
+            let_go(&mut client).await;
+            CloseReason::TlsBroken
+        }
+    }
+}
+
+enum Broken {
+    Client(io::Error),
+    Upstream(io::Error),
+    Tls(rustls::Error),
+}
+
+impl From<SessionError> for Broken {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Socket(error) => Self::Client(error),
+            SessionError::Protocol(error) => Self::Tls(error),
+        }
+    }
+}
+
+impl From<ForwardError> for Broken {
+    fn from(error: ForwardError) -> Self {
+        match error {
+            ForwardError::Upstream(error) => Self::Upstream(error),
+            ForwardError::Client(error) => error.into(),
+        }
+    }
+}
+
+async fn run(
+    client: &mut TcpStream,
+    session: &mut Session,
+    first: Vec<u8>,
+    end: Option<End>,
+    upstream: &mut TcpStream,
+    timeouts: &Timeouts,
+) -> Result<CloseReason, Broken> {
+    let (mut client_read, mut client_write) = client.split();
+    let (mut upstream_read, mut upstream_write) = upstream.split();
+    let mut inward = Inward { pending: first, end };
+    let mut outward = Outward::Open;
+    let mut finished = [false; 2];
+    let mut reason = None;
+    let timer = pin!(sleep(timeouts.idle));
+    let mut silence = Silence::new(timer, timeouts, None);
+    poll_fn(|cx| {
+        let mut any_moved = false;
+        for side in [Side::Client, Side::Upstream] {
+            if finished[side.index()] {
+                continue;
+            }
+            let flowed = match side {
+                Side::Client => {
+                    inward.poll(cx, session, &mut client_read, &mut client_write, &mut upstream_write)?
+                }
+                Side::Upstream => outward.poll(cx, session, &mut upstream_read, &mut client_write)?,
+            };
+            match flowed {
+                Flowed::Waits { moved } => any_moved |= moved,
+                Flowed::Finished => {
+                    finished[side.index()] = true;
+                    let truncated = side == Side::Client && inward.end == Some(End::Truncated);
+                    let end =
+                        if truncated { CloseReason::ClientTruncated } else { CloseReason::finished(side) };
+                    reason.get_or_insert(end);
+                    silence.half_closed();
+                }
+            }
+        }
+        if finished == [true; 2] {
+            return Poll::Ready(Ok(reason.unwrap_or(CloseReason::InternalError)));
+        }
+        silence.poll(cx, any_moved, [client_read.as_ref(), upstream_read.as_ref()]).map(Ok)
+    })
+    .await
+}
+
+/// What came of a poll.
+enum Flowed {
+    /// Nothing more to do until woken.
+    Waits {
+        /// Whether bytes were moved before that.
+        moved: bool,
+    },
+    /// The source's end was forwarded, after all its bytes.
+    Finished,
+}
+
+/// From the client to the upstream.
+struct Inward {
+    /// Plaintext that the upstream has not taken yet.
+    pending: Vec<u8>,
+    end: Option<End>,
+}
+
+impl Inward {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut Session,
+        source: &mut ReadHalf<'_>,
+        answers: &mut WriteHalf<'_>,
+        destination: &mut WriteHalf<'_>,
+    ) -> Result<Flowed, Broken> {
+        let mut moved = false;
+        for _ in 0..ROUNDS {
+            if !self.pending.is_empty() {
+                match Pin::new(&mut *destination).poll_write(cx, &self.pending) {
+                    Poll::Ready(Ok(count)) => {
+                        self.pending.drain(..count);
+                        moved = true;
+                        if self.pending.is_empty() {
+                            // An idle direction holds no buffer.
+                            self.pending = Vec::new();
+                        }
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => return Err(Broken::Upstream(error)),
+                    Poll::Pending => return Ok(Flowed::Waits { moved }),
+                }
+            }
+            if self.end.is_some() {
+                return match Pin::new(&mut *destination).poll_shutdown(cx) {
+                    Poll::Ready(Ok(())) => Ok(Flowed::Finished),
+                    Poll::Ready(Err(error)) => Err(Broken::Upstream(error)),
+                    Poll::Pending => Ok(Flowed::Waits { moved }),
+                };
+            }
+            let pending = &mut self.pending;
+            let mut written = Ok(());
+            let received = session.poll_receive(cx, source, answers, |cx, plaintext| {
+                let taken = match Pin::new(&mut *destination).poll_write(cx, plaintext) {
+                    Poll::Ready(Ok(taken)) => taken,
+                    Poll::Ready(Err(error)) => {
+                        written = Err(error);
+                        return;
+                    }
+                    Poll::Pending => 0,
+                };
+                pending.extend_from_slice(&plaintext[taken..]);
+            });
+            written.map_err(Broken::Upstream)?;
+            match received {
+                Poll::Ready(Ok(Received::Some)) => moved = true,
+                Poll::Ready(Ok(Received::Last(end))) => self.end = Some(end),
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => return Ok(Flowed::Waits { moved }),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(Flowed::Waits { moved })
+    }
+}
+
+/// From the upstream to the client. Its pending bytes are the session's.
+#[derive(PartialEq, Eq)]
+enum Outward {
+    Open,
+    /// The upstream has sent its FIN, and the client's `close_notify` is written or waits.
+    Closing,
+}
+
+impl Outward {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut Session,
+        source: &mut ReadHalf<'_>,
+        destination: &mut WriteHalf<'_>,
+    ) -> Result<Flowed, Broken> {
+        let mut moved = false;
+        for _ in 0..ROUNDS {
+            if session.is_blocked() {
+                match session.poll_flush(cx, destination) {
+                    Poll::Ready(Ok(())) => moved = true,
+                    Poll::Ready(Err(error)) => return Err(Broken::Client(error)),
+                    Poll::Pending => return Ok(Flowed::Waits { moved }),
+                }
+            }
+            if *self == Self::Closing {
+                return match Pin::new(&mut *destination).poll_shutdown(cx) {
+                    Poll::Ready(Ok(())) => Ok(Flowed::Finished),
+                    Poll::Ready(Err(error)) => Err(Broken::Client(error)),
+                    Poll::Pending => Ok(Flowed::Waits { moved }),
+                };
+            }
+            match session.poll_forward(cx, source, destination) {
+                Poll::Ready(Ok(0)) => {
+                    session.close(cx, destination)?;
+                    *self = Self::Closing;
+                }
+                Poll::Ready(Ok(_)) => moved = true,
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => return Ok(Flowed::Waits { moved }),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(Flowed::Waits { moved })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! What the tests of TLS share: a proxy of one listener on a thread of its own, and clients.
+
+use std::{
+    future::Future,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned,
+    SupportedProtocolVersion,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use tokio::time::Instant;
+
+use super::{Acceptor, Terminated, TlsSettings, accept};
+use crate::{close_reason::CloseReason, config::Timeouts, relay::terminated::relay};
+
+/// Long enough for any machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUTS: Timeouts = Timeouts { connect: PATIENCE, idle: PATIENCE, half_close: PATIENCE };
+
+pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+/// A certificate that is kept in this directory.
+pub(crate) fn acceptor(state: &Path) -> Arc<Acceptor> {
+    let settings = TlsSettings { certificate: None, names: Vec::new(), state_dir: state.into() };
+    Arc::new(Acceptor::new(settings).unwrap())
+}
+
+/// A proxy and the upstream before which it stands. It serves until it is dropped.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) upstream: TcpListener,
+    reasons: mpsc::Receiver<CloseReason>,
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Proxy {
+    pub(crate) fn start(timeouts: Timeouts) -> Self {
+        Self::start_with(timeouts, |terminated| async { Ok(terminated) })
+    }
+
+    /// `between` runs after the handshake and before the upstream is dialed.
+    pub(crate) fn start_with<F>(
+        timeouts: Timeouts,
+        between: impl Fn(Terminated) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Terminated, CloseReason>>,
+    {
+        let state = tempfile::tempdir().unwrap();
+        Self::start_all(acceptor(state.path()), timeouts, between)
+    }
+
+    /// Clients are shown the certificate of `acceptor`.
+    pub(crate) fn start_with_acceptor(acceptor: Arc<Acceptor>, timeouts: Timeouts) -> Self {
+        Self::start_all(acceptor, timeouts, |terminated| async { Ok(terminated) })
+    }
+
+    fn start_all<F>(
+        acceptor: Arc<Acceptor>,
+        timeouts: Timeouts,
+        between: impl Fn(Terminated) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Terminated, CloseReason>>,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = upstream.local_addr().unwrap();
+        let (sender, reasons) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let tasks = tokio::task::LocalSet::new();
+            let between = std::rc::Rc::new(between);
+            let serve = async move {
+                listener.set_nonblocking(true).unwrap();
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                loop {
+                    let (client, _) = listener.accept().await.unwrap();
+                    client.set_nodelay(true).unwrap();
+                    let (config, timeouts, between) = (acceptor.config(), timeouts.clone(), between.clone());
+                    let sender = sender.clone();
+                    tokio::task::spawn_local(async move {
+                        let terminated = accept(client, config, Instant::now() + timeouts.connect).await;
+                        let reason = match terminated.map_err(|failure| failure.close_reason()) {
+                            Ok(terminated) => match between(terminated).await {
+                                Ok(terminated) => {
+                                    let upstream = tokio::net::TcpStream::connect(target).await.unwrap();
+                                    relay(terminated, upstream, &timeouts).await
+                                }
+                                Err(reason) => reason,
+                            },
+                            Err(reason) => reason,
+                        };
+                        // The test may be over.
+                        let _ = sender.send(reason);
+                    });
+                }
+            };
+            tasks.block_on(&runtime, async {
+                tokio::select! {
+                    () = serve => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { address, upstream, reasons, _stop: stop }
+    }
+
+    /// A connection all the way: the client's end, and the upstream's.
+    pub(crate) fn connect(&self, config: &Arc<ClientConfig>) -> (Tls, TcpStream) {
+        let client = handshake(config, self.tcp());
+        (client, self.accept())
+    }
+
+    pub(crate) fn tcp(&self) -> TcpStream {
+        let tcp = TcpStream::connect(self.address).unwrap();
+        tcp.set_nodelay(true).unwrap();
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        tcp
+    }
+
+    pub(crate) fn accept(&self) -> TcpStream {
+        let (upstream, _) = self.upstream.accept().unwrap();
+        upstream.set_nodelay(true).unwrap();
+        upstream.set_read_timeout(Some(PATIENCE)).unwrap();
+        upstream
+    }
+
+    /// How the next connection to end ended.
+    pub(crate) fn reason(&self) -> CloseReason {
+        self.reasons.recv_timeout(PATIENCE).unwrap()
+    }
+}
+
+/// A client that takes any certificate, as the app does.
+pub(crate) fn client(version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    config.enable_secret_extraction = true;
+    Arc::new(config)
+}
+
+pub(crate) fn handshake(config: &Arc<ClientConfig>, tcp: TcpStream) -> Tls {
+    let connection = ClientConnection::new(config.clone(), "chat.example".try_into().unwrap()).unwrap();
+    let mut client = StreamOwned::new(connection, tcp);
+    while client.conn.is_handshaking() {
+        client.conn.complete_io(&mut client.sock).unwrap();
+    }
+    client
+}
+
+/// One message each way.
+pub(crate) fn ping(client: &mut Tls, upstream: &mut TcpStream) {
+    let mut buffer = [0; 4];
+    client.write_all(b"ping").unwrap();
+    upstream.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"ping");
+    upstream.write_all(b"pong").unwrap();
+    client.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"pong");
+}
+
+/// Bytes of which none is like its neighbour's neighbour's.
+pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = vec![0; len];
+    for byte in &mut bytes {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *byte = (state >> 56) as u8;
+    }
+    bytes
+}
+
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
