@@ -1,6 +1,12 @@
 //! The file as written: raw types, the only ones that are deserialised, and their way to validated ones.
 
-use std::{collections::BTreeMap, net::SocketAddr, ops::Range, str::FromStr as _, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    str::FromStr as _,
+    time::Duration,
+};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -20,6 +26,7 @@ struct File {
     relay: RawRelay,
     listener: Option<Vec<RawListener>>,
     upstream: BTreeMap<String, RawUpstream>,
+    dns: RawDns,
     timeouts: RawTimeouts,
     security: RawSecurity,
 }
@@ -43,6 +50,14 @@ struct RawListener {
 #[serde(deny_unknown_fields)]
 struct RawUpstream {
     endpoints: Spanned<Vec<Spanned<String>>>,
+    #[serde(default)]
+    sources: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawDns {
+    servers: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -103,6 +118,8 @@ impl Source<'_> {
                 )
             })?;
         }
+        config.dns_servers =
+            raw.dns.servers.iter().map(|server| self.dns_server(server)).collect::<Result<_, _>>()?;
         config.allow_private_upstreams = raw.security.allow_private_upstreams;
         let timeouts = [
             ("timeouts.connect", raw.timeouts.connect, &mut config.timeouts.connect),
@@ -176,7 +193,23 @@ impl Source<'_> {
                 "name at least one host:port",
             );
         }
-        Ok(Upstream { name: name.into(), endpoints })
+        let source = |text: &Spanned<String>| {
+            text.get_ref().parse().or_else(|_| {
+                let problem = format!("\"{}\" is no address", text.get_ref());
+                let remedy = "write an IP address of this machine";
+                self.wrong(&text.span(), &format!("upstream.{name}.sources"), problem, remedy)
+            })
+        };
+        let sources = raw.sources.iter().map(source).collect::<Result<_, _>>()?;
+        Ok(Upstream { name: name.into(), endpoints, sources })
+    }
+
+    fn dns_server(&self, text: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+        let (address, ip) = (text.get_ref().parse(), text.get_ref().parse::<IpAddr>());
+        address.or_else(|_| ip.map(|ip| SocketAddr::new(ip, 53))).or_else(|_| {
+            let problem = format!("\"{}\" is no address", text.get_ref());
+            self.wrong(&text.span(), "dns.servers", problem, "write the resolver's IP, or IP:port")
+        })
     }
 
     fn listener(&self, raw: &RawListener, config: &Config) -> Result<Listener, ConfigError> {

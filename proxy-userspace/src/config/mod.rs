@@ -26,6 +26,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Whether loopback, private and link-local upstreams may be dialed.
     pub allow_private_upstreams: bool,
+    /// Resolvers to ask; none for the system's.
+    pub dns_servers: Vec<SocketAddr>,
 }
 
 /// How bytes are to move.
@@ -63,7 +65,7 @@ pub struct Listener {
 
 /// Names an upstream of the same [`Config`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UpstreamId(usize);
+pub struct UpstreamId(pub(crate) usize);
 
 /// Servers that are one to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +74,8 @@ pub struct Upstream {
     pub name: String,
     /// Never empty.
     pub endpoints: Vec<Endpoint>,
+    /// Local addresses to connect from, in turn; none for the kernel's choice.
+    pub sources: Vec<IpAddr>,
 }
 
 /// A server.
@@ -132,6 +136,12 @@ impl Config {
         &self.upstreams[id.0]
     }
 
+    /// Whether a listener leads to this upstream.
+    #[must_use]
+    pub fn is_used(&self, id: UpstreamId) -> bool {
+        self.listeners.iter().any(|listener| listener.upstream == id)
+    }
+
     /// Moves every port up, so that no privilege is needed. Port 0 stays.
     ///
     /// # Errors
@@ -180,10 +190,12 @@ fn defaults() -> Config {
             .map(|(name, host, port)| Upstream {
                 name: name.into(),
                 endpoints: vec![Endpoint { host: Host::Name(host.into()), port }],
+                sources: Vec::new(),
             })
             .into(),
         timeouts: file::TIMEOUTS,
         allow_private_upstreams: false,
+        dns_servers: Vec::new(),
     }
 }
 
@@ -274,7 +286,9 @@ impl fmt::Display for Config {
         for upstream in &self.upstreams {
             let endpoints = list(upstream.endpoints.iter());
             writeln!(formatter, "\n[upstream.{:?}]\nendpoints = [{endpoints}]", upstream.name)?;
+            writeln!(formatter, "sources = [{}]", list(upstream.sources.iter()))?;
         }
+        writeln!(formatter, "\n[dns]\nservers = [{}]", list(self.dns_servers.iter()))?;
         let time = |time| humantime::format_duration(time);
         writeln!(formatter, "\n[timeouts]\nconnect = \"{}\"", time(self.timeouts.connect))?;
         writeln!(
