@@ -16,12 +16,13 @@ use setu_tests::{
     Path, Setu, config,
     dns::{Answer, DnsServer},
     netns::Netns,
-    peers::{PATIENCE, Upstream, connect, end_of, exchange},
+    peers::{PATIENCE, Silent, Upstream, connect, end_of, exchange},
 };
 
 crate::on_both_paths! {
     two_of_three_are_killed_during_ten_thousand_connections
     one_of_three_flaps
+    one_of_three_is_silent
     all_are_down_and_one_comes_back
     an_upstream_moves_while_flows_run
     resolvers_fail_and_lie
@@ -173,6 +174,25 @@ fn one_of_three_flaps(path: Path) {
     }
 }
 
+fn one_of_three_is_silent(path: Path) {
+    let silent = Silent::new("127.0.0.1:0");
+    let living = [free_address(), free_address()];
+    let _servers: Vec<_> = living.iter().map(|address| Killable::start(address)).collect();
+    let all = [&[silent.address().to_string()][..], &living].concat();
+    let mut setu = Setu::start(&several(path, &all, ""));
+    let proxy = setu.address("chat");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..50).for_each(|_| attempt(proxy).unwrap()));
+        }
+    });
+    setu.wait_count("endpoint is down", 1);
+    let (_, reasons) = setu.stop();
+    for reason in NOT_PLACED {
+        assert_eq!(reasons.get(reason), None, "{reasons:?}");
+    }
+}
+
 fn all_are_down_and_one_comes_back(path: Path) {
     let addresses = [free_address(), free_address()];
     let mut setu = Setu::start(&several(path, &addresses, ""));
@@ -261,8 +281,8 @@ fn out_of_ephemeral_ports(path: Path) {
     const PORTS: usize = 4;
     let namespace = Netns::new();
     let set_range = |range: &str| {
-        let setting = format!("net.ipv4.ip_local_port_range={range}");
-        assert!(namespace.command("sysctl").args(["-qw", &setting]).status().unwrap().success());
+        let set = format!("echo {range} > /proc/sys/net/ipv4/ip_local_port_range");
+        assert!(namespace.command("sh").args(["-c", &set]).status().unwrap().success());
     };
     let second = namespace.address().trim_end_matches('2').to_owned() + "3";
     namespace.ip(&format!("address add {second}/24 dev {}", namespace.device()));

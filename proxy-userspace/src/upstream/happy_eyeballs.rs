@@ -147,6 +147,8 @@ fn socket(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpSocket> 
 mod tests {
     use std::net::TcpListener;
 
+    use setu_tests::peers::Silent;
+
     use super::*;
 
     fn any() -> Sources {
@@ -165,29 +167,6 @@ mod tests {
 
     fn refused() -> SocketAddr {
         listen("127.0.0.1:0").1
-    }
-
-    /// A listener that answers no SYN, because its queue is full, and what fills the queue.
-    fn blackhole(address: &str) -> (SocketAddr, impl Drop) {
-        struct Full {
-            _listener: Socket,
-            _queued: Vec<Socket>,
-        }
-        impl Drop for Full {
-            fn drop(&mut self) {}
-        }
-        let wanted: SocketAddr = address.parse().unwrap();
-        let listener = Socket::new(Domain::for_address(wanted), Type::STREAM, None).unwrap();
-        listener.bind(&wanted.into()).unwrap();
-        listener.listen(0).unwrap();
-        let address = listener.local_addr().unwrap();
-        let queued = (0..4).map(|_| {
-            let client = Socket::new(Domain::for_address(wanted), Type::STREAM.nonblocking(), None).unwrap();
-            let _ = client.connect(&address);
-            client
-        });
-        let queued = queued.collect();
-        (address.as_socket().unwrap(), Full { _listener: listener, _queued: queued })
     }
 
     #[test]
@@ -211,17 +190,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_address_costs_one_stagger() {
-        let (silent, _full) = blackhole("[::1]:0");
+        let silent = Silent::new("[::1]:0");
         let (_listener, address) = listen("127.0.0.1:0");
         let begun = Instant::now();
-        let stream = connect(&[address, silent], &any()).await.unwrap();
+        let stream = connect(&[address, silent.address()], &any()).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), address);
         assert!(begun.elapsed() >= STAGGER, "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
     async fn losers_are_closed() {
-        let (silent, _full) = blackhole("127.0.0.1:0");
+        let silent = Silent::new("127.0.0.1:0");
         let (_listener, address) = listen("127.0.0.1:0");
         let to_silent = || {
             let sockets = procfs::net::tcp().unwrap();
@@ -232,10 +211,13 @@ mod tests {
                     _ => None,
                 })
                 .collect();
-            sockets.iter().filter(|s| s.remote_address == silent && inodes.contains(&s.inode)).count()
+            sockets
+                .iter()
+                .filter(|s| s.remote_address == silent.address() && inodes.contains(&s.inode))
+                .count()
         };
         let before = to_silent();
-        drop(connect(&[silent, address], &any()).await.unwrap());
+        drop(connect(&[silent.address(), address], &any()).await.unwrap());
         tokio::task::yield_now().await;
         assert_eq!(to_silent(), before);
     }

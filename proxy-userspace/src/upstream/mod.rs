@@ -34,7 +34,8 @@ use happy_eyeballs::Sources;
 use pool::Pool;
 
 pub(crate) use dns::NameFailure;
-pub(crate) use pool::{EndpointStatus, Lease};
+pub(crate) use health::EndpointStatus;
+pub(crate) use pool::Lease;
 
 /// The least time that an endpoint gets to answer: one SYN may be lost, and is sent again after a second (RFC 6298).
 const SHARE_MIN: Duration = Duration::from_millis(1_500);

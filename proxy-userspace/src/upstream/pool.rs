@@ -23,6 +23,7 @@ use std::{
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use super::health::{EndpointStatus, Standing};
 use crate::{close_reason::CloseReason, config::Endpoint};
 
 /// Failures in a row before an endpoint is ejected: one lost SYN must not do it.
@@ -300,35 +301,6 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.pool.lock().release(self.member, self.probe, Instant::now());
     }
-}
-
-/// What is known of an endpoint, for the operator.
-#[derive(Debug, Clone)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the status page"))]
-pub(crate) struct EndpointStatus {
-    /// The upstream's name.
-    pub(crate) upstream: String,
-    /// `host:port` of the configuration.
-    pub(crate) endpoint: String,
-    /// Whether clients are sent there.
-    pub(crate) standing: Standing,
-    /// Since when it stands so.
-    pub(crate) since: Instant,
-    /// Why it could last not be reached; kept after it is up again.
-    pub(crate) last_error: Option<CloseReason>,
-    /// Connections to it, and attempts.
-    pub(crate) connections: usize,
-}
-
-/// Whether an endpoint can be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Nobody has tried yet.
-    Untried,
-    /// It answers.
-    Up,
-    /// It is ejected.
-    Down,
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 use std::net::TcpListener;
 
-use pool::Standing;
-use setu_tests::dns::{Answer, DnsServer};
+use health::Standing;
+use setu_tests::{
+    dns::{Answer, DnsServer},
+    peers::Silent,
+};
 use tokio::time::sleep;
 
 use super::*;
@@ -89,26 +92,14 @@ async fn when_all_are_down_clients_are_told_at_once_and_checks_go_on() {
 
 #[tokio::test]
 async fn a_silent_endpoint_leaves_time_for_the_others() {
-    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-    full.listen(0).unwrap();
-    let silent = full.local_addr().unwrap().as_socket().unwrap();
-    // The queue of one place takes one, and a second in the meantime.
-    let _queued: Vec<_> = (0..4)
-        .map(|_| {
-            let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-            client.set_nonblocking(true).unwrap();
-            let _ = client.connect(&silent.into());
-            client
-        })
-        .collect();
+    let silent = Silent::new("127.0.0.1:0");
     let (_listener, living) = listen();
-    let (both, _background) = upstreams(&[silent.to_string(), living], "", Vec::new());
+    let (both, _background) = upstreams(&[silent.address().to_string(), living], "", Vec::new());
     for _ in 0..2 {
         both.dial(TEST).await.unwrap();
     }
     let short = "[timeouts]\nconnect = \"300ms\"";
-    let (alone, _background) = upstreams(&[silent.to_string()], short, Vec::new());
+    let (alone, _background) = upstreams(&[silent.address().to_string()], short, Vec::new());
     assert_eq!(alone.dial(TEST).await.unwrap_err(), CloseReason::ConnectTimeout);
 }
 

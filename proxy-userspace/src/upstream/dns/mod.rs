@@ -13,6 +13,7 @@ mod resolver;
 use std::{
     collections::{HashMap, hash_map},
     net::{IpAddr, SocketAddr},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +30,7 @@ use tracing::{debug, info, warn};
 
 use super::destinations::Destinations;
 use entry::{Entry, Known, TTL_MAX};
-use resolver::{Found, Resolver};
+use resolver::{Found, RESOLV_CONF, Resolver};
 
 /// How long a client waits for a fresh answer when there is a stale one (RFC 8767, section 5).
 const STALE_WAIT: Duration = Duration::from_millis(1_800);
@@ -236,7 +237,7 @@ pub(crate) async fn run(
     servers: &[SocketAddr],
     destinations: &Destinations,
 ) {
-    let mut resolver = Resolver::new(servers);
+    let mut resolver = Resolver::new(servers, Path::new(RESOLV_CONF));
     let mut lookups = JoinSet::new();
     // A lookup that panics still has its id.
     let mut ids: HashMap<Id, Arc<str>> = HashMap::new();

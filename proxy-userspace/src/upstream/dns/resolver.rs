@@ -5,15 +5,17 @@ use std::{
     fs,
     future::Future,
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use hickory_resolver::{
     Resolver as Hickory, TokioResolver,
-    config::{ConnectionConfig, NameServerConfig, ResolverConfig},
+    config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts},
     lookup::Lookup,
     net::{NetError, runtime::TokioRuntimeProvider},
     proto::rr::RecordType,
+    system_conf::parse_resolv_conf,
 };
 use tokio::time::timeout;
 use tracing::warn;
@@ -21,7 +23,7 @@ use tracing::warn;
 use super::NameFailure;
 
 /// Where the system names its resolvers.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// For one server's answer; two attempts are made.
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// For a lookup in all.
@@ -42,26 +44,34 @@ pub(super) struct Found {
 pub(super) struct Resolver<'a> {
     /// None: those of the system.
     servers: &'a [SocketAddr],
-    /// When the system's file was last written.
+    /// The system's file, and when it was last written.
+    file: &'a Path,
     written: Option<SystemTime>,
     /// `None` when there is no way to ask anyone.
     inner: Option<TokioResolver>,
 }
 
 impl<'a> Resolver<'a> {
-    pub(super) fn new(servers: &'a [SocketAddr]) -> Self {
-        let written = written();
-        Self { servers, written, inner: build(servers) }
+    /// Asks `servers`, or where there are none those that `file` names.
+    pub(super) fn new(servers: &'a [SocketAddr], file: &'a Path) -> Self {
+        let mut resolver = Self { servers, file, written: None, inner: None };
+        resolver.load();
+        resolver
     }
 
     /// Reads the system's configuration again if it was written since: a machine may start setu before its network, and
     /// may move to another.
     pub(super) fn reload(&mut self) {
-        let now = written();
-        if self.servers.is_empty() && now != self.written {
-            self.written = now;
-            self.inner = build(self.servers);
+        if self.servers.is_empty() && written(self.file) != self.written {
+            self.load();
         }
+    }
+
+    fn load(&mut self) {
+        self.written = written(self.file);
+        self.inner = build(self.servers, self.file)
+            .inspect_err(|error| warn!(%error, "names cannot be resolved"))
+            .ok();
     }
 
     /// Asks for both families.
@@ -119,35 +129,28 @@ impl Found {
     }
 }
 
-fn written() -> Option<SystemTime> {
-    fs::metadata(RESOLV_CONF).and_then(|file| file.modified()).ok()
+fn written(file: &Path) -> Option<SystemTime> {
+    fs::metadata(file).and_then(|file| file.modified()).ok()
 }
 
-fn build(servers: &[SocketAddr]) -> Option<TokioResolver> {
-    let own = |servers: &[SocketAddr]| {
-        let servers = servers.iter().copied().map(server).collect();
-        Hickory::builder_with_config(
-            ResolverConfig::from_name_servers(servers),
-            TokioRuntimeProvider::default(),
-        )
-    };
-    let mut builder = if servers.is_empty() {
-        TokioResolver::builder_tokio().unwrap_or_else(|error| {
-            warn!(
+fn build(servers: &[SocketAddr], file: &Path) -> Result<TokioResolver, NetError> {
+    let mut config = ResolverConfig::from_name_servers(servers.iter().copied().map(server).collect());
+    let mut options = ResolverOpts::default();
+    if servers.is_empty() {
+        match fs::read(file).map_err(NetError::from).and_then(parse_resolv_conf) {
+            Ok(system) => (config, options) = system,
+            Err(error) => warn!(
                 %error,
-                "{RESOLV_CONF} names no resolver: only addresses and names of /etc/hosts can be dialed; name one there, \
-                 or in [dns] servers"
-            );
-            own(&[])
-        })
-    } else {
-        own(servers)
-    };
-    let options = builder.options_mut();
+                "{} names no resolver: only addresses and names of /etc/hosts can be dialed; name one there, or in \
+                 [dns] servers",
+                file.display()
+            ),
+        }
+    }
     options.cache_size = 0;
     options.timeout = ATTEMPT;
     options.attempts = 1;
-    builder.build().inspect_err(|error| warn!(%error, "names cannot be resolved")).ok()
+    Hickory::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
 }
 
 fn server(address: SocketAddr) -> NameServerConfig {
@@ -158,4 +161,30 @@ fn server(address: SocketAddr) -> NameServerConfig {
     let mut server = NameServerConfig::udp_and_tcp(address.ip());
     server.connections = vec![at_port(ConnectionConfig::udp()), at_port(ConnectionConfig::tcp())];
     server
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_resolver_names_fail_until_one_is_named() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_owned();
+        let mut resolver = Resolver::new(&[], &path);
+        let count = |resolver: &Resolver| resolver.inner.as_ref().map(|inner| inner.options().attempts);
+        assert_eq!(count(&resolver), Some(1));
+        // Fails at once: there is nobody to ask.
+        assert_eq!(resolver.lookup("a.test").await, Err(NameFailure::Unanswered));
+        assert!(resolver.lookup("localhost").await.unwrap().addresses.iter().all(IpAddr::is_loopback));
+        resolver.reload();
+        assert_eq!(resolver.written, written(&path));
+        writeln!(file, "nameserver 127.0.0.1").unwrap();
+        file.as_file().set_modified(SystemTime::now() + Duration::from_secs(1)).unwrap();
+        assert_ne!(resolver.written, written(&path));
+        resolver.reload();
+        assert_eq!(resolver.written, written(&path));
+    }
 }
