@@ -26,6 +26,7 @@ crate::on_both_paths! {
     all_are_down_and_one_comes_back
     an_upstream_moves_while_flows_run
     resolvers_fail_and_lie
+    stopping_waits_for_no_resolver
     out_of_ephemeral_ports
 }
 
@@ -272,6 +273,23 @@ fn resolvers_fail_and_lie(path: Path) {
     for reason in NOT_PLACED {
         assert_eq!(reasons.get(reason), None, "{reasons:?}");
     }
+}
+
+fn stopping_waits_for_no_resolver(path: Path) {
+    let server = DnsServer::new();
+    server.set("chat.test", Answer::Silence);
+    let more = format!("[dns]\nservers = [\"{}\"]\n[timeouts]\nconnect = \"1h\"\n", server.address());
+    let setu = Setu::start(&config(path, "chat.test:5222", &more));
+    let _waiting: Vec<_> = (0..10).map(|_| connect(setu.address("chat"))).collect();
+    let deadline = Instant::now() + PATIENCE;
+    while server.queries() == 0 {
+        assert!(Instant::now() < deadline, "nobody asks");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let (status, reasons) = setu.stop();
+    assert!(status.success());
+    assert_eq!(reasons.get("internal_error"), None, "{reasons:?}");
+    assert_eq!(reasons.values().sum::<u64>(), 10, "{reasons:?}");
 }
 
 fn out_of_ephemeral_ports(path: Path) {
