@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use crate::upstream::Lease;
+
 /// One of the two legs of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -85,6 +87,8 @@ reasons! {
     ConnectUnreachable = "connect_unreachable",
     /// The upstream did not answer within `timeouts.connect`.
     ConnectTimeout = "connect_timeout",
+    /// Every endpoint of the upstream is down.
+    UpstreamDown = "upstream_down",
     /// The upstream's name has no address.
     ResolveFailed = "resolve_failed",
     /// The upstream's address is private, and `security.allow_private_upstreams` is false.
@@ -146,6 +150,8 @@ impl CloseReason {
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::NetworkDown => Self::ConnectUnreachable,
+            // The machine has no IPv6.
+            _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Self::ConnectUnreachable,
             _ => Self::InternalError,
         }
     }
@@ -208,13 +214,15 @@ pub(crate) struct Ticket {
     listener: Arc<str>,
     /// How the connection's bytes move, or moved last.
     pub(crate) path: Path,
+    /// The connection's place at its endpoint, held to the end.
+    pub(crate) lease: Option<Lease>,
     closed: bool,
 }
 
 impl Ticket {
     /// The account of a connection that `listener` accepted.
     pub(crate) fn new(counters: Arc<Counters>, listener: Arc<str>) -> Self {
-        Self { counters, listener, path: Path::None, closed: false }
+        Self { counters, listener, path: Path::None, lease: None, closed: false }
     }
 
     /// The end.

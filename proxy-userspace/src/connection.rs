@@ -15,7 +15,7 @@ use crate::{
         sockmap::{Handle, Legs, Returned, Why},
         userspace::{self, Ended, Flow},
     },
-    upstream,
+    upstream::Lease,
     worker::Worker,
 };
 
@@ -53,6 +53,7 @@ pub(crate) struct Routed {
 pub(crate) struct Dialed {
     client: TcpStream,
     upstream: TcpStream,
+    lease: Option<Lease>,
 }
 
 impl Accepted {
@@ -78,15 +79,16 @@ impl Inspected {
 impl Routed {
     /// Connects to the upstream.
     async fn dial(self, worker: &Worker) -> Result<Dialed, CloseReason> {
-        let upstream = upstream::dial(&worker.shared.config, self.upstream).await?;
-        Ok(Dialed { client: self.client, upstream })
+        let dialed = worker.shared.upstreams.dial(self.upstream).await?;
+        Ok(Dialed { client: self.client, upstream: dialed.stream, lease: dialed.lease })
     }
 }
 
 impl Dialed {
     /// Moves the bytes until the end, in the kernel if it can be.
     async fn relay(self, mut ticket: Ticket, worker: &Worker) {
-        let Self { client, upstream } = self;
+        let Self { client, upstream, lease } = self;
+        ticket.lease = lease;
         for leg in [&client, &upstream] {
             prepare(leg);
         }

@@ -32,6 +32,7 @@ use tracing::{info, warn};
 use close_reason::{CloseReason, Counters, Path};
 use config::{Config, PathChoice};
 use relay::sockmap::{self, Limits, Running};
+use upstream::Upstreams;
 use worker::Shared;
 
 /// Descriptors that setu needs besides those of connections.
@@ -52,7 +53,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
     let counters = Arc::<Counters>::default();
     let names = config.listeners.iter().map(|listener| listener.name.as_str().into()).collect();
-    let shared = Arc::new(Shared { config, counters: counters.clone(), names });
+    let own = bound.iter().map(|bound| bound.address).collect();
+    let (upstreams, background) = Upstreams::new(&config, own);
+    let shared = Arc::new(Shared { config, upstreams, counters: counters.clone(), names });
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     let mut listening = Vec::new();
     for address in bound {
@@ -87,6 +90,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = background.run() => {}
         }
     });
     info!("stopping");
@@ -104,6 +108,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         if count > 0 {
             info!(%reason, count, "closed connections");
         }
+    }
+    for (failure, count) in shared.upstreams.name_failures() {
+        if count > 0 {
+            info!(reason = failure.name(), count, "failed lookups");
+        }
+    }
+    let stale = shared.upstreams.stale_answers();
+    if stale > 0 {
+        info!(stale, "connections by addresses past their time");
     }
     info!("stopped");
     Ok(())

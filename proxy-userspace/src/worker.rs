@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     connection,
     relay::sockmap::{Handle, Returned},
+    upstream::Upstreams,
 };
 
 /// How long accepting pauses when the machine has no descriptor or memory left.
@@ -33,6 +34,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) upstreams: Arc<Upstreams>,
     pub(crate) counters: Arc<Counters>,
     /// Names of the listeners, by index.
     pub(crate) names: Vec<Arc<str>>,
@@ -66,11 +68,7 @@ pub(crate) fn start(
     sockets: Vec<(usize, net::TcpListener)>,
     stop: watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        // Name resolution only; more threads would wait for the same resolver.
-        .max_blocking_threads(4)
-        .build()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let listeners = {
         let _guard = runtime.enter();
         sockets
@@ -78,11 +76,7 @@ pub(crate) fn start(
             .map(|(listener, socket)| Ok((listener, TcpListener::from_std(socket)?)))
             .collect::<io::Result<Vec<_>>>()?
     };
-    let run = move || {
-        runtime.block_on(run(shared, kernel, listeners, stop));
-        // A lookup that hangs must not keep setu from stopping.
-        runtime.shutdown_background();
-    };
+    let run = move || runtime.block_on(run(shared, kernel, listeners, stop));
     std::thread::Builder::new().name(format!("setu-worker-{number}")).spawn(run)
 }
 

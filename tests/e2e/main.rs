@@ -10,6 +10,7 @@ mod behaviour;
 mod faults;
 mod kernel;
 mod start;
+mod upstreams;
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].
 macro_rules! on_both_paths {

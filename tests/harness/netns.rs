@@ -43,6 +43,12 @@ impl Netns {
         format!("10.77.{}.1", self.number)
     }
 
+    /// The name of its device.
+    #[must_use]
+    pub fn device(&self) -> String {
+        format!("stt{}", self.number)
+    }
+
     /// Runs `ip` in it.
     pub fn ip(&self, arguments: &str) {
         run(&format!("-n {} {arguments}", self.name));

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// Every wait of a peer ends after this.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -201,6 +201,42 @@ impl Upstream {
 impl Default for Upstream {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// A server that answers no connection attempt: its queue is full, so the kernel drops what comes.
+#[derive(Debug)]
+pub struct Silent {
+    address: SocketAddr,
+    _listener: Socket,
+    _queued: Vec<Socket>,
+}
+
+impl Silent {
+    /// Listens on an address, whose port may be 0.
+    #[must_use]
+    pub fn new(address: &str) -> Self {
+        let wanted: SocketAddr = address.parse().unwrap();
+        let socket = || Socket::new(Domain::for_address(wanted), Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&wanted.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let fill = |_| {
+            let client = socket();
+            client.set_nonblocking(true).unwrap();
+            // Those beyond the queue wait for ever, as everyone will.
+            let _ = client.connect(&address);
+            client
+        };
+        let queued = (0..4).map(fill).collect();
+        Self { address: address.as_socket().unwrap(), _listener: listener, _queued: queued }
+    }
+
+    /// Where it is silent.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 

@@ -132,6 +132,19 @@ pub enum Mode {
     },
 }
 
+impl Mode {
+    /// Where clients may go.
+    #[must_use]
+    pub fn upstreams(self) -> [Option<UpstreamId>; 2] {
+        match self {
+            Self::Chat { upstream, .. } | Self::ChatTls { upstream, .. } | Self::Media { upstream } => {
+                [Some(upstream), None]
+            }
+            Self::Auto { chat, media, .. } => [Some(chat), Some(media)],
+        }
+    }
+}
+
 /// Addresses that clients connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
@@ -147,7 +160,7 @@ pub struct Listener {
 
 /// Names an upstream of the same [`Config`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UpstreamId(usize);
+pub struct UpstreamId(pub(crate) usize);
 
 /// Servers that are one to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,6 +258,12 @@ impl Config {
     #[must_use]
     pub fn upstream(&self, id: UpstreamId) -> &Upstream {
         &self.upstreams[id.0]
+    }
+
+    /// Whether a listener leads to this upstream.
+    #[must_use]
+    pub fn is_used(&self, id: UpstreamId) -> bool {
+        self.listeners.iter().any(|listener| listener.mode.upstreams().contains(&Some(id)))
     }
 
     /// Moves every port that setu listens on up, so that no privilege is needed. Port 0 stays.

@@ -47,6 +47,15 @@ pub(crate) fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: i32) -> io::R
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
 }
 
+/// Lets the kernel choose the local port when connecting, when it knows the destination, and not when binding: ports
+/// are then shared by connections to different destinations (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2, for IPv6 as well).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
+    set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
 fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     let value = (&raw const value).cast();

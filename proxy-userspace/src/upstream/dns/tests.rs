@@ -1,0 +1,224 @@
+use std::future::Future;
+
+use setu_tests::dns::{Answer as Says, DnsServer};
+use tokio::time::sleep;
+
+use super::*;
+
+/// Runs a test beside the task that asks.
+async fn with<T>(
+    configured: &[&str],
+    servers: &[SocketAddr],
+    allow_private: bool,
+    test: impl AsyncFnOnce(&Names) -> T,
+) -> T {
+    let (names, requests) = Names::new(configured.iter().map(|name| (*name).into()), Instant::now());
+    let destinations = Destinations::new(allow_private, Vec::new());
+    tokio::select! {
+        () = run(&names, requests, servers, &destinations) => unreachable!("it runs for ever"),
+        result = test(&names) => result,
+    }
+}
+
+fn ips(addresses: &[&str]) -> Answer {
+    Ok(addresses.iter().map(|ip| ip.parse().unwrap()).collect())
+}
+
+/// Ages what is known of a name by so much.
+fn age(names: &Names, name: &str, by: Duration) {
+    let mut table = names.lock();
+    let entry = table.get_mut(name).unwrap();
+    entry.learned -= by;
+    entry.expires -= by;
+    if let Some((_, until, _)) = &mut entry.failure {
+        *until -= by;
+    }
+}
+
+async fn eventually<T: PartialEq + std::fmt::Debug, F: Future<Output = T>>(wanted: T, get: impl Fn() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let now = get().await;
+        if now == wanted {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{now:?}, not {wanted:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn both_families_are_found_and_remembered() {
+    let server = DnsServer::new();
+    server.set("both.test", Says::addresses(&["157.240.1.1", "2a03:2880::1"], 60));
+    server.set("four.test", Says::addresses(&["157.240.1.4"], 60));
+    with(&[], &[server.address()], false, async |names| {
+        assert_eq!(names.addresses("both.test").await, ips(&["2a03:2880::1", "157.240.1.1"]));
+        assert_eq!(names.addresses("four.test").await, ips(&["157.240.1.4"]));
+        let queries = server.queries();
+        assert_eq!(queries, 4);
+        assert_eq!(names.addresses("BOTH.Test").await, ips(&["2a03:2880::1", "157.240.1.1"]));
+        assert_eq!(server.queries(), queries);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_that_ask_at_once_share_one_lookup() {
+    let server = DnsServer::new();
+    server.set("a.test", Says::addresses(&["157.240.1.1"], 60));
+    with(&[], &[server.address()], false, async |names| {
+        let first = names.addresses("a.test");
+        let second = names.addresses("a.test");
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!((first, second), (ips(&["157.240.1.1"]), ips(&["157.240.1.1"])));
+        assert_eq!(server.queries(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failures_are_named_counted_and_remembered() {
+    let server = DnsServer::new();
+    server.set("fails.test", Says::Fails);
+    server.set("silent.test", Says::Silence);
+    server.set("lie.test", Says::addresses(&["10.10.34.34", "::1", "::ffff:127.0.0.1"], 60));
+    let wanted = [
+        ("absent.test", NameFailure::NoSuchName),
+        ("fails.test", NameFailure::Unanswered),
+        ("silent.test", NameFailure::Unanswered),
+        ("lie.test", NameFailure::Refused),
+    ];
+    with(&[], &[server.address()], false, async |names| {
+        for (name, failure) in wanted {
+            assert_eq!(names.addresses(name).await, Err(failure), "{name}");
+        }
+        let queries = server.queries();
+        assert_eq!(names.addresses("lie.test").await, Err(NameFailure::Refused));
+        assert_eq!(server.queries(), queries);
+        let counts = NameFailure::ALL.map(|failure| names.failures(failure));
+        assert_eq!(counts, [1, 2, 1, 0]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn configured_names_follow_a_move_by_themselves() {
+    let server = DnsServer::new();
+    server.set("a.test", Says::addresses(&["157.240.1.1"], 60));
+    with(&["A.test"], &[server.address()], false, async |names| {
+        eventually(ips(&["157.240.1.1"]), || names.addresses("a.test")).await;
+        server.set("a.test", Says::addresses(&["157.240.1.2"], 60));
+        // Four fifths of its time are over; the task is told at its next round.
+        age(names, "a.test", Duration::from_secs(50));
+        assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]));
+        let _ = names.addresses("unknown.test").await;
+        eventually(ips(&["157.240.1.2"]), || names.addresses("a.test")).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn stale_answers_serve_when_resolvers_fail_or_lie() {
+    let lies = [Says::Fails, Says::NoSuchName, Says::addresses(&["10.0.0.1"], 60), Says::Silence];
+    for lie in lies {
+        let server = DnsServer::new();
+        server.set("a.test", Says::addresses(&["157.240.1.1"], 60));
+        with(&[], &[server.address()], false, async |names| {
+            assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]));
+            server.set("a.test", lie.clone());
+            age(names, "a.test", Duration::from_secs(3_600));
+            assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]), "{lie:?}");
+            assert_eq!(names.stale(), 1);
+            server.set("a.test", Says::addresses(&["157.240.1.2"], 60));
+            sleep(PAUSE_IN_TESTS).await;
+            eventually(ips(&["157.240.1.2"]), || names.addresses("a.test")).await;
+        })
+        .await;
+    }
+}
+
+/// A little more than the first pause after a failure.
+const PAUSE_IN_TESTS: Duration = Duration::from_millis(1_100);
+
+#[tokio::test]
+async fn a_name_can_be_renewed_before_its_time() {
+    let server = DnsServer::new();
+    server.set("a.test", Says::addresses(&["157.240.1.1"], 3_600));
+    with(&["a.test"], &[server.address()], false, async |names| {
+        eventually(ips(&["157.240.1.1"]), || names.addresses("a.test")).await;
+        server.set("a.test", Says::addresses(&["157.240.1.2"], 3_600));
+        names.renew("a.test").await;
+        assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]), "too soon to ask again");
+        age(names, "a.test", Duration::from_secs(10));
+        names.renew("a.test").await;
+        assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.2"]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_that_clients_choose_are_bounded() {
+    let server = DnsServer::new();
+    server.set("keep.test", Says::addresses(&["157.240.1.1"], 60));
+    with(&["keep.test"], &[server.address()], false, async |names| {
+        eventually(ips(&["157.240.1.1"]), || names.addresses("keep.test")).await;
+        let (destinations, now) = (Destinations::new(false, Vec::new()), Instant::now());
+        for number in 0..NAMES_MAX + 100 {
+            let _ = names.learn(&format!("n{number}").into(), Err(NameFailure::NoSuchName), &destinations);
+        }
+        assert_eq!(names.lock().len(), NAMES_MAX);
+        assert!(matches!(names.known(&"keep.test".into(), now), Known::Fresh(_)));
+        let newest = format!("n{}", NAMES_MAX + 99);
+        assert_eq!(names.known(&newest.as_str().into(), now), Known::Failed(NameFailure::NoSuchName));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn too_many_lookups_are_refused_not_queued() {
+    let server = DnsServer::new();
+    let all: Vec<_> = (0..LOOKUPS_MAX + 10).map(|number| format!("silent{number}.test")).collect();
+    for name in &all {
+        server.set(name, Says::Silence);
+    }
+    with(&[], &[server.address()], false, async |names| {
+        let names: &'static Names = Box::leak(Box::new(Names {
+            table: Mutex::default(),
+            requests: names.requests.clone(),
+            failures: Default::default(),
+            stale: AtomicU64::new(0),
+        }));
+        let mut tasks = JoinSet::new();
+        for name in all {
+            tasks.spawn(async move { names.addresses(&name).await });
+        }
+        let mut busy = 0;
+        while let Some(result) = tasks.join_next().await {
+            busy += usize::from(result.unwrap() == Err(NameFailure::Busy));
+        }
+        assert_eq!(busy, 10);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_of_the_hosts_file_need_no_resolver() {
+    // The system's configuration; localhost is answered without asking (RFC 6761).
+    with(&[], &[], true, async |names| {
+        let addresses = names.addresses("localhost").await.unwrap();
+        assert!(addresses.iter().all(IpAddr::is_loopback), "{addresses:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_resolver_does_not_stop_a_living_one() {
+    let (dead, living) = (DnsServer::new(), DnsServer::new());
+    dead.set("a.test", Says::Silence);
+    living.set("a.test", Says::addresses(&["157.240.1.1"], 60));
+    with(&[], &[dead.address(), living.address()], false, async |names| {
+        assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]));
+    })
+    .await;
+}

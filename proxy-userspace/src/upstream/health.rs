@@ -1,0 +1,96 @@
+//! Checks every endpoint now and then by connecting to it, so that clients need not find out which are dead and which
+//! have come back.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as Time},
+};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::Upstreams;
+use crate::{
+    close_reason::CloseReason,
+    config::{Host, UpstreamId},
+};
+
+/// How often, before jitter. As often as the reference does.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
+
+/// What is known of an endpoint, for the operator.
+#[derive(Debug, Clone)]
+#[cfg_attr(not(test), expect(dead_code, reason = "for the status page"))]
+pub(crate) struct EndpointStatus {
+    /// The upstream's name.
+    pub(crate) upstream: String,
+    /// `host:port` of the configuration.
+    pub(crate) endpoint: String,
+    /// Whether clients are sent there.
+    pub(crate) standing: Standing,
+    /// Since when it stands so.
+    pub(crate) since: Time,
+    /// Why it could last not be reached; kept after it is up again.
+    pub(crate) last_error: Option<CloseReason>,
+    /// Connections to it, and attempts.
+    pub(crate) connections: usize,
+}
+
+/// Whether an endpoint can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nobody has tried yet.
+    Untried,
+    /// It answers.
+    Up,
+    /// It is ejected.
+    Down,
+}
+
+/// Checks the endpoints of these for ever.
+pub(crate) async fn run(upstreams: &Arc<Upstreams>, used: &[UpstreamId]) {
+    let mut checks = JoinSet::new();
+    for id in used {
+        for member in 0..upstreams.get(*id).pool.endpoints().len() {
+            checks.spawn(check(upstreams.clone(), *id, member));
+        }
+    }
+    while let Some(ended) = checks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a check of an endpoint ended");
+        }
+    }
+    std::future::pending().await
+}
+
+/// Checks one endpoint for ever.
+async fn check(upstreams: Arc<Upstreams>, upstream: UpstreamId, member: usize) {
+    let pool = &upstreams.get(upstream).pool;
+    let mut checked = Instant::now();
+    loop {
+        // setus that started together must not check together.
+        let interval = upstreams.check_interval.mul_f64(0.9 + 0.2 * fastrand::f64());
+        loop {
+            let due = pool.next_check(member, checked.into_std(), interval);
+            tokio::select! {
+                () = sleep_until(due.into()) => break,
+                () = pool.changed(member) => {}
+            }
+        }
+        upstreams.destinations.refresh();
+        if !pool.is_well(member)
+            && let Host::Name(name) = &pool.endpoints()[member].host
+        {
+            upstreams.names.renew(name).await;
+        }
+        match upstreams.connect(upstream, &pool.endpoints()[member]).await {
+            Ok(_connected) => pool.report(member, Ok(()), Instant::now().into_std()),
+            // Says nothing of the endpoint.
+            Err(CloseReason::OutOfResources) => {}
+            Err(reason) => pool.report(member, Err(reason), Instant::now().into_std()),
+        }
+        checked = Instant::now();
+    }
+}

@@ -1,0 +1,235 @@
+//! Connects to WhatsApp. Nothing else in setu dials.
+//!
+//! A client's connection asks for an upstream ([`Upstreams::dial`]) and gets a stream to one of its endpoints: `pool`
+//! says which, `dns` knows their addresses, `happy_eyeballs` connects to the first that answers. What the upstream does
+//! wrong until then costs the client time, not the connection, as long as one endpoint is well. Workers only read what
+//! is known of names and endpoints; [`Background`] finds it out, on one runtime.
+
+mod destinations;
+mod dns;
+mod happy_eyeballs;
+mod health;
+mod pool;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpStream,
+    sync::mpsc,
+    time::{Instant as Deadline, timeout_at},
+};
+use tracing::debug;
+
+use crate::{
+    close_reason::CloseReason,
+    config::{Config, Endpoint, Host, UpstreamId},
+};
+use destinations::Destinations;
+use dns::Names;
+use happy_eyeballs::Sources;
+use pool::Pool;
+
+pub(crate) use dns::NameFailure;
+pub(crate) use health::EndpointStatus;
+pub(crate) use pool::Lease;
+
+/// The least time that an endpoint gets to answer: one SYN may be lost, and is sent again after a second (RFC 6298).
+const SHARE_MIN: Duration = Duration::from_millis(1_500);
+
+/// All upstreams, shared by all workers.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    /// By [`UpstreamId`].
+    all: Vec<Upstream>,
+    names: Names,
+    destinations: Destinations,
+    /// `timeouts.connect`.
+    connect: Duration,
+    check_interval: Duration,
+}
+
+#[derive(Debug)]
+struct Upstream {
+    pool: Arc<Pool>,
+    sources: Sources,
+}
+
+/// A connection to an upstream.
+#[derive(Debug)]
+pub(crate) struct Dialed {
+    /// The connection.
+    pub(crate) stream: TcpStream,
+    /// Must live as long as the connection. `None` for a name that a client chose.
+    pub(crate) lease: Option<Lease>,
+}
+
+/// Resolves and checks, so that connections find what they need.
+#[derive(Debug)]
+pub(crate) struct Background {
+    upstreams: Arc<Upstreams>,
+    requests: mpsc::UnboundedReceiver<dns::Request>,
+    servers: Vec<SocketAddr>,
+    /// Those that clients can come to; the others are left in peace.
+    used: Vec<UpstreamId>,
+}
+
+impl Upstreams {
+    /// The upstreams of a configuration. `own`: where setu listens, which is never dialed.
+    pub(crate) fn new(config: &Config, own: Vec<SocketAddr>) -> (Arc<Self>, Background) {
+        let now = Instant::now();
+        let upstream = |upstream: &crate::config::Upstream| Upstream {
+            pool: Pool::new(upstream.name.clone(), upstream.endpoints.clone(), now),
+            sources: Sources::new(&upstream.sources),
+        };
+        let used =
+            (0..config.upstreams.len()).map(UpstreamId).filter(|id| config.is_used(*id)).collect::<Vec<_>>();
+        let endpoints = used.iter().flat_map(|id| &config.upstream(*id).endpoints);
+        let configured = endpoints.filter_map(|endpoint| match &endpoint.host {
+            Host::Name(name) => Some(name.clone()),
+            Host::Ip(_) => None,
+        });
+        let (names, requests) = Names::new(configured, now);
+        let upstreams = Arc::new(Self {
+            all: config.upstreams.iter().map(upstream).collect(),
+            names,
+            destinations: Destinations::new(config.allow_private_upstreams, own),
+            connect: config.timeouts.connect,
+            check_interval: health::INTERVAL,
+        });
+        let background =
+            Background { upstreams: upstreams.clone(), requests, servers: config.dns_servers.clone(), used };
+        (upstreams, background)
+    }
+
+    /// Connects to the best endpoint that answers, within `timeouts.connect` for all of them together.
+    ///
+    /// # Errors
+    /// The reason for which the client's connection ends: that of the last endpoint tried, or that none was worth it.
+    pub(crate) async fn dial(&self, id: UpstreamId) -> Result<Dialed, CloseReason> {
+        let pool = &self.get(id).pool;
+        let deadline = Deadline::now() + self.connect;
+        let mut tried: Vec<usize> = Vec::new();
+        let mut reason = CloseReason::UpstreamDown;
+        while let Some(mut lease) = pool.pick(&tried, Instant::now()) {
+            // A silent endpoint must leave time for the others.
+            let now = Deadline::now();
+            let left = deadline.saturating_duration_since(now);
+            let others = u32::try_from(pool.endpoints().len() - tried.len()).unwrap_or(u32::MAX);
+            let share = (left / others).max(SHARE_MIN).min(left);
+            tried.push(lease.member());
+            match self.connect_by(now + share, id, lease.endpoint()).await {
+                Ok(stream) => {
+                    lease.connected(Instant::now());
+                    return Ok(Dialed { stream, lease: Some(lease) });
+                }
+                // Says nothing of the endpoint; and to another one there may be a port left.
+                Err(CloseReason::OutOfResources) => reason = CloseReason::OutOfResources,
+                Err(failure) => {
+                    reason = failure;
+                    lease.failed(failure, Instant::now());
+                }
+            }
+            if Deadline::now() >= deadline {
+                break;
+            }
+        }
+        Err(reason)
+    }
+
+    /// Connects to a host that the client named, from the sources of an upstream. Whether the name is allowed is the
+    /// caller's affair; its addresses are judged here.
+    ///
+    /// # Errors
+    /// The reason for which the client's connection ends.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for media listeners that go by the server's name"))]
+    pub(crate) async fn dial_name(
+        &self,
+        id: UpstreamId,
+        host: &str,
+        port: u16,
+    ) -> Result<Dialed, CloseReason> {
+        let endpoint = Endpoint { host: Host::Name(host.into()), port };
+        let stream = self.connect(id, &endpoint).await?;
+        Ok(Dialed { stream, lease: None })
+    }
+
+    /// What is known of every endpoint, in the order of the configuration.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the status page"))]
+    pub(crate) fn status(&self) -> Vec<EndpointStatus> {
+        self.all.iter().flat_map(|upstream| upstream.pool.status()).collect()
+    }
+
+    /// Lookups that failed, by reason.
+    pub(crate) fn name_failures(&self) -> [(NameFailure, u64); NameFailure::ALL.len()] {
+        NameFailure::ALL.map(|failure| (failure, self.names.failures(failure)))
+    }
+
+    /// Connections that used an address past its time, because no resolver gave a better one.
+    pub(crate) fn stale_answers(&self) -> u64 {
+        self.names.stale()
+    }
+
+    fn get(&self, id: UpstreamId) -> &Upstream {
+        &self.all[id.0]
+    }
+
+    async fn connect(&self, id: UpstreamId, endpoint: &Endpoint) -> Result<TcpStream, CloseReason> {
+        self.connect_by(Deadline::now() + self.connect, id, endpoint).await
+    }
+
+    async fn connect_by(
+        &self,
+        deadline: Deadline,
+        id: UpstreamId,
+        endpoint: &Endpoint,
+    ) -> Result<TcpStream, CloseReason> {
+        let resolved = timeout_at(deadline, self.resolve(endpoint)).await;
+        let mut addresses = resolved.unwrap_or(Err(CloseReason::ResolveFailed))?;
+        addresses.retain(|address| self.destinations.allow(*address));
+        if addresses.is_empty() {
+            debug!(%endpoint, "every address is refused");
+            return Err(CloseReason::DestinationRefused);
+        }
+        match timeout_at(deadline, happy_eyeballs::connect(&addresses, &self.get(id).sources)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => {
+                debug!(%endpoint, %error, "not connected");
+                Err(CloseReason::connect(&error))
+            }
+            Err(_elapsed) => Err(CloseReason::ConnectTimeout),
+        }
+    }
+
+    async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, CloseReason> {
+        let at_port = |ip| SocketAddr::new(ip, endpoint.port);
+        match &endpoint.host {
+            Host::Ip(ip) => Ok(vec![at_port(*ip)]),
+            Host::Name(name) => match self.names.addresses(name).await {
+                Ok(addresses) => Ok(addresses.iter().copied().map(at_port).collect()),
+                Err(NameFailure::Refused) => Err(CloseReason::DestinationRefused),
+                Err(failure) => {
+                    debug!(%endpoint, reason = failure.name(), "name not resolved");
+                    Err(CloseReason::ResolveFailed)
+                }
+            },
+        }
+    }
+}
+
+impl Background {
+    /// Works for ever; dropping the future ends it at once.
+    pub(crate) async fn run(self) {
+        let Self { upstreams, requests, servers, used } = self;
+        tokio::join!(
+            dns::run(&upstreams.names, requests, &servers, &upstreams.destinations),
+            health::run(&upstreams, &used),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! A DNS server that says what the test wants it to say.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+/// What the server says of a name.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// It has these addresses for so many seconds; for a family of which there is none it exists without records.
+    Addresses(Vec<IpAddr>, u32),
+    /// It does not exist.
+    NoSuchName,
+    /// The server cannot say (SERVFAIL).
+    Fails,
+    /// Nothing at all.
+    Silence,
+}
+
+impl Answer {
+    /// Addresses, as text.
+    #[must_use]
+    pub fn addresses(addresses: &[&str], ttl: u32) -> Self {
+        Self::Addresses(addresses.iter().map(|ip| ip.parse().unwrap()).collect(), ttl)
+    }
+}
+
+/// A running server. What it was not told of does not exist. Dropping it stops it.
+#[derive(Debug)]
+pub struct DnsServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    answers: Mutex<HashMap<String, Answer>>,
+    queries: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl DnsServer {
+    /// Starts on a free port of 127.0.0.1.
+    #[must_use]
+    pub fn new() -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let shared = Arc::<Shared>::default();
+        let thread = thread::spawn({
+            let shared = shared.clone();
+            move || serve(&socket, &shared)
+        });
+        Self { address, shared, thread: Some(thread) }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on it says this of the name, given in lower case.
+    pub fn set(&self, name: &str, answer: Answer) {
+        self.shared.answers.lock().unwrap().insert(name.into(), answer);
+    }
+
+    /// How many queries came, for all names and both families.
+    #[must_use]
+    pub fn queries(&self) -> usize {
+        self.shared.queries.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for DnsServer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for DnsServer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(socket: &UdpSocket, shared: &Shared) {
+    let mut buffer = [0; 1500];
+    while !shared.stop.load(Ordering::Relaxed) {
+        let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
+        let Some((name, kind, end)) = question(&buffer[..len]) else { continue };
+        shared.queries.fetch_add(1, Ordering::Relaxed);
+        let answer = shared.answers.lock().unwrap().get(&name).cloned().unwrap_or(Answer::NoSuchName);
+        if let Some(reply) = reply(&buffer[..end], kind, &answer) {
+            let _ = socket.send_to(&reply, from);
+        }
+    }
+}
+
+/// The name and type of a query's question, and where it ends (RFC 1035, section 4.1).
+fn question(query: &[u8]) -> Option<(String, u16, usize)> {
+    let (mut name, mut at) = (String::new(), 12);
+    loop {
+        let len = usize::from(*query.get(at)?);
+        let label = query.get(at + 1..at + 1 + len)?;
+        at += 1 + len;
+        if len == 0 {
+            break;
+        }
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.push_str(&String::from_utf8_lossy(label).to_ascii_lowercase());
+    }
+    let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
+    Some((name, kind, at + 4))
+}
+
+/// `query` ends with its question.
+fn reply(query: &[u8], kind: u16, answer: &Answer) -> Option<Vec<u8>> {
+    const A: u16 = 1;
+    const AAAA: u16 = 28;
+    let (code, addresses, ttl): (u8, &[IpAddr], u32) = match answer {
+        Answer::Addresses(addresses, ttl) => (0, addresses, *ttl),
+        Answer::NoSuchName => (3, &[], 0),
+        Answer::Fails => (2, &[], 0),
+        Answer::Silence => return None,
+    };
+    let fitting: Vec<_> = addresses.iter().filter(|ip| kind == if ip.is_ipv4() { A } else { AAAA }).collect();
+    let mut reply = query.to_vec();
+    // A response, recursion desired and available; one question, the answers, nothing more.
+    reply[2..12].copy_from_slice(&[0x81, 0x80 | code, 0, 1, 0, fitting.len() as u8, 0, 0, 0, 0]);
+    for ip in fitting {
+        // The name is the question's, at offset 12.
+        reply.extend([0xc0, 12]);
+        reply.extend(kind.to_be_bytes());
+        reply.extend([0, 1]);
+        reply.extend(ttl.to_be_bytes());
+        let data = match ip {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        reply.extend((data.len() as u16).to_be_bytes());
+        reply.extend(data);
+    }
+    Some(reply)
+}
