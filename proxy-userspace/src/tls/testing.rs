@@ -24,7 +24,14 @@ use crate::{close_reason::CloseReason, config::Timeouts, relay::terminated::rela
 
 /// Long enough for any machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-pub(crate) const TIMEOUTS: Timeouts = Timeouts { connect: PATIENCE, idle: PATIENCE, half_close: PATIENCE };
+pub(crate) const TIMEOUTS: Timeouts = Timeouts {
+    connect: PATIENCE,
+    inspect: PATIENCE,
+    handshake: PATIENCE,
+    idle: PATIENCE,
+    half_close: PATIENCE,
+    drain: PATIENCE,
+};
 
 pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
 

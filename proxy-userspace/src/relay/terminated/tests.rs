@@ -18,7 +18,7 @@ use socket2::SockRef;
 use crate::{
     close_reason::CloseReason,
     config::Timeouts,
-    tls::testing::{PATIENCE, Proxy, TIMEOUTS, Tls, client, pattern, ping},
+    tls::testing::{Proxy, TIMEOUTS, Tls, client, pattern, ping},
 };
 
 /// Sends `close_notify`, but no FIN.
@@ -197,11 +197,8 @@ fn what_is_not_tls_is_told_so_and_resets_the_upstream() {
 
 #[test]
 fn silence_ends_a_flow() {
-    let timeouts = Timeouts {
-        connect: PATIENCE,
-        idle: Duration::from_millis(400),
-        half_close: Duration::from_millis(200),
-    };
+    let timeouts =
+        Timeouts { idle: Duration::from_millis(400), half_close: Duration::from_millis(200), ..TIMEOUTS };
     let proxy = Proxy::start(timeouts);
     let config = client(&TLS13);
     let (mut first, mut upstream) = proxy.connect(&config);
