@@ -14,6 +14,7 @@ pub mod listener;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
+pub mod share;
 mod sys;
 pub mod tls;
 mod upstream;
