@@ -70,10 +70,9 @@ pub(super) fn all(link: &Link) -> Result<Vec<(String, String)>, ShareError> {
 
 fn card(words: &Words, link: &Link) -> String {
     let menus: String = words.menus.iter().map(|menu| format!("<li>{}</li>", escape(menu))).collect();
-    let english = if words.language == "en" {
-        String::new()
-    } else {
-        format!("<p class=\"english\" lang=\"en\" dir=\"ltr\">{ENGLISH_MENUS}</p>")
+    let english = match words.language.as_str() {
+        "en" => String::new(),
+        _ => format!("<p class=\"english\"><span lang=\"en\" dir=\"ltr\">{ENGLISH_MENUS}</span></p>"),
     };
     let direction = match words.direction {
         Direction::Ltr => "ltr",
