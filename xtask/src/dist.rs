@@ -103,7 +103,8 @@ fn manual() -> Result<()> {
 }
 
 fn debian_package(target: &str) -> Result<PathBuf> {
-    if !output(process::cargo().args(["deb", "--version"])).is_ok_and(|version| version.ends_with(CARGO_DEB)) {
+    if !output(process::cargo().args(["deb", "--version"])).is_ok_and(|version| version.ends_with(CARGO_DEB))
+    {
         println!("dist: building cargo-deb {CARGO_DEB}, which makes the Debian package");
         run(process::cargo()
             .args(["install", "--quiet", "--locked", "--force", "cargo-deb", "--version", CARGO_DEB])

@@ -208,7 +208,8 @@ fn python() -> Result<PathBuf> {
 }
 
 fn image() -> Result<()> {
-    let container = output(buildah()?.args(["from", "--quiet", "--pull-never"]).arg(format!("oci-archive:{IMAGE}")))?;
+    let container =
+        output(buildah()?.args(["from", "--quiet", "--pull-never"]).arg(format!("oci-archive:{IMAGE}")))?;
     let version = output(buildah()?.args(["run", "--isolation", "chroot", &container, "/setu", "--version"]));
     run(buildah()?.args(["rm", &container]).stdout(Stdio::null()))?;
     let version = version?;
