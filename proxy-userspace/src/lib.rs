@@ -15,6 +15,7 @@ mod opening;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
+pub mod share;
 mod sys;
 pub mod tls;
 mod upstream;

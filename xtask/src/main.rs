@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
 mod ci;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod process;
@@ -59,6 +60,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Make what is handed to operators, in target/dist: static binary, Debian package, image
+    Dist {
+        /// Then check all of it, and dist/: alerts, manifests, the unit, the package in a Debian of its own
+        #[arg(long)]
+        check: bool,
+    },
     /// Everything that must hold before a change lands
     Ci,
 }
@@ -75,6 +82,8 @@ fn main() -> Result<()> {
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
         Task::Demo => bench("demo", &[]),
         Task::Bench { args } => bench("bench", &args),
+        Task::Dist { check: false } => dist::build(),
+        Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),
         Task::Ci => ci::run(),
     }
 }

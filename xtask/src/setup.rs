@@ -91,7 +91,8 @@ pub(crate) fn fuzz() -> Result<()> {
     Ok(())
 }
 
-fn install(packages: &[(&str, &str)]) -> Result<()> {
+/// Installs what is missing of these Debian packages, each with its purpose.
+pub(crate) fn install(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = packages.iter().filter(|(name, _)| !installed(name)).collect();
     if missing.is_empty() {
         return Ok(());
