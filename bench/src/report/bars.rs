@@ -64,54 +64,58 @@ const BARS: [Bar; 18] = {
     ]
 };
 
-/// The bars that this run can tell about, as a table.
+/// The bars of what was to be measured in this run, as a table.
 pub(super) fn table(run: &Run) -> String {
     let mut text = String::from(
         "| scenario | what | setu | beside | ratio | bar | |\n| --- | --- | ---: | ---: | ---: | ---: | --- |\n",
     );
-    for scenario in scenarios::all() {
+    let tried = |name: &str| {
+        let skipped = run.skipped.iter().map(|skip| &skip.scenario);
+        run.rounds.iter().map(|round| &round.scenario).chain(skipped).any(|scenario| scenario == name)
+    };
+    for scenario in scenarios::all().into_iter().filter(|scenario| tried(scenario.name)) {
         for bar in BARS.iter().filter(|bar| bar.scenario == scenario.name) {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{}", bar.row(run, &scenario).unwrap_or_else(|| bar.absent()));
+            let _ = writeln!(text, "{}", bar.row(run, &scenario));
         }
     }
     text
 }
 
 impl Bar {
-    fn row(&self, run: &Run, scenario: &Scenario) -> Option<String> {
-        let ours = self.best(run, scenario, Kind::is_setu)?;
+    fn row(&self, run: &Run, scenario: &Scenario) -> String {
+        let ours = self.best(run, scenario, Kind::is_setu);
         let theirs = self.best(run, scenario, |kind| match self.beside {
             Beside::One(one) => kind == one,
             Beside::Haproxy => matches!(kind, Kind::HaproxyReference | Kind::HaproxyTuned),
             Beside::Best => !kind.is_setu() && !kind.is_ceiling(),
-        })?;
-        let ratio = ours.1 / theirs.1;
-        let holds = match self.bound {
-            Bound::AtLeast(bound) => ratio >= bound,
-            Bound::AtMost(bound) => ratio <= bound,
+        });
+        let side = |side: Option<(Kind, f64)>| {
+            side.map_or_else(
+                || "not measured".into(),
+                |(kind, value)| format!("{} ({})", digits(value), kind.name()),
+            )
         };
-        let side = |(kind, value): (Kind, f64)| format!("{} ({})", digits(value), kind.name());
-        Some(format!(
-            "| {} | {} | {} | {} | {ratio:.2} | {} | {} |",
+        // What is left after direct's share may be nothing, or less: it has no ratio then.
+        let ratio = ours.zip(theirs).map(|(ours, theirs)| ours.1 / theirs.1);
+        let ratio = ratio.filter(|_| theirs.is_some_and(|theirs| theirs.1 > 0.0));
+        let (bound, holds) = match self.bound {
+            Bound::AtLeast(bound) => (format!("≥ {bound:.2}"), ratio.map(|ratio| ratio >= bound)),
+            Bound::AtMost(bound) => (format!("≤ {bound:.2}"), ratio.map(|ratio| ratio <= bound)),
+        };
+        let verdict = match holds {
+            Some(true) => "holds",
+            Some(false) => "**missed**",
+            None => "not known",
+        };
+        format!(
+            "| {} | {} | {} | {} | {} | {bound} | {verdict} |",
             scenario.name,
             self.what(scenario),
             side(ours),
             side(theirs),
-            self.bound(),
-            if holds { "holds" } else { "**missed**" }
-        ))
-    }
-
-    fn absent(&self) -> String {
-        format!("| {} | | not measured | | | {} | |", self.scenario, self.bound())
-    }
-
-    fn bound(&self) -> String {
-        match self.bound {
-            Bound::AtLeast(bound) => format!("≥ {bound:.2}"),
-            Bound::AtMost(bound) => format!("≤ {bound:.2}"),
-        }
+            ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
+        )
     }
 
     fn what(&self, scenario: &Scenario) -> String {

@@ -170,7 +170,7 @@ fn draw(panels: &[Panel]) -> Result<String, Box<dyn std::error::Error>> {
 
 /// Returns where the next one begins.
 fn draw_panel(area: &Area<'_>, panel: &Panel, top: i32) -> Result<i32, Box<dyn std::error::Error>> {
-    text(area, &panel.title, (10, top + HEADING - 14), 14, HPos::Left, INK)?;
+    text(area, &panel.title, (10, top + HEADING - 14), 16, HPos::Left, INK)?;
     let most = panel.bars.iter().map(|(_, spread)| spread.high).fold(f64::MIN_POSITIVE, f64::max);
     let at = |value: f64| LEFT + (f64::from(RIGHT - LEFT) * (value / most).clamp(0.0, 1.0)) as i32;
     let mut middle = top + HEADING + ROW / 2;
@@ -180,13 +180,13 @@ fn draw_panel(area: &Area<'_>, panel: &Panel, top: i32) -> Result<i32, Box<dyn s
             kind if kind.is_ceiling() => CEILING,
             _ => THEIRS,
         };
-        text(area, kind.name(), (LEFT - 8, middle), 13, HPos::Right, INK)?;
+        text(area, kind.name(), (LEFT - 8, middle), 15, HPos::Right, INK)?;
         area.draw(&Rectangle::new([(LEFT, middle - 7), (at(*median), middle + 7)], colour.filled()))?;
         area.draw(&PathElement::new([(at(*low), middle), (at(*high), middle)], INK))?;
         for end in [low, high] {
             area.draw(&PathElement::new([(at(*end), middle - 3), (at(*end), middle + 3)], INK))?;
         }
-        text(area, &digits(*median), (at(high.max(*median)) + 8, middle), 13, HPos::Left, FAINT)?;
+        text(area, &digits(*median), (at(high.max(*median)) + 8, middle), 15, HPos::Left, FAINT)?;
         middle += ROW;
     }
     Ok(middle - ROW / 2)
