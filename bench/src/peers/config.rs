@@ -47,6 +47,7 @@ fn haproxy(service: Service, certificate: Option<&Certificate>, global: &str, de
     )
 }
 
+/// By default nginx cuts off the answer that comes after a client has finished.
 fn nginx(service: Service, certificate: Option<&Certificate>) -> String {
     let port = service.port();
     let server = match (service, certificate) {
@@ -63,7 +64,7 @@ fn nginx(service: Service, certificate: Option<&Certificate>) -> String {
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nworker_processes auto;\ndaemon off;\n\
          pid FOLDER/pid;\nerror_log FOLDER/log;\nevents {{ worker_connections 9500; }}\nstream {{\n  \
          map $ssl_preread_server_name $by_name {{ hostnames; *.whatsapp.net {SERVER}; }}\n  \
-         server {{ {server} tcp_nodelay on; proxy_connect_timeout 5s; proxy_timeout 200s; }}\n}}\n"
+         server {{ {server} tcp_nodelay on; proxy_half_close on; proxy_connect_timeout 5s; proxy_timeout 200s; }}\n}}\n"
     )
 }
 
