@@ -169,10 +169,15 @@ impl Bench<'_> {
             trust: self.certificates.map(|certificates| certificates.of(kind).trust),
             load: load.clone(),
         };
-        let mut warm_up = Agent::client(&self.topology.clients)?;
-        warm_up.prepare(&order(&warm_up_of(scenario), time / 5))?;
-        warm_up.go(time)?;
-        drop(warm_up);
+        let mut unmeasured = vec![warm_up_of(scenario)];
+        if scenario.service == Service::Sni && !kind.is_ceiling() {
+            unmeasured.push(Load::Refusal);
+        }
+        for load in unmeasured {
+            let mut client = Agent::client(&self.topology.clients)?;
+            client.prepare(&order(&load, time / 5))?;
+            client.go(time)?;
+        }
         thread::sleep(SETTLE);
 
         let mut client = Agent::client(&self.topology.clients)?;

@@ -11,6 +11,8 @@ use setu_tests::{machine, netns::Netns};
 
 use crate::load::SERVER_PORT;
 
+/// Where all clients are.
+pub(crate) const CLIENTS: &str = "10.78.1.0/24";
 /// The proxy, as the clients see it.
 pub(crate) const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 1, 1));
 /// The server, as the proxy sees it; through the proxy's host the clients reach it too.

@@ -63,6 +63,10 @@ async fn carry_out(Order { to, milliseconds, trust, load }: &Order) -> Result<()
             start()?;
             done(echo::churn(to, *workers, *first, tls, time).await?)
         }
+        Load::Refusal => {
+            start()?;
+            done(echo::refusal(to).await?)
+        }
         Load::Hold { connections, stalled } => {
             start()?;
             let (outcome, _held) = hold::run(to, *connections, *stalled, time).await?;

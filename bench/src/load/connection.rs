@@ -101,9 +101,9 @@ pub(super) fn tls(trust: Option<&Path>) -> Result<TlsConnector> {
 }
 
 /// What a client of TLS sends first, with the name in it.
-pub(super) fn client_hello() -> Result<Vec<u8>> {
+pub(super) fn client_hello(name: &'static str) -> Result<Vec<u8>> {
     let tls = tls(None)?;
     let mut hello = Vec::new();
-    ClientConnection::new(tls.config().clone(), ServerName::try_from(SERVER_NAME)?)?.write_tls(&mut hello)?;
+    ClientConnection::new(tls.config().clone(), ServerName::try_from(name)?)?.write_tls(&mut hello)?;
     Ok(hello)
 }

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -12,7 +12,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    First, Flows, Outcome,
+    First, Flows, OTHER_NAME, Outcome, SERVER_NAME,
     connection::{self, Connection},
     pattern,
 };
@@ -53,7 +53,7 @@ async fn keep<C: Connection>(
             *next += *interval;
         }
         let sent = Instant::now();
-        if sent >= until {
+        if sent >= until && (pace.is_some() || !trips.is_empty()) {
             return Ok(trips);
         }
         connection::echo(&mut connection, pattern::message(number, trips.len(), len), &mut buffer).await?;
@@ -69,14 +69,15 @@ pub(super) async fn churn(
     tls: Option<TlsConnector>,
     time: Duration,
 ) -> Result<Outcome> {
+    let hello: &'static [u8] = connection::client_hello(SERVER_NAME)?.leak();
     let begun = Instant::now();
-    let hello: &'static [u8] = connection::client_hello()?.leak();
     let mut tasks = JoinSet::new();
     for worker in 0..workers {
         let tls = tls.clone();
         tasks.spawn(async move {
             let (mut lives, mut buffer) = (Vec::new(), Vec::new());
-            while begun.elapsed() < time {
+            // Each has one at least, however long that takes.
+            while lives.is_empty() || begun.elapsed() < time {
                 let opened = Instant::now();
                 let message = pattern::message(worker, lives.len(), 256);
                 match (first, &tls) {
@@ -106,6 +107,21 @@ async fn live(mut connection: impl Connection, message: &[u8], buffer: &mut Vec<
         Ok(Ok(_)) => bail!("more came than was sent"),
         Ok(Err(error)) => bail!("the end of the connection was no orderly one: {error}"),
         Err(_) => bail!("the other side does not close"),
+    }
+}
+
+/// Sees to it that a name which is not allowed does not reach the server, which would send it back.
+pub(super) async fn refusal(to: SocketAddr) -> Result<Outcome> {
+    let begun = Instant::now();
+    let hello = connection::client_hello(OTHER_NAME)?;
+    let mut stream = connection::open(to).await?;
+    stream.write_all(&hello).await?;
+    let mut first = [0];
+    let read = time::timeout(connection::PATIENCE, stream.read(&mut first)).await;
+    match read.context("the proxy neither refuses nor answers")? {
+        Ok(1) if first[0] == hello[0] => bail!("{OTHER_NAME} goes through, so it does not route by SNI"),
+        // An alert, the end, or a reset.
+        _ => Ok(Outcome { seconds: begun.elapsed().as_secs_f64(), work: 1, latency: None }),
     }
 }
 

@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) const SERVER_PORT: u16 = 7000;
 /// The name that clients ask for by SNI, one of WhatsApp's.
 pub(crate) const SERVER_NAME: &str = "mmg.whatsapp.net";
+/// A name that no proxy is to forward.
+const OTHER_NAME: &str = "example.org";
 
 /// What a client process is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub(crate) enum Load {
         /// What is sent.
         first: First,
     },
+    /// A ClientHello with a name that the proxy is to refuse: who lets it through does not route by SNI.
+    Refusal,
     /// Connections that are open, and nothing more.
     Hold {
         /// How many.

@@ -1,7 +1,7 @@
 //! The configuration of each peer: one listener before one server. `FOLDER` stands for the peer's own folder.
 
 use super::{Kind, Service, certificates::Certificate};
-use crate::topology::{PROXY, SERVER};
+use crate::topology::{CLIENTS, PROXY, SERVER};
 
 /// The name of the nftables table.
 pub(super) const TABLE: &str = "setu_bench";
@@ -77,22 +77,21 @@ fn sniproxy(service: Service) -> String {
     )
 }
 
+/// All clients come from one address, for which setu has limits of its own; its peers have none.
 fn setu(path: &str, service: Service, certificate: Option<&Certificate>) -> String {
-    let (mode, upstream, more) = match (service, certificate) {
+    let (mode, more) = match (service, certificate) {
         (Service::Tls, Some(Certificate { certificate, key, .. })) => (
             "chat-tls",
-            "send_proxy_protocol = \"off\"\n",
             format!("[tls]\ncertificate = \"{}\"\nkey = \"{}\"\n", certificate.display(), key.display()),
         ),
-        (Service::Sni, _) => {
-            ("media", "route = \"fixed\"\n", "[allow]\nsni = [\"*.whatsapp.net\"]\n".to_owned())
-        }
-        _ => ("chat", "", String::new()),
+        (Service::Sni, _) => ("media", "[allow]\nsni = [\"*.whatsapp.net\"]\n".to_owned()),
+        _ => ("chat", String::new()),
     };
     format!(
         "[relay]\npath = \"{path}\"\n[[listener]]\nname = \"bench\"\nbind = [\"{PROXY}:{}\"]\n\
-         mode = \"{mode}\"\nupstream = \"bench\"\n[upstream.bench]\nendpoints = [\"{SERVER}\"]\n{upstream}\
-         [security]\nallow_private_upstreams = true\n{more}",
+         mode = \"{mode}\"\nupstream = \"bench\"\n\
+         [upstream.bench]\nendpoints = [\"{SERVER}\"]\nsend_proxy_protocol = \"off\"\n\
+         [security]\nallow_private_upstreams = true\n[limits]\nexempt = [\"{CLIENTS}\"]\n{more}",
         service.port()
     )
 }
