@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use crate::{
     addr::ClientAddr,
     close_reason::{CloseReason, Path, Side, Ticket},
-    config::{Config, Listener, Mode, SendProxyProtocol},
+    config::{Config, Listener, Mode, PathChoice, SendProxyProtocol},
     inspect::{
         LIMIT,
         peek::{self, Bounds, Undecided, peek},
@@ -39,6 +39,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// networks and come back.
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// With `relay.path = "auto"` a flow that has lasted for so long goes to the kernel. For shorter ones, a probe's or a
+/// health check's, the way there and back would cost more than all that they move.
+const PROBATION: Duration = Duration::from_millis(250);
 /// A flow that left the kernel because a leg could not keep up goes back after it did for so long; doubled each time
 /// that it leaves again, [`CALM_DOUBLINGS`] times at most.
 const CALM: Duration = Duration::from_secs(1);
@@ -205,13 +208,13 @@ impl Dialed {
         prepare(&upstream);
         let timeouts = &worker.shared.config.timeouts;
         match (client, &worker.kernel) {
-            (Stream::Plain(client), Some(kernel)) => hand_over(client, upstream, 0, ticket, kernel, worker),
-            (Stream::Plain(client), None) => {
-                ticket.path = Path::Userspace;
-                let flow = Flow { client, upstream, first: None, collected: Default::default(), calm: None };
-                if let Ended::Closed(reason) = userspace::relay(flow, timeouts).await {
-                    ticket.close(reason);
-                }
+            (Stream::Plain(client), Some(kernel)) if worker.shared.config.path == PathChoice::Sockmap => {
+                hand_over(client, upstream, 0, ticket, kernel, worker);
+            }
+            (Stream::Plain(client), kernel) => {
+                let calm = kernel.as_ref().map(|_| PROBATION);
+                let flow = Flow { client, upstream, first: None, collected: Default::default(), calm };
+                in_userspace(flow, 0, ticket, worker).await;
             }
             (Stream::Terminated(terminated), _) => {
                 ticket.path = Path::Userspace;
@@ -335,11 +338,20 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
         return ticket.close(CloseReason::OutOfResources);
     };
     let flow = Flow { client, upstream, first, collected, calm };
+    in_userspace(flow, strained, ticket, &worker).await;
+}
+
+/// Relays a flow in userspace, to its end or until the kernel can have it.
+async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Worker) {
+    // What ends in userspace after it was handed over was in the kernel as long as there was something to move.
+    if flow.first.is_none() {
+        ticket.path = Path::Userspace;
+    }
     match userspace::relay(flow, &worker.shared.config.timeouts).await {
         Ended::Closed(reason) => ticket.close(reason),
         Ended::Calm(client, upstream) => match &worker.kernel {
-            Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, &worker),
-            // It came from the kernel.
+            Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, worker),
+            // Only flows for which there is a kernel path are given up.
             None => ticket.close(CloseReason::InternalError),
         },
     }
