@@ -3,7 +3,7 @@
 //! Each stage consumes the type of the one before, so that none can be left out or done twice. A stage that fails ends
 //! the connection with its reason.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
@@ -86,7 +86,7 @@ struct Dialed {
 #[derive(Clone, Copy)]
 struct Origin {
     source: ClientAddr,
-    /// `None` when the socket is gone.
+    /// Where the client connected to, if a PROXY header says so; else the socket knows.
     destination: Option<SocketAddr>,
 }
 
@@ -107,7 +107,7 @@ impl Accepted {
         let Self { client, peer } = self;
         let config = &worker.shared.config;
         let deadline = Instant::now() + config.timeouts.inspect;
-        let mut origin = Origin { source: peer, destination: client.local_addr().ok() };
+        let mut origin = Origin { source: peer, destination: None };
         if !listener.accept_proxy_protocol {
             return Ok(Identified { client, origin, deadline });
         }
@@ -174,7 +174,7 @@ impl Routed {
         let (config, upstreams) = (&worker.shared.config, &worker.shared.upstreams);
         let (dialed, header) = match destination {
             Destination::Upstream(id) => {
-                (upstreams.dial(id).await?, origin.header(config.upstream(id).send_proxy_protocol))
+                (upstreams.dial(id).await?, origin.header(config.upstream(id).send_proxy_protocol, &client))
             }
             Destination::Name(id, name) => (upstreams.dial_name(id, name.as_str(), HTTPS).await?, None),
             Destination::Fallback(address) => (upstreams.dial_fallback(address).await?, None),
@@ -189,14 +189,15 @@ impl Routed {
 }
 
 impl Origin {
-    /// The PROXY header that tells an upstream of the client.
-    fn header(self, send: SendProxyProtocol) -> Option<Vec<u8>> {
-        let destination = self.destination?;
-        match send {
-            SendProxyProtocol::Off => None,
-            SendProxyProtocol::V1 => Some(proxy_protocol::encode_v1(self.source.expose(), destination)),
-            SendProxyProtocol::V2 => Some(proxy_protocol::encode_v2(self.source.expose(), destination)),
-        }
+    /// The PROXY header that tells an upstream of the client. `None` where it is not to be told, or the socket is gone.
+    fn header(self, send: SendProxyProtocol, client: &Stream) -> Option<Vec<u8>> {
+        let encode = match send {
+            SendProxyProtocol::Off => return None,
+            SendProxyProtocol::V1 => proxy_protocol::encode_v1,
+            SendProxyProtocol::V2 => proxy_protocol::encode_v2,
+        };
+        let destination = self.destination.or_else(|| client.socket().local_addr().ok())?;
+        Some(encode(self.source.expose(), destination))
     }
 }
 
@@ -254,7 +255,6 @@ pub(crate) fn reset(client: &TcpStream) {
 
 /// Serves a client to the end.
 async fn serve(accepted: Accepted, listener: usize, mut ticket: Ticket, worker: Arc<Worker>) {
-    prepare(&accepted.client);
     // The stages before the relay hold more than the relay does: boxed, their memory is free once they are over.
     let dialed = Box::pin(async {
         let config = &worker.shared.config;
@@ -357,9 +357,10 @@ async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Wo
     }
 }
 
-/// Sets what every leg needs. Errors mean that the connection is gone, which the relay finds out.
-fn prepare(leg: &TcpStream) {
-    let socket = SockRef::from(leg);
+/// Sets what every leg needs; a client's inherits it from its listening socket. Errors mean that the connection is gone,
+/// which the relay finds out.
+pub(crate) fn prepare(socket: &impl AsFd) {
+    let socket = SockRef::from(socket);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
