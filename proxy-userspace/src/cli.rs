@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, PathChoice};
+use crate::{
+    config::{Config, ConfigError, PathChoice},
+    tls::TlsSettings,
+};
 
 /// Keeps people connected to WhatsApp where it is blocked.
 ///
@@ -25,6 +28,8 @@ pub enum Command {
     Run(RunArgs),
     /// Check the configuration, and tell what this machine can do; takes the same options as `run`
     Check(RunArgs),
+    /// The TLS certificate that clients are shown
+    Cert(CertArgs),
 }
 
 /// Arguments of `setu run`, and of the check that it would start.
@@ -41,10 +46,29 @@ pub struct RunArgs {
     port_offset: u16,
 }
 
+/// Arguments of `setu cert`.
+#[derive(Debug, Args)]
+pub struct CertArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CertCommand,
+    #[command(flatten)]
+    file: FileArgs,
+}
+
+/// What to do with the certificate.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum CertCommand {
+    /// Tell what is in it
+    Show,
+    /// Have setu make a new one; a setu that runs takes it up by itself
+    New,
+}
+
 #[derive(Debug, Args)]
 struct FileArgs {
     /// Read this configuration (TOML); without it the defaults run
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
@@ -58,5 +82,15 @@ impl RunArgs {
         config.path = self.path.unwrap_or(config.path);
         config.offset_ports(self.port_offset)?;
         Ok(config)
+    }
+}
+
+impl CertArgs {
+    /// The certificate that these arguments are about.
+    ///
+    /// # Errors
+    /// What is wrong in the file.
+    pub fn settings(&self) -> Result<TlsSettings, ConfigError> {
+        Ok(TlsSettings::from(&Config::load(self.file.config.as_deref())?.tls))
     }
 }

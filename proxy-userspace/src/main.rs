@@ -8,9 +8,9 @@ use std::{
 use clap::Parser as _;
 use proxy_userspace::{
     check,
-    cli::{Cli, Command},
+    cli::{CertCommand, Cli, Command},
     config::ConfigError,
-    tls::CertificateError,
+    tls::{self, CertificateError},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -46,6 +46,15 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let report = check::report(&args.config()?);
             io::stdout().write_all(report.text.as_bytes())?;
             Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Cert(args) => {
+            let settings = args.settings()?;
+            let description = match args.command {
+                CertCommand::Show => tls::show(&settings),
+                CertCommand::New => tls::renew(&settings),
+            }?;
+            writeln!(io::stdout(), "{description}")?;
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
