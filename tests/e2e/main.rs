@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "skips and measured figures are told on the terminal")]
 
 mod behaviour;
+mod clients;
 mod faults;
 mod kernel;
 mod start;
