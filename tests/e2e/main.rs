@@ -10,6 +10,7 @@ mod behaviour;
 mod clients;
 mod faults;
 mod kernel;
+mod reference;
 mod start;
 mod upstreams;
 
