@@ -9,6 +9,7 @@
 mod behaviour;
 mod clients;
 mod faults;
+mod front_door;
 mod kernel;
 mod reference;
 mod start;
