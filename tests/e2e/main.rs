@@ -11,6 +11,7 @@ mod clients;
 mod faults;
 mod front_door;
 mod kernel;
+mod probes;
 mod reference;
 mod start;
 mod upstreams;
