@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::{Config, ConfigError, PathChoice},
+    share::{self, Link, ShareError},
     tls::TlsSettings,
 };
 
@@ -30,6 +31,8 @@ pub enum Command {
     Check(RunArgs),
     /// The TLS certificate that clients are shown
     Cert(CertArgs),
+    /// Make the link and the code that set a phone to this server
+    Share(ShareArgs),
 }
 
 /// Arguments of `setu run`, and of the check that it would start.
@@ -65,6 +68,20 @@ pub enum CertCommand {
     New,
 }
 
+/// Arguments of `setu share`.
+#[derive(Debug, Args)]
+pub struct ShareArgs {
+    /// Those of `setu run`, for the ports that it opens.
+    #[command(flatten)]
+    run: RunArgs,
+    /// The name or IPv4 address by which phones reach this server; without it the first of tls.names
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Also write proxy.svg, and instruction cards to print (HTML) in several languages, into this directory
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 struct FileArgs {
     /// Read this configuration (TOML); without it the defaults run
@@ -92,5 +109,18 @@ impl CertArgs {
     /// What is wrong in the file.
     pub fn settings(&self) -> Result<TlsSettings, ConfigError> {
         Ok(TlsSettings::from(&Config::load(self.file.config.as_deref())?.tls))
+    }
+}
+
+impl ShareArgs {
+    /// The link that these arguments ask for.
+    ///
+    /// # Errors
+    /// What is wrong in the file, or why there is no link.
+    pub fn link(&self) -> anyhow::Result<Link> {
+        let config = self.run.config()?;
+        let named = || config.tls.names.first().map(ToString::to_string);
+        let host = self.host.clone().or_else(named).ok_or(ShareError::NoHost)?;
+        Ok(share::link(&config, &host)?)
     }
 }
