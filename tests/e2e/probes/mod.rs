@@ -227,7 +227,7 @@ fn expect(setu: &Setu, listener: &str, reasons: &[&str], count: usize, send: imp
 fn ten_thousand_probes_reach_nobody(path: Path) {
     let (traps, state) = (Traps::new(), tempfile::tempdir().unwrap());
     let setu = traps.setu(path, state.path(), "");
-    let before = setu.descriptors();
+    let before = warm(&setu);
     let each = 10_000 / (KINDS.len() * 2) + 1;
     thread::scope(|scope| {
         for (index, kind) in KINDS.into_iter().enumerate() {
@@ -311,6 +311,16 @@ fn probe_inside_tls(setu: &Setu, kind: Kind, told: bool) {
     });
 }
 
+/// Uses every listener, until each worker must have been at work, and counts what is open then.
+fn warm(setu: &Setu) -> usize {
+    for kind in KINDS {
+        for told in [false, true] {
+            expect(setu, &kind.name(told), &["client_left"], 4, |at| (0..4).for_each(|_| probe(at, b"")));
+        }
+    }
+    setu.descriptors()
+}
+
 /// No descriptor is left, and setu sleeps.
 fn expect_rest(setu: &Setu, descriptors: usize) {
     let deadline = Instant::now() + PATIENCE;
@@ -337,7 +347,7 @@ fn the_malformed_get_their_reasons(path: Path) {
         listener("header", "mode = \"chat\"\nupstream = \"chat\"\naccept_proxy_protocol = true"),
     ];
     let setu = traps.setu(path, state.path(), &more.concat());
-    let before = setu.descriptors();
+    let before = warm(&setu);
     let files = |target: &'static str| {
         corpus(target)
             .into_iter()
