@@ -7,8 +7,12 @@
 #![allow(clippy::print_stdout, reason = "skips and measured figures are told on the terminal")]
 
 mod behaviour;
+mod clients;
 mod faults;
+mod front_door;
 mod kernel;
+mod probes;
+mod reference;
 mod start;
 mod upstreams;
 
