@@ -237,12 +237,15 @@ fn ten_thousand_probes_reach_nobody(path: Path) {
                     let probes = probes(each, index as u64 * 2 + u64::from(told));
                     for class in CLASSES {
                         let batch: Vec<_> = probes.iter().filter(|probe| probe.0 == class).collect();
-                        expect(setu, &kind.name(told), class.reasons(kind), batch.len(), |at| {
-                            for (number, (_, bytes)) in batch.iter().enumerate() {
-                                let header = if told { TOLD[number % 2] } else { b"" };
-                                probe(at, &[header, bytes].concat());
-                            }
-                        });
+                        // A few at a time: one that does come through ends the test soon.
+                        for few in batch.chunks(8) {
+                            expect(setu, &kind.name(told), class.reasons(kind), few.len(), |at| {
+                                for (number, (_, bytes)) in few.iter().enumerate() {
+                                    let header = if told { TOLD[number % 2] } else { b"" };
+                                    probe(at, &[header, bytes].concat());
+                                }
+                            });
+                        }
                     }
                     if kind.ends_tls() {
                         probe_inside_tls(setu, kind, told);
