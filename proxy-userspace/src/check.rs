@@ -53,6 +53,9 @@ pub fn report(config: &Config) -> Report {
         Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
         Err(error) => lines.bad(&error.to_string()),
     }
+    if let Err(error) = bind::bind_admin(config) {
+        lines.bad(&error.to_string());
+    }
     Report { text: lines.text, ready: lines.ready }
 }
 

@@ -95,9 +95,10 @@ impl Dialed {
         match &worker.kernel {
             Some(kernel) => hand_over(client, upstream, 0, ticket, kernel, worker),
             None => {
-                ticket.path = Path::Userspace;
+                ticket.set_path(Path::Userspace);
                 let flow = Flow { client, upstream, first: None, collected: Default::default(), calm: None };
-                if let Ended::Closed(reason) = userspace::relay(flow, &worker.shared.config.timeouts).await {
+                let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
+                if let Ended::Closed(reason) = userspace::relay(flow, timeouts, counters).await {
                     ticket.close(reason);
                 }
             }
@@ -152,7 +153,7 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
         return ticket.close(CloseReason::OutOfResources);
     };
     let flow = Flow { client, upstream, first, collected, calm };
-    match userspace::relay(flow, &worker.shared.config.timeouts).await {
+    match userspace::relay(flow, &worker.shared.config.timeouts, &worker.shared.counters).await {
         Ended::Closed(reason) => ticket.close(reason),
         Ended::Calm(client, upstream) => match &worker.kernel {
             Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, &worker),

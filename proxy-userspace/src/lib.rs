@@ -3,6 +3,7 @@
 //! Modules in the order of a connection's way; `docs/architecture.md` walks it.
 
 pub mod addr;
+pub mod admin;
 pub mod check;
 pub mod cli;
 pub mod close_reason;
@@ -11,6 +12,7 @@ mod connection;
 pub mod inspect;
 pub mod limits;
 pub mod listener;
+pub mod metrics;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
@@ -29,8 +31,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use close_reason::{CloseReason, Counters, Path};
+use close_reason::{CloseReason, Path};
 use config::{Config, PathChoice};
+use metrics::Counters;
 use relay::sockmap::{self, Limits, Running};
 use upstream::Upstreams;
 use worker::Shared;
@@ -49,17 +52,18 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let files = sys::raise_file_limit().context("the limit of open files cannot be read")?;
     let workers = thread::available_parallelism().map_or(1, NonZero::get);
     let bound = listener::bind::bind_all(&config, workers)?;
+    let admin = admin::Sockets::bind(&config)?;
     let kernel = start_kernel_path(&config, files)?;
 
     let counters = Arc::<Counters>::default();
-    let names = config.listeners.iter().map(|listener| listener.name.as_str().into()).collect();
-    let own = bound.iter().map(|bound| bound.address).collect();
+    let listeners = config.listeners.iter().map(|listener| counters.listener(&listener.name)).collect();
+    let own = bound.iter().map(|bound| bound.address).chain(admin.addresses()).collect();
     let (upstreams, background) = Upstreams::new(&config, own);
-    let shared = Arc::new(Shared { config, upstreams, counters: counters.clone(), names });
+    let shared = Arc::new(Shared { config, upstreams, counters: counters.clone(), listeners });
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     let mut listening = Vec::new();
     for address in bound {
-        listening.push((shared.names[address.listener].clone(), address.address));
+        listening.push((shared.listeners[address.listener].clone(), address.address));
         for (worker, socket) in sockets.iter_mut().zip(address.sockets) {
             worker.push((address.listener, socket));
         }
@@ -81,8 +85,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     });
     let (mut terminate, mut interrupt) = signals.context("signals cannot be awaited")?;
     for (listener, address) in listening {
-        info!(%listener, %address, "listening");
+        info!(listener = %listener.name, %address, "listening");
     }
+    admin.announce();
+    let instance = admin::Instance::new(shared.clone(), kernel.as_ref().map(handle), files);
     let path = if kernel.is_some() { Path::Sockmap } else { Path::Userspace };
     info!(%path, "ready");
 
@@ -91,6 +97,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             () = background.run() => {}
+            () = admin.serve(instance) => {}
         }
     });
     info!("stopping");

@@ -20,9 +20,10 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    close_reason::{Counters, Ticket, out_of_resources},
+    close_reason::{Ticket, out_of_resources},
     config::Config,
     connection,
+    metrics::{Counters, ListenerCounts},
     relay::sockmap::{Handle, Returned},
     upstream::Upstreams,
 };
@@ -36,8 +37,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) upstreams: Arc<Upstreams>,
     pub(crate) counters: Arc<Counters>,
-    /// Names of the listeners, by index.
-    pub(crate) names: Vec<Arc<str>>,
+    /// What is counted for the listeners, by index.
+    pub(crate) listeners: Vec<Arc<ListenerCounts>>,
 }
 
 /// One thread's part.
@@ -53,7 +54,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// An account for a connection that this listener accepted.
     pub(crate) fn ticket(&self, listener: usize) -> Ticket {
-        Ticket::new(self.shared.counters.clone(), self.shared.names[listener].clone())
+        Ticket::new(self.shared.counters.clone(), self.shared.listeners[listener].clone())
     }
 }
 

@@ -110,6 +110,20 @@ impl Setu {
         line.1.trim().parse().unwrap()
     }
 
+    /// Where its admin endpoint can be reached; the first, when there are several.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        let log = self.log.lock().unwrap();
+        let line = log.iter().find_map(|line| line.split_once("admin endpoint address="));
+        line.expect("the admin endpoint is not in the log").1.trim().parse().unwrap()
+    }
+
+    /// All that it has written to its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -34,7 +34,7 @@ use happy_eyeballs::Sources;
 use pool::Pool;
 
 pub(crate) use dns::NameFailure;
-pub(crate) use health::EndpointStatus;
+pub(crate) use health::{EndpointStatus, Standing};
 pub(crate) use pool::Lease;
 
 /// The least time that an endpoint gets to answer: one SYN may be lost, and is sent again after a second (RFC 6298).
@@ -158,7 +158,6 @@ impl Upstreams {
     }
 
     /// What is known of every endpoint, in the order of the configuration.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the status page"))]
     pub(crate) fn status(&self) -> Vec<EndpointStatus> {
         self.all.iter().flat_map(|upstream| upstream.pool.status()).collect()
     }

@@ -9,7 +9,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    sync::{atomic::Ordering, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, warn};
 
 use super::{
-    Command, Legs, Limits, Returned, Why, budget,
+    Command, Legs, Limits, Load, Returned, Why, budget,
     flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, direction_index},
     loader::{Kernel, Raw},
 };
@@ -51,6 +51,7 @@ const TOKEN_LOG: u64 = u64::MAX - 2;
 pub(super) struct Controller {
     kernel: Kernel,
     limits: Limits,
+    load: Arc<Load>,
     epoll: Epoll,
     commands: mpsc::Receiver<Command>,
     /// By id; ids index the kernel's directions too.
@@ -66,6 +67,7 @@ impl Controller {
     pub(super) fn new(
         kernel: Kernel,
         limits: Limits,
+        load: Arc<Load>,
         commands: mpsc::Receiver<Command>,
         wake: &EventFd,
     ) -> io::Result<Self> {
@@ -78,6 +80,7 @@ impl Controller {
         Ok(Self {
             kernel,
             limits,
+            load,
             epoll,
             commands,
             flows: Vec::new(),
@@ -113,6 +116,9 @@ impl Controller {
             }
             self.poll();
             self.sweep();
+            self.load.flows.store((self.flows.len() - self.free.len()) as u64, Ordering::Relaxed);
+            let reserved = self.kernel.budget.budget().reserved().load(Ordering::Relaxed);
+            self.load.reserved.store(reserved, Ordering::Relaxed);
         }
         for id in 0..self.flows.len() as u32 {
             if let Some(flow) = self.remove(id) {
@@ -154,7 +160,7 @@ impl Controller {
 
     /// Takes a flow into the kernel: both sockets or neither.
     fn adopt(&mut self, legs: Legs, mut ticket: Ticket, returns: UnboundedSender<Returned>) {
-        ticket.path = Path::Sockmap;
+        ticket.set_path(Path::Sockmap);
         let id = match self.free.pop() {
             Some(id) => id,
             None if self.flows.len() < self.limits.flows as usize => {
@@ -383,7 +389,9 @@ impl Controller {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             congested |= direction.passed() != 0 || direction.is_broken();
             let redirected = direction.redirected();
-            let rests = std::mem::replace(&mut flow.seen[side.index()], redirected) == redirected;
+            let before = std::mem::replace(&mut flow.seen[side.index()], redirected);
+            let rests = before == redirected;
+            flow.ticket.counters().count_bytes(side, redirected.wrapping_sub(before));
             if scarce
                 && rests
                 && direction.reserved().load(Ordering::Relaxed) > 0
@@ -447,6 +455,8 @@ impl Controller {
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             budget::hold(direction, self.kernel.budget.budget(), 0);
+            let unseen = direction.redirected().wrapping_sub(flow.seen[side.index()]);
+            flow.ticket.counters().count_bytes(side, unseen);
         }
         Some(flow)
     }
@@ -484,7 +494,7 @@ fn give_back(
     collected: [Vec<u8>; 2],
 ) {
     if !matches!(why, Why::Finished(_)) {
-        ticket.path = Path::Userspace;
+        ticket.set_path(Path::Userspace);
     }
     if let Err(unsent) = returns.send(Returned { legs, ticket, why, collected }) {
         unsent.0.ticket.close(CloseReason::Shutdown);
@@ -493,6 +503,7 @@ fn give_back(
 
 /// Gives back a flow that the kernel does not take.
 fn refuse(legs: Legs, ticket: Ticket, returns: &UnboundedSender<Returned>, name: &'static str) {
+    ticket.counters().count_fallback(name);
     give_back(legs, ticket, returns, Why::NotTaken(name), Default::default());
 }
 

@@ -15,7 +15,11 @@ mod teardown;
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -78,11 +82,20 @@ enum Command {
     Stop,
 }
 
-/// A worker's way to the controller.
+/// What the controller last told of itself.
+#[derive(Debug, Default)]
+struct Load {
+    flows: AtomicU64,
+    reserved: AtomicU64,
+}
+
+/// A way to the controller.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
+    load: Arc<Load>,
+    budget: u64,
 }
 
 impl Handle {
@@ -93,6 +106,21 @@ impl Handle {
             Err(mpsc::SendError(Command::Adopt(_, ticket, _))) => ticket.close(CloseReason::Shutdown),
             Err(mpsc::SendError(Command::Stop)) => {}
         }
+    }
+
+    /// Flows that are in the kernel.
+    pub(crate) fn flows(&self) -> u64 {
+        self.load.flows.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that these may have on their way, of [`Self::budget`].
+    pub(crate) fn reserved(&self) -> u64 {
+        self.load.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that all flows together may have on their way.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
     }
 
     /// Tells the controller to close every flow and end.
@@ -119,12 +147,14 @@ impl Running {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
         let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
-        let controller = controller::Controller::new(kernel, limits, receiver, &wake)?;
+        let load = Arc::<Load>::default();
+        let controller = controller::Controller::new(kernel, limits, load.clone(), receiver, &wake)?;
         let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
-        Ok(Self { handle: Handle { commands, wake }, thread: Some(thread) })
+        let handle = Handle { commands, wake, load, budget: limits.budget };
+        Ok(Self { handle, thread: Some(thread) })
     }
 
-    /// A way to the controller, for one worker.
+    /// A way to the controller.
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }
