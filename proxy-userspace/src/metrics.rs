@@ -19,7 +19,7 @@ use crate::close_reason::{CloseReason, Path, Side};
 const BYTES_TOGETHER: u64 = 1 << 20;
 
 /// Everything that is counted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     closed: [AtomicU64; CloseReason::ALL.len()],
     /// Grows only: a listener that a new configuration leaves out may come back, and counters never go down.
@@ -36,6 +36,18 @@ pub struct ListenerCounts {
     pub name: String,
     accepted: AtomicU64,
     active: [AtomicU64; Path::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            closed: [const { AtomicU64::new(0) }; CloseReason::ALL.len()],
+            listeners: Mutex::default(),
+            bytes: Default::default(),
+            fallbacks: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Counters {

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     history::{self, History, Totals},
-    status::{self, Bytes, Endpoint, Kernel, Limits, Listener, Process, Standing, Status},
+    status::{self, Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Standing, Status},
 };
 use crate::{
     close_reason::{CloseReason, Path, Side},
@@ -55,7 +55,7 @@ impl Instance {
 
     /// As it is now.
     pub(crate) fn status(&self) -> Status {
-        let Shared { config, upstreams, counters, .. } = &*self.shared;
+        let Shared { config, upstreams, limits, acceptor, counters, .. } = &*self.shared;
         let endpoints: Vec<_> = upstreams
             .status()
             .into_iter()
@@ -97,11 +97,16 @@ impl Instance {
                 .map(|(reason, count)| (reason.into(), count))
                 .collect(),
             limits: Limits {
+                connections: limits.connections().into(),
+                pending: limits.pending().into(),
                 files: self.files,
                 per_source: limit(config.limits.per_source),
                 per_source_rate: limit(config.limits.per_source_rate),
             },
-            certificate: None,
+            pending: limits.pending_now().into(),
+            certificate: acceptor
+                .as_ref()
+                .map(|acceptor| Certificate { not_after: seconds(acceptor.description().not_after) }),
             process: process(),
             history: self.history.lock().unwrap_or_else(PoisonError::into_inner).samples(),
         }

@@ -212,6 +212,24 @@ impl Exposition {
             status.kernel.and_then(|kernel| one(kernel.budget)),
         )?;
         to.gauge(
+            "setu_connections_pending",
+            None,
+            "Open connections in inspection or handshake",
+            one(status.pending),
+        )?;
+        to.gauge(
+            "setu_limit_connections",
+            None,
+            "Open connections that there may be",
+            one(status.limits.connections),
+        )?;
+        to.gauge(
+            "setu_limit_connections_pending",
+            None,
+            "Connections that may be in inspection or handshake",
+            one(status.limits.pending),
+        )?;
+        to.gauge(
             "setu_limit_connections_per_source",
             None,
             "Open connections that one source may have; absent without a limit",

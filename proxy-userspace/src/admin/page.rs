@@ -284,6 +284,11 @@ fn machine(to: &mut String, status: &Status) -> fmt::Result {
         None => ("–".into(), "all bytes go through userspace".into()),
     };
     let mut rows = vec![
+        (
+            "Room for connections",
+            grouped(status.limits.connections.saturating_sub(status.connections())),
+            format!("of {}", grouped(status.limits.connections)),
+        ),
         ("Memory", process.resident.map_or_else(unknown, bytes), "resident".into()),
         (
             "Open files",

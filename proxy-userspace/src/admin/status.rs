@@ -40,6 +40,8 @@ pub struct Status {
     pub kernel: Option<Kernel>,
     /// Flows that the kernel did not take, by reason.
     pub fallbacks: BTreeMap<String, u64>,
+    /// Connections in inspection or handshake.
+    pub pending: u64,
     /// See [`Limits`].
     pub limits: Limits,
     /// Absent when no TLS ends in setu.
@@ -113,6 +115,10 @@ pub struct Kernel {
 /// How much is allowed. `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
+    /// Open connections.
+    pub connections: u64,
+    /// Of these, in inspection or handshake.
+    pub pending: u64,
     /// Open files.
     pub files: u64,
     /// Open connections of one source.
