@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "skips and measured figures are told on the terminal")]
 
+mod admin;
 mod behaviour;
 mod faults;
 mod kernel;
+mod privacy;
 mod start;
 mod upstreams;
 

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{ebpf, process, setup, test};
+use crate::{ebpf, page, process, setup, test};
 
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
@@ -30,5 +30,6 @@ pub(crate) fn run() -> Result<()> {
         "sources",
     ]))?;
     ebpf::check()?;
+    page::run()?;
     test::run(&[])
 }

@@ -4,6 +4,7 @@
 mod ci;
 mod ebpf;
 mod fuzz;
+mod page;
 mod process;
 mod setup;
 mod test;
@@ -59,6 +60,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Look at the status page in a browser, and let axe-core judge it; screenshots go to target/page
+    Page,
     /// Everything that must hold before a change lands
     Ci,
 }
@@ -75,6 +78,7 @@ fn main() -> Result<()> {
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
         Task::Demo => bench("demo", &[]),
         Task::Bench { args } => bench("bench", &args),
+        Task::Page => page::run(),
         Task::Ci => ci::run(),
     }
 }

@@ -103,11 +103,18 @@ fn header(to: &mut String, status: &Status) -> fmt::Result {
     }
     write!(
         to,
-        "<p>Running for {}, since <time datetime=\"{}\">{}</time>.</p></div>\n</header>\n",
+        "<p>Running for {}, since {}.</p></div>\n</header>\n",
         ago(status.now.saturating_sub(status.started)),
-        moment(status.started),
-        moment(status.started),
+        time(status.started),
     )
+}
+
+/// A moment, for people and for programs.
+fn time(seconds: u64) -> String {
+    let exact = moment(seconds);
+    // To the minute; nobody wants to read seconds.
+    let (day, hour) = (&exact[..10], &exact[11..16]);
+    format!("<time datetime=\"{exact}\">{day} {hour} UTC</time>")
 }
 
 fn section(to: &mut String, id: &str, class: &str, title: &str) -> fmt::Result {
@@ -129,7 +136,7 @@ fn figures(to: &mut String, status: &Status) -> fmt::Result {
         ("To WhatsApp", bytes(status.bytes.to_upstream), "since the start"),
         ("To clients", bytes(status.bytes.to_client), "since the start"),
     ] {
-        write!(to, "<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>")?;
+        write!(to, "<div><dt>{name}</dt><dd><bdi>{value}</bdi><small>{more}</small></dd></div>")?;
     }
     to.write_str("</dl>\n</section>\n")
 }
@@ -203,7 +210,7 @@ fn end_table(to: &mut String) -> fmt::Result {
 
 /// A cell that tells its column by itself where the screen is too narrow for columns.
 fn number(to: &mut String, label: &str, value: u64) -> fmt::Result {
-    write!(to, "<td class=\"number\" data-label=\"{label}\"><span>{}</span></td>", grouped(value))
+    write!(to, "<td class=\"number\" data-label=\"{label}\"><bdi>{}</bdi></td>", grouped(value))
 }
 
 fn endpoints(to: &mut String, status: &Status) -> fmt::Result {
@@ -225,8 +232,8 @@ fn endpoints(to: &mut String, status: &Status) -> fmt::Result {
         write!(
             to,
             "<tr><th scope=\"row\">{}<small>{}</small></th>\
-             <td data-label=\"State\"><span class=\"{class}\">{word}</span></td>\
-             <td data-label=\"Since\"><span>{since}</span></td><td data-label=\"Last failure\"><span>{}</span></td>",
+             <td data-label=\"State\"><bdi class=\"{class}\">{word}</bdi></td>\
+             <td data-label=\"Since\"><bdi>{since}</bdi></td><td data-label=\"Last failure\"><bdi>{}</bdi></td>",
             Escaped(endpoint),
             Escaped(upstream),
             Escaped(&error.replace('_', " ")),
@@ -263,7 +270,7 @@ fn endings(to: &mut String, status: &Status) -> fmt::Result {
     for (reason, count) in reasons {
         writeln!(
             to,
-            "<tr><th scope=\"row\"><code>{reason}</code><small>{}</small></th><td class=\"number\">{}</td></tr>",
+            "<tr><th scope=\"row\"><code>{reason}</code><small>{}</small></th><td class=\"number\"><bdi>{}</bdi></td></tr>",
             Escaped(reason.meaning().trim().replace('`', "").as_str()),
             grouped(count)
         )?;
@@ -307,12 +314,12 @@ fn machine(to: &mut String, status: &Status) -> fmt::Result {
             Some(left) => ago(left),
             None => "expired".into(),
         };
-        rows.push(("TLS certificate", left, format!("valid until {}", moment(certificate.not_after))));
+        rows.push(("TLS certificate", left, format!("valid until {}", time(certificate.not_after))));
     }
     let failures: u64 = status.name_failures.values().sum();
     rows.push(("Failed lookups", grouped(failures), "of names, since the start".into()));
     for (name, value, more) in rows {
-        write!(to, "<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>")?;
+        write!(to, "<div><dt>{name}</dt><dd><bdi>{value}</bdi><small>{more}</small></dd></div>")?;
     }
     to.write_str("</dl>\n</section>\n")
 }
@@ -326,11 +333,11 @@ fn footer(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
     };
     write!(
         to,
-        "<footer>\n<p>As of <time datetime=\"{now}\">{now}</time>. {switch}</p>\n\
+        "<footer>\n<p>As of {}. {switch}</p>\n\
          <p>setu {}, configuration <code>{}</code>. For programs: <a href=\"/metrics\">metrics</a>, \
          <a href=\"/status.json\">status.json</a>. No client’s address is in any of it.</p>\n</footer>\n",
+        time(status.now),
         Escaped(&status.version),
         Escaped(&status.configuration),
-        now = moment(status.now),
     )
 }
