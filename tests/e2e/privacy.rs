@@ -138,7 +138,7 @@ fn no_client_address_is_written(path: Path) {
     let written = traffic(path, "");
     // It was talkative, and of these clients.
     for evidence in
-        ["TRACE", "closed reason=not_tls", "closed reason=not_chat", "closed reason=proxy_malformed"]
+        [" DEBUG ", "closed reason=not_tls", "closed reason=not_chat", "closed reason=proxy_malformed"]
     {
         assert!(written.contains(evidence), "{evidence} is missing");
     }
