@@ -8,6 +8,7 @@
 
 mod admin;
 mod behaviour;
+mod doctor;
 mod faults;
 mod kernel;
 mod privacy;

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
     path,
     process::Command,
@@ -53,19 +53,19 @@ fn config(path: Path, upstream: &str, state: &path::Path, privacy: &str) -> Stri
     .concat()
 }
 
-/// Connects from an address of this machine.
-fn connect_from(from: &str, to: SocketAddr) -> TcpStream {
+/// Connects from an address of this machine. It fails when setu turns the client away at once.
+fn connect_from(from: &str, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&format!("{from}:0").parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.connect_timeout(&to.into(), PATIENCE).unwrap();
+    socket.connect_timeout(&to.into(), PATIENCE)?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
+    Ok(stream)
 }
 
 /// Says something, and waits for the end or an answer.
 fn say(from: &str, to: SocketAddr, bytes: &[u8]) {
-    let mut stream = connect_from(from, to);
+    let mut stream = connect_from(from, to).unwrap();
     // It may be turned away before it has said anything.
     let _ = stream.write_all(bytes);
     let _ = end_of(&stream);
@@ -95,11 +95,11 @@ fn traffic(path: Path, privacy: &str) -> String {
     proxied("PROXY TCP6 2001:db8:77::5 2001:db8::1 4000 443\r\nWA\x06\x03");
     proxied("PROXY TCP4 198.51.100.78 nonsense\r\n");
     // More of one source than it may have; the last are turned away.
-    let many: Vec<_> = (0..5).map(|_| connect_from("127.77.3.1", setu.address("chat"))).collect();
+    let many: Vec<_> = (0..5).flat_map(|_| connect_from("127.77.3.1", setu.address("chat"))).collect();
     setu.wait_closed("limit_per_source", 3);
     drop(many);
     // A client that resets.
-    let gone = connect_from("127.77.4.1", setu.address("chat"));
+    let gone = connect_from("127.77.4.1", setu.address("chat")).unwrap();
     setu_tests::peers::reset(gone);
     // A browser's TLS, with the certificate that setu made.
     let curl = Command::new("curl")

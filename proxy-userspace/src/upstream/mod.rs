@@ -67,6 +67,15 @@ pub(crate) struct Dialed {
     pub(crate) lease: Option<Lease>,
 }
 
+/// What became of an attempt to reach an endpoint.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    /// `host:port` of the configuration.
+    pub(crate) endpoint: String,
+    pub(crate) addresses: Result<Vec<SocketAddr>, CloseReason>,
+    pub(crate) connected: Result<(), CloseReason>,
+}
+
 /// Resolves and checks, so that connections find what they need.
 #[derive(Debug)]
 pub(crate) struct Background {
@@ -172,6 +181,22 @@ impl Upstreams {
     /// What is known of every endpoint, in the order of the configuration.
     pub(crate) fn status(&self) -> Vec<EndpointStatus> {
         self.all.iter().flat_map(|upstream| upstream.pool.status()).collect()
+    }
+
+    /// What becomes of an attempt to reach each endpoint: its addresses, and whether one of them answered.
+    pub(crate) async fn examine(&self, id: UpstreamId) -> Vec<Examined> {
+        let mut all = Vec::new();
+        for endpoint in self.get(id).pool.endpoints() {
+            let deadline = Deadline::now() + self.connect;
+            let resolved = timeout_at(deadline, self.resolve(endpoint)).await;
+            let addresses = resolved.unwrap_or(Err(CloseReason::ResolveFailed));
+            let connected = match &addresses {
+                Ok(_) => self.connect(id, endpoint).await.map(drop),
+                Err(reason) => Err(*reason),
+            };
+            all.push(Examined { endpoint: endpoint.to_string(), addresses, connected });
+        }
+        all
     }
 
     /// Lookups that failed, by reason.
