@@ -55,5 +55,15 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Status(args) => status::run(&args, &mut io::stdout()).map(|()| ExitCode::SUCCESS),
+        Command::Share(args) => {
+            let link = args.link()?;
+            let mut stdout = io::stdout();
+            let code = link.terminal(stdout.is_terminal());
+            write!(stdout, "{}\n\n{code}", link.url())?;
+            for file in args.out.map(|out| link.write(&out)).transpose()?.unwrap_or_default() {
+                writeln!(stdout, "wrote {}", file.display())?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

@@ -4,12 +4,9 @@
 //! atomic number that is reached without a lookup: what is made of the numbers is the affair of whoever asks (`admin`).
 //! Labels are what the configuration and the code name, never what a peer sent.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use crate::close_reason::{CloseReason, Path, Side};
@@ -25,7 +22,6 @@ pub struct Counters {
     /// Grows only: a listener that a new configuration leaves out may come back, and counters never go down.
     listeners: Mutex<Vec<Arc<ListenerCounts>>>,
     bytes: [AtomicU64; 2],
-    fallbacks: Mutex<BTreeMap<&'static str, u64>>,
     stopping: AtomicBool,
 }
 
@@ -44,7 +40,6 @@ impl Default for Counters {
             closed: [const { AtomicU64::new(0) }; CloseReason::ALL.len()],
             listeners: Mutex::default(),
             bytes: Default::default(),
-            fallbacks: Mutex::default(),
             stopping: AtomicBool::new(false),
         }
     }
@@ -95,16 +90,6 @@ impl Counters {
     /// For the bytes of one direction of a flow in userspace.
     pub(crate) fn meter(&self, from: Side) -> Meter<'_> {
         Meter { sum: &self.bytes[from.index()], pending: 0 }
-    }
-
-    /// Flows that the kernel did not take, by the name of the reason.
-    pub(crate) fn fallbacks(&self) -> BTreeMap<&'static str, u64> {
-        self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The kernel did not take a flow.
-    pub(crate) fn count_fallback(&self, reason: &'static str) {
-        *self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
     }
 
     /// From now on a connection that is dropped ends because setu stops.

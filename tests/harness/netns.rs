@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// A network namespace joined to this one by a veth pair. Dropping it deletes both.
+/// A network namespace, joined to this one by a veth pair or to others of its kind. Dropping it deletes both.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -16,19 +16,35 @@ impl Netns {
     /// Makes a namespace with 10.77.N.2, whose other end here is 10.77.N.1.
     #[must_use]
     pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed) + process::id() % 40 * 5;
-        let name = format!("setu-test-{}-{number}", process::id());
-        let namespace = Self { name: name.clone(), number };
-        run(&format!("netns add {name}"));
+        let namespace = Self::alone();
+        let Self { name, number } = &namespace;
         let (here, there) = (format!("sth{number}"), format!("stt{number}"));
         run(&format!("link add {here} type veth peer name {there} netns {name}"));
         run(&format!("address add 10.77.{number}.1/24 dev {here}"));
         run(&format!("link set {here} up"));
         run(&format!("-n {name} address add 10.77.{number}.2/24 dev {there}"));
         run(&format!("-n {name} link set {there} up"));
-        run(&format!("-n {name} link set lo up"));
         namespace
+    }
+
+    /// Makes a namespace that is joined to nothing.
+    #[must_use]
+    pub fn alone() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) + process::id() % 40 * 5;
+        let namespace = Self { name: format!("setu-test-{}-{number}", process::id()), number };
+        run(&format!("netns add {}", namespace.name));
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    /// Joins it to another namespace by a veth pair; each end has a device's name and an address.
+    pub fn join(&self, device: &str, address: &str, other: &Self, device_there: &str, address_there: &str) {
+        self.ip(&format!("link add {device} type veth peer name {device_there} netns {}", other.name));
+        for (namespace, device, address) in [(self, device, address), (other, device_there, address_there)] {
+            namespace.ip(&format!("address add {address} dev {device}"));
+            namespace.ip(&format!("link set {device} up"));
+        }
     }
 
     /// Its address.

@@ -4,10 +4,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{ebpf, page, process, setup, test};
+use crate::{bench, ebpf, page, process, setup, test};
 
 pub(crate) fn run() -> Result<()> {
-    setup::run()?;
+    setup::run(false)?;
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
     process::run(Command::new("cargo").args(["fmt", "--check"]).current_dir("proxy-ebpf"))?;
     process::run(process::cargo().args([
@@ -31,5 +31,6 @@ pub(crate) fn run() -> Result<()> {
     ]))?;
     ebpf::check()?;
     page::run()?;
+    bench::check()?;
     test::run(&[])
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     close_reason::{CloseReason, Path, Side},
-    relay::sockmap::Handle,
+    relay::sockmap::{Handle, Refusal},
     upstream,
     worker::Shared,
 };
@@ -87,15 +87,13 @@ impl Instance {
                 .into(),
             stale_answers: upstreams.stale_answers(),
             kernel: self.kernel.as_ref().map(|kernel| Kernel {
-                flows: kernel.flows(),
-                reserved: kernel.reserved(),
+                flows: kernel.counts().flows(),
+                reserved: kernel.counts().reserved(),
                 budget: kernel.budget(),
+                congested: kernel.counts().congested(),
+                resumed: kernel.counts().resumed(),
             }),
-            fallbacks: counters
-                .fallbacks()
-                .into_iter()
-                .map(|(reason, count)| (reason.into(), count))
-                .collect(),
+            fallbacks: self.kernel.iter().flat_map(fallbacks).collect(),
             limits: Limits {
                 connections: limits.connections().into(),
                 pending: limits.pending().into(),
@@ -131,6 +129,10 @@ fn endpoint(endpoint: upstream::EndpointStatus) -> Endpoint {
         last_error: endpoint.last_error.map(|reason| reason.name().into()),
         connections: endpoint.connections as u64,
     }
+}
+
+fn fallbacks(kernel: &Handle) -> impl Iterator<Item = (String, u64)> {
+    Refusal::ALL.into_iter().map(|refusal| (refusal.name().into(), kernel.counts().refused(refusal)))
 }
 
 fn process() -> Process {

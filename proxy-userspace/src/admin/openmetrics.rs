@@ -196,6 +196,18 @@ impl Exposition {
             one(status.kernel.map_or(0, |kernel| kernel.reserved)),
         )?;
         to.counter(
+            "setu_kernel_congested",
+            None,
+            "How often a connection left the kernel because a side could not keep up",
+            one(status.kernel.map_or(0, |kernel| kernel.congested)),
+        )?;
+        to.counter(
+            "setu_kernel_resumed",
+            None,
+            "How often such a connection came back",
+            one(status.kernel.map_or(0, |kernel| kernel.resumed)),
+        )?;
+        to.counter(
             "setu_kernel_fallbacks",
             None,
             "Connections that the kernel did not take, and that went through userspace instead, by reason",

@@ -110,6 +110,10 @@ pub struct Kernel {
     pub reserved: u64,
     /// Bytes that all together may have on their way.
     pub budget: u64,
+    /// How often a flow left it because a leg could not keep up.
+    pub congested: u64,
+    /// How often such a flow came back.
+    pub resumed: u64,
 }
 
 /// How much is allowed. `None`: no limit.

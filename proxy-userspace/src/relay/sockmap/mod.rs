@@ -7,6 +7,7 @@
 mod btf;
 mod budget;
 mod controller;
+mod counts;
 mod flow;
 mod loader;
 mod probe;
@@ -15,11 +16,7 @@ mod teardown;
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
@@ -31,6 +28,8 @@ use crate::{
     sys::EventFd,
 };
 pub use btf::VMLINUX;
+pub(crate) use counts::Counts;
+pub use counts::Refusal;
 pub use loader::LoadError;
 pub use probe::{Check, probe};
 
@@ -50,8 +49,8 @@ pub(crate) enum Why {
     Finished(Side),
     /// A leg's peer reads slower than the other sends.
     Congested,
-    /// The kernel did not take it; the name of the reason.
-    NotTaken(&'static str),
+    /// The kernel did not take it.
+    NotTaken(Refusal),
 }
 
 /// A flow that userspace must carry on.
@@ -82,19 +81,12 @@ enum Command {
     Stop,
 }
 
-/// What the controller last told of itself.
-#[derive(Debug, Default)]
-struct Load {
-    flows: AtomicU64,
-    reserved: AtomicU64,
-}
-
 /// A way to the controller.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
-    load: Arc<Load>,
+    counts: Arc<Counts>,
     budget: u64,
 }
 
@@ -108,14 +100,9 @@ impl Handle {
         }
     }
 
-    /// Flows that are in the kernel.
-    pub(crate) fn flows(&self) -> u64 {
-        self.load.flows.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that these may have on their way, of [`Self::budget`].
-    pub(crate) fn reserved(&self) -> u64 {
-        self.load.reserved.load(Ordering::Relaxed)
+    /// What became of flows.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Bytes that all flows together may have on their way.
@@ -147,10 +134,10 @@ impl Running {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
         let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
-        let load = Arc::<Load>::default();
-        let controller = controller::Controller::new(kernel, limits, load.clone(), receiver, &wake)?;
+        let counts = Arc::<Counts>::default();
+        let controller = controller::Controller::new(kernel, limits, receiver, counts.clone(), &wake)?;
         let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
-        let handle = Handle { commands, wake, load, budget: limits.budget };
+        let handle = Handle { commands, wake, counts, budget: limits.budget };
         Ok(Self { handle, thread: Some(thread) })
     }
 
