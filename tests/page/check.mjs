@@ -9,7 +9,7 @@
 import { spawn } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { connect } from "node:net";
+import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -28,12 +28,24 @@ function expect(holds, what) {
   if (!holds) problems.push(what);
 }
 
+// A port that the system had to spare: a link for phones needs one that stays.
+function freePort() {
+  return new Promise((done) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = server.address();
+      server.close(() => done(port));
+    });
+  });
+}
+
 // A setu whose upstream is its own process's: nobody answers there, which the page must tell.
 async function startSetu(folder) {
+  const [chat, media] = [await freePort(), await freePort()];
   const config = join(folder, "setu.toml");
   writeFileSync(
     config,
-    `[relay]\npath = "userspace"\n[[listener]]\nname = "chat"\nbind = ["127.0.0.1:0"]\nmode = "chat"\nupstream = "test"\n` +
+    `[relay]\npath = "userspace"\n[[listener]]\nname = "chat"\nbind = ["127.0.0.1:${chat}"]\nmode = "chat"\nupstream = "test"\n` +
+      `[[listener]]\nname = "media"\nbind = ["127.0.0.1:${media}"]\nmode = "media"\nupstream = "test"\n` +
       `[upstream.test]\nendpoints = ["127.0.0.1:9"]\n[security]\nallow_private_upstreams = true\n` +
       `[admin]\nbind = ["127.0.0.1:0"]\n`,
   );
@@ -129,6 +141,10 @@ try {
   expect(failing.includes("Stop that"), "loading again cannot be switched off");
   const still = await look(browser, `${live}?refresh=off`, "still", { width: 390, dark: true });
   expect(still.includes("Load this page again"), "loading again cannot be switched on");
+  for (const view of [{ width: 390 }, { width: 1440, dark: true }, { width: 390, rtl: true }]) {
+    const share = await look(browser, `${live}share?host=proxy.example.org`, "share", view);
+    expect(share.includes("https://wa.me/proxy?host=proxy.example.org&chatPort="), `no link to share: ${share}`);
+  }
   for (const file of files) {
     const [url, name] = [pathToFileURL(file).href, basename(file, ".html")];
     for (const width of [390, 1440]) {

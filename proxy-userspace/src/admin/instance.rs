@@ -15,6 +15,7 @@ use super::{
 use crate::{
     close_reason::{CloseReason, Path, Side},
     relay::sockmap::{Handle, Refusal},
+    share::{self, Link, ShareError},
     upstream,
     worker::Shared,
 };
@@ -51,6 +52,18 @@ impl Instance {
             let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
             history.push(status.now, status.connections(), totals);
         }
+    }
+
+    /// The link for phones to the host that a query names (`host=HOST`), or else to the first of `tls.names`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn share(&self, query: Option<&str>) -> Result<Link, ShareError> {
+        let config = &self.shared.config;
+        let named = || config.tls.names.first().map(ToString::to_string);
+        let asked = query.and_then(|query| query.strip_prefix("host="));
+        let host = asked.map(ToOwned::to_owned).or_else(named).ok_or(ShareError::NoHost)?;
+        share::link(config, &host)
     }
 
     /// As it is now.

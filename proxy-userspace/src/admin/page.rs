@@ -13,7 +13,7 @@ use super::{
     status::{Endpoint, Standing, Status},
     text::{Escaped, ago, bytes, grouped, moment},
 };
-use crate::close_reason::CloseReason;
+use crate::{close_reason::CloseReason, share::Link};
 
 const STYLE: &str = include_str!("page.css");
 /// Between two loads. By a header, not by `<meta>`: what reads pages aloud takes that for a page that runs away, and here
@@ -49,14 +49,38 @@ pub fn page(status: &Status, refresh: Refresh) -> String {
     to
 }
 
-fn write(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
-    let (_, word, _) = verdict(status);
-    write!(
+/// The page that sets a phone to this server. The code is drawn into it.
+pub(super) fn share(link: &Link) -> String {
+    let mut to = String::with_capacity(32 * 1024);
+    let url = Escaped(link.url());
+    // Writing to a string cannot fail.
+    let _ = head(&mut to, "share").and_then(|()| {
+        writeln!(
+            to,
+            "<header>\n<h1>Set a phone to this proxy</h1>\n</header>\n<main>\n\
+             <section aria-labelledby=\"code\" class=\"wide\">\n<h2 id=\"code\">Scan this with the phone’s camera</h2>\n\
+             <div class=\"code\">{}</div>\n\
+             <p>Or send this link: <a href=\"{url}\">{url}</a></p>\n\
+             <p>It sets WhatsApp to use this proxy. Calls do not go through a proxy.</p>\n</section>\n</main>\n\
+             <footer><p><a href=\"/\">Status</a></p></footer>\n</body>\n</html>",
+            link.svg()
+        )
+    });
+    to
+}
+
+fn head(to: &mut String, title: &str) -> fmt::Result {
+    writeln!(
         to,
         "<!DOCTYPE html>\n<html lang=\"en\" dir=\"ltr\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"robots\" content=\"noindex\">\n<title>setu: {word}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-    )?;
+         <meta name=\"robots\" content=\"noindex\">\n<title>setu: {title}</title>\n<style>{STYLE}</style>\n</head>\n<body>"
+    )
+}
+
+fn write(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
+    let (_, word, _) = verdict(status);
+    head(to, word)?;
     header(to, status)?;
     to.write_str("<main>\n")?;
     figures(to, status)?;
@@ -334,7 +358,7 @@ fn footer(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
     write!(
         to,
         "<footer>\n<p>As of {}. {switch}</p>\n\
-         <p>setu {}, configuration <code>{}</code>. For programs: <a href=\"/metrics\">metrics</a>, \
+         <p>setu {}, configuration <code>{}</code>. <a href=\"/share\">Set a phone to this proxy</a>. For programs: <a href=\"/metrics\">metrics</a>, \
          <a href=\"/status.json\">status.json</a>. No client’s address is in any of it.</p>\n</footer>\n",
         time(status.now),
         Escaped(&status.version),

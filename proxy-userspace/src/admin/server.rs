@@ -176,7 +176,15 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
             Ok(text) => document(StatusCode::OK, "application/json", text + "\n"),
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be written\n"),
         },
-        _ => plain(StatusCode::NOT_FOUND, "there are: / /metrics /healthz /readyz /status.json\n"),
+        path @ ("/share" | "/share.svg") => match instance.share(request.uri().query()) {
+            Ok(link) if path == "/share" => html(page::share(&link), Refresh::Off),
+            Ok(link) => document(StatusCode::OK, "image/svg+xml", link.svg()),
+            Err(error) => plain(StatusCode::NOT_FOUND, &format!("{error}; here: /share?host=HOST\n")),
+        },
+        _ => plain(
+            StatusCode::NOT_FOUND,
+            "there are: / /metrics /healthz /readyz /status.json /share /share.svg\n",
+        ),
     }
 }
 
