@@ -8,7 +8,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::config::ClientAddresses;
 
 /// A client's address. It has no `Display`, and its `Debug` does not show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,37 @@ impl ClientAddr {
     #[must_use]
     pub fn expose(self) -> SocketAddr {
         self.0
+    }
+
+    /// What logs may tell of it.
+    #[must_use]
+    pub fn shown(self, allowed: ClientAddresses) -> ShownClient {
+        ShownClient(match allowed {
+            ClientAddresses::Never => None,
+            ClientAddresses::Truncated => Some(network(self.0.ip()).to_string().into()),
+            ClientAddresses::Full => Some(self.0.to_string().into()),
+        })
+    }
+}
+
+/// The network of a client: about a provider's town in IPv4, a site in IPv6.
+fn network(ip: IpAddr) -> IpNet {
+    match ip {
+        IpAddr::V4(ip) => Ipv4Net::new_assert(ip, 24).trunc().into(),
+        IpAddr::V6(ip) => Ipv6Net::new_assert(ip, 48).trunc().into(),
+    }
+}
+
+/// What `privacy.client_addresses` lets logs tell of a client. By default that is nothing, and then nothing is in here:
+/// a connection carries no address that it may not tell.
+#[derive(Debug, Clone, Default)]
+pub struct ShownClient(Option<Box<str>>);
+
+impl ShownClient {
+    /// The text for a line of the log, if there is to be one.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        self.0.as_deref()
     }
 }
 
@@ -170,6 +203,20 @@ mod tests {
             "ClientAddr(..) Some(\n    ClientAddr(..),\n)"
         );
         assert_eq!(address.expose(), "198.51.100.7:4000".parse().unwrap());
+    }
+
+    #[test]
+    fn logs_are_told_what_the_operator_allows() {
+        let shown = |address: &str, allowed| ClientAddr::new(address.parse().unwrap()).shown(allowed);
+        let (v4, v6) = ("[::ffff:198.51.100.7]:4000", "[2001:db8:1:2::3]:5");
+        for (address, truncated, full) in
+            [(v4, "198.51.100.0/24", "198.51.100.7:4000"), (v6, "2001:db8:1::/48", v6)]
+        {
+            assert_eq!(shown(address, ClientAddresses::Truncated).text(), Some(truncated));
+            assert_eq!(shown(address, ClientAddresses::Full).text(), Some(full));
+            let never = shown(address, ClientAddresses::Never);
+            assert_eq!((never.text(), format!("{never:?}").as_str()), (None, "ShownClient(None)"));
+        }
     }
 
     #[test]

@@ -41,45 +41,64 @@ pub struct Report {
     pub ready: bool,
 }
 
+/// What something that was found means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is as it should be.
+    Fine,
+    /// Something is missing that setu can do without.
+    Note,
+    /// Something is missing without which setu does not start.
+    Bad,
+}
+
 /// Looks at everything and changes nothing.
 #[must_use]
 pub fn report(config: &Config) -> Report {
-    let mut lines =
-        Lines { text: format!("# The effective configuration\n{config}\n# This machine\n"), ready: true };
-    privileges(&mut lines);
-    kernel(&mut lines, config);
-    connections(&mut lines, config);
+    let mut lines = machine(config);
     match bind::bind_all(config, 1) {
         Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
         Err(error) => lines.bad(&error.to_string()),
     }
-    Report { text: lines.text, ready: lines.ready }
+    if let Err(error) = bind::bind_admin(config) {
+        lines.bad(&error.to_string());
+    }
+    let mut text = format!("# The effective configuration\n{config}\n# This machine\n");
+    for (verdict, what) in &lines.0 {
+        let verdict = match verdict {
+            Verdict::Fine => "ok",
+            Verdict::Note => "note",
+            Verdict::Bad => "no",
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{verdict:<5} {what}");
+    }
+    Report { text, ready: lines.0.iter().all(|(verdict, _)| *verdict != Verdict::Bad) }
 }
 
-struct Lines {
-    text: String,
-    ready: bool,
+/// What this machine can do for setu; whether its addresses are free is another matter.
+pub(crate) fn machine(config: &Config) -> Lines {
+    let mut lines = Lines(Vec::new());
+    privileges(&mut lines);
+    kernel(&mut lines, config);
+    connections(&mut lines, config);
+    lines
 }
+
+/// What was found, in the order in which it was looked for.
+pub(crate) struct Lines(pub(crate) Vec<(Verdict, String)>);
 
 impl Lines {
     fn fine(&mut self, what: &str) {
-        self.line("ok", what);
+        self.0.push((Verdict::Fine, what.into()));
     }
 
-    /// Something is missing that setu can do without.
     fn note(&mut self, what: &str) {
-        self.line("note", what);
+        self.0.push((Verdict::Note, what.into()));
     }
 
-    /// Something is missing without which setu does not start.
     fn bad(&mut self, what: &str) {
-        self.ready = false;
-        self.line("no", what);
-    }
-
-    fn line(&mut self, verdict: &str, what: &str) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.text, "{verdict:<5} {what}");
+        self.0.push((Verdict::Bad, what.into()));
     }
 }
 
@@ -103,7 +122,7 @@ fn kernel(lines: &mut Lines, config: &Config) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
     lines.fine(&format!("Linux {}", release.trim()));
     if config.path == PathChoice::Userspace {
-        return lines.note("the kernel path is not wanted: relay.path = \"userspace\"");
+        return lines.fine("the kernel path is not wanted: relay.path = \"userspace\"");
     }
     match fs::metadata(sockmap::VMLINUX) {
         Ok(_) => lines.fine(&format!("the kernel publishes its types (BTF) in {}", sockmap::VMLINUX)),

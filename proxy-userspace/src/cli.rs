@@ -31,8 +31,40 @@ pub enum Command {
     Check(RunArgs),
     /// The TLS certificate that clients are shown
     Cert(CertArgs),
+    /// Test a running setu as the app would, from this machine; with the options that it was started with
+    Doctor(DoctorArgs),
+    /// Watch a running setu in the terminal
+    Status(StatusArgs),
     /// Make the link and the code that set a phone to this server
     Share(ShareArgs),
+}
+
+/// Arguments of `setu doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// What setu was started with.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Test this host, as clients reach it; without it, the addresses of the configuration on this machine
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `setu status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The admin endpoint, as host:port or http://host:port
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8199")]
+    pub admin: String,
+    /// Print once, and end
+    #[arg(long)]
+    pub once: bool,
+    /// Print what /status.json says, once
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `setu run`, and of the check that it would start.

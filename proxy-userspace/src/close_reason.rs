@@ -1,15 +1,11 @@
 //! Why connections end. Every connection ends with exactly one reason, and every reason is counted.
 
-use std::{
-    fmt, io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::{fmt, io, sync::Arc};
 
 use crate::{
+    addr::ShownClient,
     limits::{Permit, Refused},
+    metrics::{Counters, ListenerCounts},
     upstream::Lease,
 };
 
@@ -54,6 +50,12 @@ macro_rules! reasons {
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it means, for people.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
             }
         }
     };
@@ -214,42 +216,24 @@ pub enum Path {
     Userspace,
 }
 
-impl fmt::Display for Path {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl Path {
+    /// Every path.
+    pub const ALL: [Self; 3] = [Self::None, Self::Sockmap, Self::Userspace];
+
+    /// Its name in logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::None => "none",
             Self::Sockmap => "sockmap",
             Self::Userspace => "userspace",
-        })
-    }
-}
-
-/// How many connections ended for each reason.
-#[derive(Debug)]
-pub struct Counters {
-    closed: [AtomicU64; CloseReason::ALL.len()],
-    stopping: AtomicBool,
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self {
-            closed: [const { AtomicU64::new(0) }; CloseReason::ALL.len()],
-            stopping: AtomicBool::new(false),
         }
     }
 }
 
-impl Counters {
-    /// Connections that ended for this reason.
-    #[must_use]
-    pub fn closed(&self, reason: CloseReason) -> u64 {
-        self.closed[reason as usize].load(Ordering::Relaxed)
-    }
-
-    /// From now on a connection that is dropped ends because setu stops.
-    pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+impl fmt::Display for Path {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
     }
 }
 
@@ -258,9 +242,11 @@ impl Counters {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     counters: Arc<Counters>,
-    listener: Arc<str>,
+    listener: Arc<ListenerCounts>,
     /// How the connection's bytes move, or moved last.
-    pub(crate) path: Path,
+    path: Path,
+    /// Whose it is, as far as logs may tell.
+    pub(crate) client: ShownClient,
     /// The connection's place among all and among its source's, held to the end.
     pub(crate) permit: Option<Permit>,
     /// The connection's place at its endpoint, held to the end.
@@ -270,8 +256,21 @@ pub(crate) struct Ticket {
 
 impl Ticket {
     /// The account of a connection that `listener` accepted.
-    pub(crate) fn new(counters: Arc<Counters>, listener: Arc<str>) -> Self {
-        Self { counters, listener, path: Path::None, permit: None, lease: None, closed: false }
+    pub(crate) fn new(counters: Arc<Counters>, listener: Arc<ListenerCounts>) -> Self {
+        listener.enter();
+        let client = ShownClient::default();
+        Self { counters, listener, path: Path::None, client, permit: None, lease: None, closed: false }
+    }
+
+    /// What is counted for all connections.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The connection's bytes move so from now on.
+    pub(crate) fn set_path(&mut self, path: Path) {
+        self.listener.change(self.path, path);
+        self.path = path;
     }
 
     /// The end.
@@ -281,15 +280,17 @@ impl Ticket {
 
     fn count(&mut self, reason: CloseReason) {
         self.closed = true;
-        self.counters.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(%reason, path = %self.path, listener = %self.listener, "closed");
+        self.counters.count_closed(reason);
+        self.listener.leave(self.path);
+        let client = self.client.text();
+        tracing::debug!(%reason, path = %self.path, listener = %self.listener.name, client, "closed");
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.closed {
-            let stopping = self.counters.stopping.load(Ordering::Relaxed);
+            let stopping = self.counters.is_stopping();
             self.count(if stopping { CloseReason::Shutdown } else { CloseReason::InternalError });
         }
     }
@@ -302,12 +303,19 @@ mod tests {
     #[test]
     fn every_ticket_is_counted_once() {
         let counters = Arc::new(Counters::default());
-        Ticket::new(counters.clone(), "chat".into()).close(CloseReason::Idle);
-        drop(Ticket::new(counters.clone(), "chat".into()));
-        assert_eq!(counters.closed(CloseReason::Idle), 1);
+        let listener = counters.listener("chat");
+        let ticket = || Ticket::new(counters.clone(), listener.clone());
+        ticket().close(CloseReason::Idle);
+        drop(ticket());
+        let mut moved = ticket();
+        moved.set_path(Path::Sockmap);
+        assert_eq!((listener.active(Path::None), listener.active(Path::Sockmap)), (0, 1));
+        moved.close(CloseReason::Idle);
+        assert_eq!(Path::ALL.map(|path| listener.active(path)), [0; 3]);
+        assert_eq!(counters.closed(CloseReason::Idle), 2);
         assert_eq!(counters.closed(CloseReason::InternalError), 1);
         let total: u64 = CloseReason::ALL.iter().map(|reason| counters.closed(*reason)).sum();
-        assert_eq!(total, 2);
+        assert_eq!((total, listener.accepted()), (3, 3));
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl Accepted {
         let command = header.map(|header| header.command);
         if let Some(Command::Proxied { source, destination }) = command {
             origin = Origin { source: ClientAddr::new(source), destination: Some(destination) };
+            ticket.client = origin.source.shown(config.client_addresses);
         }
         // A proxy that speaks for itself checks whether setu is there: that is no client's connection.
         if !matches!(command, Some(Command::Local | Command::Unknown))
@@ -207,7 +208,7 @@ impl Dialed {
         let Self { client, upstream, lease } = self;
         ticket.lease = lease;
         prepare(&upstream);
-        let timeouts = &worker.shared.config.timeouts;
+        let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
         match (client, &worker.kernel) {
             (Stream::Plain(client), Some(kernel)) if worker.shared.config.path == PathChoice::Sockmap => {
                 hand_over(client, upstream, 0, ticket, kernel, worker);
@@ -218,8 +219,8 @@ impl Dialed {
                 in_userspace(flow, 0, ticket, worker).await;
             }
             (Stream::Terminated(terminated), _) => {
-                ticket.path = Path::Userspace;
-                ticket.close(terminated::relay(*terminated, upstream, timeouts).await);
+                ticket.set_path(Path::Userspace);
+                ticket.close(terminated::relay(*terminated, upstream, timeouts, counters).await);
             }
         }
     }
@@ -228,6 +229,7 @@ impl Dialed {
 /// Lets a client in, or turns it away before any work is done for it.
 pub(crate) fn admit(client: TcpStream, peer: ClientAddr, listener: usize, worker: &Arc<Worker>) {
     let mut ticket = worker.ticket(listener);
+    ticket.client = peer.shown(worker.shared.config.client_addresses);
     let limits = &worker.shared.limits;
     let permit = if worker.shared.config.listeners[listener].accept_proxy_protocol {
         limits.admit_unknown()
@@ -345,9 +347,9 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
 async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Worker) {
     // What ends in userspace after it was handed over was in the kernel as long as there was something to move.
     if flow.first.is_none() {
-        ticket.path = Path::Userspace;
+        ticket.set_path(Path::Userspace);
     }
-    match userspace::relay(flow, &worker.shared.config.timeouts).await {
+    match userspace::relay(flow, &worker.shared.config.timeouts, &worker.shared.counters).await {
         Ended::Closed(reason) => ticket.close(reason),
         Ended::Calm(client, upstream) => match &worker.kernel {
             Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, worker),

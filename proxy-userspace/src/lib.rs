@@ -3,19 +3,23 @@
 //! Modules in the order of a connection's way; `docs/architecture.md` walks it.
 
 pub mod addr;
+pub mod admin;
 pub mod check;
 pub mod cli;
 pub mod close_reason;
 pub mod config;
 mod connection;
+pub mod doctor;
 pub mod inspect;
 pub mod limits;
 pub mod listener;
+pub mod metrics;
 mod opening;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
 pub mod share;
+pub mod status;
 mod sys;
 pub mod tls;
 mod upstream;
@@ -36,8 +40,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use close_reason::{CloseReason, Counters, Path};
+use close_reason::{CloseReason, Path};
 use config::{Config, Listener, Mode, PathChoice};
+use metrics::Counters;
 use relay::sockmap::{self, Running};
 use tls::{Acceptor, CertificateError, TlsSettings};
 use upstream::Upstreams;
@@ -60,11 +65,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let workers = thread::available_parallelism().map_or(1, NonZero::get);
     let acceptor = start_tls(&config)?;
     let bound = listener::bind::bind_all(&config, workers)?;
+    let admin = admin::Sockets::bind(&config)?;
     let kernel = start_kernel_path(&config, files)?;
 
     let counters = Arc::<Counters>::default();
-    let names = config.listeners.iter().map(|listener| listener.name.as_str().into()).collect();
-    let own = bound.iter().map(|bound| bound.address).collect();
+    let listeners = config.listeners.iter().map(|listener| counters.listener(&listener.name)).collect();
+    let own = bound.iter().map(|bound| bound.address).chain(admin.addresses()).collect();
     let (upstreams, background) = Upstreams::new(&config, own);
     let limits = Arc::new(limits::Limits::new(
         &config.limits,
@@ -77,12 +83,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         limits: limits.clone(),
         acceptor: acceptor.clone(),
         counters: counters.clone(),
-        names,
+        listeners,
     });
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     let mut listening = Vec::new();
     for address in bound {
-        listening.push((shared.names[address.listener].clone(), address.address));
+        listening.push((shared.listeners[address.listener].clone(), address.address));
         for (worker, socket) in sockets.iter_mut().zip(address.sockets) {
             worker.push((address.listener, socket));
         }
@@ -104,8 +110,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     });
     let (mut terminate, mut interrupt) = signals.context("signals cannot be awaited")?;
     for (listener, address) in listening {
-        info!(%listener, %address, "listening");
+        info!(listener = %listener.name, %address, "listening");
     }
+    admin.announce();
+    let instance = admin::Instance::new(shared.clone(), kernel.as_ref().map(handle), files);
     let path = if kernel.is_some() { Path::Sockmap } else { Path::Userspace };
     info!(%path, "ready");
 
@@ -114,6 +122,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             () = background.run() => {}
+            () = admin.serve(instance) => {}
             () = watch_certificate(acceptor.as_deref()) => {}
             () = forget_sources(&limits) => {}
         }

@@ -10,6 +10,7 @@ use proxy_userspace::{
     check,
     cli::{CertCommand, Cli, Command},
     config::ConfigError,
+    doctor, status,
     tls::{self, CertificateError},
 };
 use tracing_subscriber::EnvFilter;
@@ -47,6 +48,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             io::stdout().write_all(report.text.as_bytes())?;
             Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Doctor(args) => {
+            let diagnosis = doctor::examine(&args.run.config()?, args.host.as_deref())?;
+            let text = if args.json { diagnosis.json()? } else { diagnosis.text() };
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Status(args) => status::run(&args, &mut io::stdout()).map(|()| ExitCode::SUCCESS),
         Command::Share(args) => {
             let link = args.link()?;
             let mut stdout = io::stdout();

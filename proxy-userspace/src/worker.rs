@@ -24,10 +24,11 @@ use tracing::warn;
 
 use crate::{
     addr::ClientAddr,
-    close_reason::{CloseReason, Counters, Ticket, out_of_resources},
+    close_reason::{CloseReason, Ticket, out_of_resources},
     config::Config,
     connection,
     limits::Limits,
+    metrics::{Counters, ListenerCounts},
     relay::sockmap::{Handle, Returned},
     tls::Acceptor,
     upstream::Upstreams,
@@ -45,8 +46,8 @@ pub(crate) struct Shared {
     /// Present when a listener ends TLS.
     pub(crate) acceptor: Option<Arc<Acceptor>>,
     pub(crate) counters: Arc<Counters>,
-    /// Names of the listeners, by index.
-    pub(crate) names: Vec<Arc<str>>,
+    /// What is counted for the listeners, by index.
+    pub(crate) listeners: Vec<Arc<ListenerCounts>>,
 }
 
 /// One thread's part.
@@ -62,7 +63,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// An account for a connection that this listener accepted.
     pub(crate) fn ticket(&self, listener: usize) -> Ticket {
-        Ticket::new(self.shared.counters.clone(), self.shared.names[listener].clone())
+        Ticket::new(self.shared.counters.clone(), self.shared.listeners[listener].clone())
     }
 }
 

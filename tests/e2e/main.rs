@@ -6,11 +6,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "skips and measured figures are told on the terminal")]
 
+mod admin;
 mod behaviour;
 mod clients;
+mod doctor;
 mod faults;
 mod front_door;
 mod kernel;
+mod privacy;
 mod probes;
 mod reference;
 mod start;

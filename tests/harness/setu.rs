@@ -92,13 +92,19 @@ impl Setu {
     /// As [`Self::start`], in a network namespace.
     #[must_use]
     pub fn start_in(config: &str, namespace: Option<&Netns>) -> Self {
+        Self::start_logging(config, namespace, "proxy_userspace=debug")
+    }
+
+    /// As [`Self::start_in`], with another filter of the log; it must let through what `info` does.
+    #[must_use]
+    pub fn start_logging(config: &str, namespace: Option<&Netns>, filter: &str) -> Self {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(config.as_bytes()).unwrap();
         let mut command = match namespace {
             Some(namespace) => namespace.command(&Self::binary().display().to_string()),
             None => Command::new(Self::binary()),
         };
-        command.args(["run", "--config"]).arg(file.path()).env("SETU_LOG", "proxy_userspace=debug");
+        command.args(["run", "--config"]).arg(file.path()).env("SETU_LOG", filter);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -132,6 +138,20 @@ impl Setu {
         let line =
             log.iter().find_map(|line| line.split_once(&prefix)).expect("the listener is not in the log");
         line.1.trim().parse().unwrap()
+    }
+
+    /// Where its admin endpoint can be reached; the first, when there are several.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        let log = self.log.lock().unwrap();
+        let line = log.iter().find_map(|line| line.split_once("admin endpoint address="));
+        line.expect("the admin endpoint is not in the log").1.trim().parse().unwrap()
+    }
+
+    /// All that it has written to its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
     }
 
     /// Its process id.

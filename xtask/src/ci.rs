@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{bench, ebpf, process, setup, test};
+use crate::{bench, ebpf, page, process, setup, test};
 
 pub(crate) fn run() -> Result<()> {
     setup::run(false)?;
@@ -30,6 +30,7 @@ pub(crate) fn run() -> Result<()> {
         "sources",
     ]))?;
     ebpf::check()?;
+    page::run()?;
     bench::check()?;
     test::run(&[])
 }

@@ -6,6 +6,7 @@ mod ci;
 mod dist;
 mod ebpf;
 mod fuzz;
+mod page;
 mod process;
 mod setup;
 mod test;
@@ -65,6 +66,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Look at the status page in a browser, and let axe-core judge it; screenshots go to target/page
+    Page,
     /// Make what is handed to operators, in target/dist: static binary, Debian package, image
     Dist {
         /// Then check all of it, and dist/: alerts, manifests, the unit, the package in a Debian of its own
@@ -89,6 +92,7 @@ fn main() -> Result<()> {
         Task::Bench { args } => bench::run("bench", &args),
         Task::Dist { check: false } => dist::build(),
         Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),
+        Task::Page => page::run(),
         Task::Ci => ci::run(),
     }
 }

@@ -41,6 +41,13 @@ const FUZZ_PACKAGES: [(&str, &str); 2] = [
 ];
 const FUZZER: &str = "0.13.2";
 
+/// Debian packages to look at the status page with.
+const PAGE_PACKAGES: [(&str, &str); 3] = [
+    ("chromium", "the browser that looks at the status page"),
+    ("nodejs", "drives the browser"),
+    ("npm", "fetches axe-core and puppeteer-core"),
+];
+
 pub(crate) fn run_quietly() -> Result<()> {
     run_all()
 }
@@ -84,6 +91,11 @@ fn run_all() -> Result<()> {
         process::run(&mut install)?;
     }
     Ok(())
+}
+
+/// What looking at the status page needs besides.
+pub(crate) fn page() -> Result<()> {
+    install(&PAGE_PACKAGES)
 }
 
 /// What fuzzing needs besides.
@@ -134,8 +146,13 @@ fn apt() -> Command {
 }
 
 fn installed(package: &str) -> bool {
-    // nginx-light is one of several packages that hold nginx.
-    if package == "nginx-light" && succeeds(Command::new("nginx").arg("-v")) {
+    // nginx-light is one of several packages that hold nginx, and npm may come with nodejs.
+    let program = match package {
+        "nginx-light" => Some(("nginx", "-v")),
+        "npm" => Some(("npm", "--version")),
+        _ => None,
+    };
+    if program.is_some_and(|(program, version)| succeeds(Command::new(program).arg(version))) {
         return true;
     }
     let status = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();

@@ -266,6 +266,13 @@ impl Config {
         self.listeners.iter().any(|listener| listener.mode.upstreams().contains(&Some(id)))
     }
 
+    /// Whether a listener leads to the upstream of this name.
+    #[must_use]
+    pub fn leads_to(&self, upstream: &str) -> bool {
+        let of_name = |(_, other): &(usize, &Upstream)| other.name == upstream;
+        self.upstreams.iter().enumerate().find(of_name).is_some_and(|(id, _)| self.is_used(UpstreamId(id)))
+    }
+
     /// Moves every port that setu listens on up, so that no privilege is needed. Port 0 stays.
     ///
     /// # Errors

@@ -135,6 +135,12 @@ impl Limits {
         self.open_now.load(Ordering::Relaxed)
     }
 
+    /// Connections that may be in inspection or handshake at once.
+    #[must_use]
+    pub fn pending(&self) -> u32 {
+        self.pending
+    }
+
     /// Connections in inspection or handshake.
     #[must_use]
     pub fn pending_now(&self) -> u32 {

@@ -42,20 +42,20 @@ pub enum BindError {
         ports: String,
     },
     /// Another process has it.
-    #[error("port {} of {} is in use{holder}; stop that, or give the listener \"{listener}\" another port", address.port(), address.ip())]
+    #[error("port {} of {} is in use{holder}; stop that, or give {whose} another port", address.port(), address.ip())]
     InUse {
-        /// The listener's name.
-        listener: String,
+        /// What was to listen there.
+        whose: String,
         /// The address.
         address: SocketAddr,
         /// ` by NAME (pid N)`, or nothing when it is not known.
         holder: String,
     },
     /// Anything else.
-    #[error("listener \"{listener}\" cannot bind {address}: {error}{remedy}")]
+    #[error("{whose} cannot bind {address}: {error}{remedy}")]
     Other {
-        /// The listener's name.
-        listener: String,
+        /// What was to listen there.
+        whose: String,
         /// The address.
         address: SocketAddr,
         /// The system's words.
@@ -88,13 +88,31 @@ pub fn bind_all(config: &Config, workers: usize) -> Result<Vec<Bound>, BindError
                 {
                     tracing::warn!(listener = %listener.name, %address, "this machine has no IPv6, going on without");
                 }
-                Err(error) => return Err(explain(error, &listener.name, *address)),
+                Err(error) => {
+                    return Err(explain(error, format!("the listener \"{}\"", listener.name), *address));
+                }
             }
         }
     }
-    if forbidden.is_empty() {
-        return Ok(all);
-    }
+    if forbidden.is_empty() { Ok(all) } else { Err(privileged(forbidden)) }
+}
+
+/// Binds the addresses of the admin endpoint, once each.
+///
+/// # Errors
+/// The first thing in the way.
+pub fn bind_admin(config: &Config) -> Result<Vec<TcpListener>, BindError> {
+    let bind = |address: &SocketAddr| match bind(*address, 1) {
+        Ok(sockets) => Ok(sockets),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(privileged(vec![address.port()]))
+        }
+        Err(error) => Err(explain(error, "admin.bind".into(), *address)),
+    };
+    Ok(config.admin.iter().map(bind).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+}
+
+fn privileged(mut forbidden: Vec<u16>) -> BindError {
     forbidden.dedup();
     let mut ports = String::new();
     for port in forbidden {
@@ -102,7 +120,7 @@ pub fn bind_all(config: &Config, workers: usize) -> Result<Vec<Bound>, BindError
         // Writing to a string cannot fail.
         let _ = write!(ports, "{separator}{port}");
     }
-    Err(BindError::Privileged { ports })
+    BindError::Privileged { ports }
 }
 
 fn bind(mut address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
@@ -140,17 +158,16 @@ fn has_no_ipv6(error: &io::Error, address: SocketAddr) -> bool {
     absent && matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified())
 }
 
-fn explain(error: io::Error, listener: &str, address: SocketAddr) -> BindError {
-    let listener = listener.to_owned();
+fn explain(error: io::Error, whose: String, address: SocketAddr) -> BindError {
     if error.kind() == io::ErrorKind::AddrInUse {
         let holder = holder(address).map(|holder| format!(" by {holder}")).unwrap_or_default();
-        return BindError::InUse { listener, address, holder };
+        return BindError::InUse { whose, address, holder };
     }
     let remedy = match error.kind() {
         io::ErrorKind::AddrNotAvailable => "; bind an address of this machine (`ip address` lists them)",
         _ => "",
     };
-    BindError::Other { listener, address, error, remedy }
+    BindError::Other { whose, address, error, remedy }
 }
 
 /// The process whose socket is in the way of binding `wanted`, as far as this one may see.
@@ -206,6 +223,17 @@ mod tests {
         let error = bind_all(&config(&format!("\"127.0.0.1:{port}\"")), 2).unwrap_err().to_string();
         assert!(error.contains(&format!("port {port} of 127.0.0.1 is in use by ")), "{error}");
         assert!(error.contains(&format!("(pid {})", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn the_admin_endpoint_is_bound_and_refused_alike() {
+        let config = |bind: &str| Config::parse("test", &format!("[admin]\nbind = [{bind}]")).unwrap();
+        assert_eq!(bind_admin(&config("\"127.0.0.1:0\", \"127.0.0.2:0\"")).unwrap().len(), 2);
+        assert!(bind_admin(&config("")).unwrap().is_empty());
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let error = bind_admin(&config(&format!("\"{}\"", taken.local_addr().unwrap()))).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("or give admin.bind another port") && text.contains(" in use by "), "{text}");
     }
 
     #[test]

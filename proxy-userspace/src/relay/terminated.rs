@@ -35,6 +35,7 @@ use super::silence::Silence;
 use crate::{
     close_reason::{CloseReason, Side},
     config::Timeouts,
+    metrics::{Counters, Meter},
     tls::{End, ForwardError, Received, Session, SessionError, Terminated, let_go},
 };
 
@@ -43,13 +44,20 @@ const ROUNDS: u32 = 8;
 
 /// Relays until both sides have finished, one breaks, or nothing moves for too long. What the client has sent already
 /// goes first.
-pub async fn relay(terminated: Terminated, mut upstream: TcpStream, timeouts: &Timeouts) -> CloseReason {
+pub async fn relay(
+    terminated: Terminated,
+    mut upstream: TcpStream,
+    timeouts: &Timeouts,
+    counters: &Counters,
+) -> CloseReason {
     let Terminated { stream: mut client, mut session, first, end } = terminated;
     let reset = |leg: &TcpStream| {
         // A close with lingering time 0 sends RST: the other side must not take the end for a FIN.
         let _ = SockRef::from(leg).set_linger(Some(Duration::ZERO));
     };
-    match run(&mut client, &mut session, first, end, &mut upstream, timeouts).await {
+    let inward = Inward { pending: first, end, meter: counters.meter(Side::Client) };
+    let outward = Outward { closing: false, meter: counters.meter(Side::Upstream) };
+    match run(&mut client, &mut session, inward, outward, &mut upstream, timeouts).await {
         Ok(reason) => reason,
         Err(Broken::Client(error)) => {
             reset(&upstream);
@@ -95,15 +103,13 @@ impl From<ForwardError> for Broken {
 async fn run(
     client: &mut TcpStream,
     session: &mut Session,
-    first: Vec<u8>,
-    end: Option<End>,
+    mut inward: Inward<'_>,
+    mut outward: Outward<'_>,
     upstream: &mut TcpStream,
     timeouts: &Timeouts,
 ) -> Result<CloseReason, Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
-    let mut inward = Inward { pending: first, end };
-    let mut outward = Outward::Open;
     let mut finished = [false; 2];
     let mut reason = None;
     let timer = pin!(sleep(timeouts.idle));
@@ -152,13 +158,14 @@ enum Flowed {
 }
 
 /// From the client to the upstream.
-struct Inward {
+struct Inward<'a> {
     /// Plaintext that the upstream has not taken yet.
     pending: Vec<u8>,
     end: Option<End>,
+    meter: Meter<'a>,
 }
 
-impl Inward {
+impl Inward<'_> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -173,6 +180,7 @@ impl Inward {
                 match Pin::new(&mut *destination).poll_write(cx, &self.pending) {
                     Poll::Ready(Ok(count)) => {
                         self.pending.drain(..count);
+                        self.meter.add(count);
                         moved = true;
                         if self.pending.is_empty() {
                             // An idle direction holds no buffer.
@@ -191,7 +199,7 @@ impl Inward {
                     Poll::Pending => Ok(Flowed::Waits { moved }),
                 };
             }
-            let pending = &mut self.pending;
+            let (pending, meter) = (&mut self.pending, &mut self.meter);
             let mut written = Ok(());
             let received = session.poll_receive(cx, source, answers, |cx, plaintext| {
                 let taken = match Pin::new(&mut *destination).poll_write(cx, plaintext) {
@@ -202,6 +210,7 @@ impl Inward {
                     }
                     Poll::Pending => 0,
                 };
+                meter.add(taken);
                 pending.extend_from_slice(&plaintext[taken..]);
             });
             written.map_err(Broken::Upstream)?;
@@ -218,14 +227,14 @@ impl Inward {
 }
 
 /// From the upstream to the client. Its pending bytes are the session's.
-#[derive(PartialEq, Eq)]
-enum Outward {
-    Open,
+struct Outward<'a> {
     /// The upstream has sent its FIN, and the client's `close_notify` is written or waits.
-    Closing,
+    closing: bool,
+    /// Of plaintext that was made into records.
+    meter: Meter<'a>,
 }
 
-impl Outward {
+impl Outward<'_> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -242,7 +251,7 @@ impl Outward {
                     Poll::Pending => return Ok(Flowed::Waits { moved }),
                 }
             }
-            if *self == Self::Closing {
+            if self.closing {
                 return match Pin::new(&mut *destination).poll_shutdown(cx) {
                     Poll::Ready(Ok(())) => Ok(Flowed::Finished),
                     Poll::Ready(Err(error)) => Err(Broken::Client(error)),
@@ -252,9 +261,12 @@ impl Outward {
             match session.poll_forward(cx, source, destination) {
                 Poll::Ready(Ok(0)) => {
                     session.close(cx, destination)?;
-                    *self = Self::Closing;
+                    self.closing = true;
                 }
-                Poll::Ready(Ok(_)) => moved = true,
+                Poll::Ready(Ok(count)) => {
+                    self.meter.add(count);
+                    moved = true;
+                }
                 Poll::Ready(Err(error)) => return Err(error.into()),
                 Poll::Pending => return Ok(Flowed::Waits { moved }),
             }

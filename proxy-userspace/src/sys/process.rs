@@ -1,6 +1,6 @@
 //! Limits of the process and of the machine.
 
-use std::io;
+use std::{io, mem::MaybeUninit};
 
 use super::check;
 
@@ -20,6 +20,14 @@ pub(crate) fn raise_file_limit() -> io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+/// Whether a time service keeps the clock right; `None` when the kernel does not tell.
+pub(crate) fn clock_is_kept() -> Option<bool> {
+    let mut clock = MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: zeroed, it asks for no change (adjtimex(2), `modes`), and the kernel writes one `timex`.
+    let state = unsafe { libc::adjtimex(clock.as_mut_ptr()) };
+    (state >= 0).then_some(state != libc::TIME_ERROR)
 }
 
 /// The machine's memory, bytes.

@@ -20,7 +20,7 @@ use rustls::{
 use tokio::time::Instant;
 
 use super::{Acceptor, Terminated, TlsSettings, accept};
-use crate::{close_reason::CloseReason, config::Timeouts, relay::terminated::relay};
+use crate::{close_reason::CloseReason, config::Timeouts, metrics::Counters, relay::terminated::relay};
 
 /// Long enough for any machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -103,7 +103,7 @@ impl Proxy {
                             Ok(terminated) => match between(terminated).await {
                                 Ok(terminated) => {
                                     let upstream = tokio::net::TcpStream::connect(target).await.unwrap();
-                                    relay(terminated, upstream, &timeouts).await
+                                    relay(terminated, upstream, &timeouts, &Counters::default()).await
                                 }
                                 Err(reason) => reason,
                             },

@@ -22,7 +22,6 @@ pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
 
 /// What is known of an endpoint, for the operator.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the status page"))]
 pub(crate) struct EndpointStatus {
     /// The upstream's name.
     pub(crate) upstream: String,

@@ -34,7 +34,7 @@ use happy_eyeballs::Sources;
 use pool::Pool;
 
 pub(crate) use dns::NameFailure;
-pub(crate) use health::EndpointStatus;
+pub(crate) use health::{EndpointStatus, Standing};
 pub(crate) use pool::Lease;
 
 /// The least time that an endpoint gets to answer: one SYN may be lost, and is sent again after a second (RFC 6298).
@@ -65,6 +65,15 @@ pub(crate) struct Dialed {
     pub(crate) stream: TcpStream,
     /// Must live as long as the connection. `None` for a name that a client chose.
     pub(crate) lease: Option<Lease>,
+}
+
+/// What became of an attempt to reach an endpoint.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    /// `host:port` of the configuration.
+    pub(crate) endpoint: String,
+    pub(crate) addresses: Result<Vec<SocketAddr>, CloseReason>,
+    pub(crate) connected: Result<(), CloseReason>,
 }
 
 /// Resolves and checks, so that connections find what they need.
@@ -170,9 +179,24 @@ impl Upstreams {
     }
 
     /// What is known of every endpoint, in the order of the configuration.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the status page"))]
     pub(crate) fn status(&self) -> Vec<EndpointStatus> {
         self.all.iter().flat_map(|upstream| upstream.pool.status()).collect()
+    }
+
+    /// What becomes of an attempt to reach each endpoint: its addresses, and whether one of them answered.
+    pub(crate) async fn examine(&self, id: UpstreamId) -> Vec<Examined> {
+        let mut all = Vec::new();
+        for endpoint in self.get(id).pool.endpoints() {
+            let deadline = Deadline::now() + self.connect;
+            let resolved = timeout_at(deadline, self.resolve(endpoint)).await;
+            let addresses = resolved.unwrap_or(Err(CloseReason::ResolveFailed));
+            let connected = match &addresses {
+                Ok(_) => self.connect(id, endpoint).await.map(drop),
+                Err(reason) => Err(*reason),
+            };
+            all.push(Examined { endpoint: endpoint.to_string(), addresses, connected });
+        }
+        all
     }
 
     /// Lookups that failed, by reason.

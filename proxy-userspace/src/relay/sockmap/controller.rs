@@ -117,6 +117,8 @@ impl Controller {
             }
             self.poll();
             self.sweep();
+            let reserved = self.kernel.budget.budget().reserved().load(Ordering::Relaxed);
+            self.counts.hold((self.flows.len() - self.free.len()) as u64, reserved);
         }
         for id in 0..self.flows.len() as u32 {
             if let Some(flow) = self.remove(id) {
@@ -158,7 +160,7 @@ impl Controller {
 
     /// Takes a flow into the kernel: both sockets or neither.
     fn adopt(&mut self, legs: Legs, mut ticket: Ticket, returns: UnboundedSender<Returned>) {
-        ticket.path = Path::Sockmap;
+        ticket.set_path(Path::Sockmap);
         let id = match self.free.pop() {
             Some(id) => id,
             None if self.flows.len() < self.limits.flows as usize => {
@@ -397,7 +399,9 @@ impl Controller {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             congested |= direction.passed() != 0 || direction.is_broken();
             let redirected = direction.redirected();
-            let rests = std::mem::replace(&mut flow.seen[side.index()], redirected) == redirected;
+            let before = std::mem::replace(&mut flow.seen[side.index()], redirected);
+            let rests = before == redirected;
+            flow.ticket.counters().count_bytes(side, redirected.wrapping_sub(before));
             if scarce
                 && rests
                 && direction.reserved().load(Ordering::Relaxed) > 0
@@ -464,6 +468,8 @@ impl Controller {
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             budget::hold(direction, self.kernel.budget.budget(), 0);
+            let unseen = direction.redirected().wrapping_sub(flow.seen[side.index()]);
+            flow.ticket.counters().count_bytes(side, unseen);
         }
         Some(flow)
     }
@@ -501,7 +507,7 @@ fn give_back(
     collected: [Vec<u8>; 2],
 ) {
     if !matches!(why, Why::Finished(_)) {
-        ticket.path = Path::Userspace;
+        ticket.set_path(Path::Userspace);
     }
     if let Err(unsent) = returns.send(Returned { legs, ticket, why, collected }) {
         unsent.0.ticket.close(CloseReason::Shutdown);

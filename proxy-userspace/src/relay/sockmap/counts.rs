@@ -71,18 +71,26 @@ impl Refusal {
     }
 }
 
-/// Counts since start.
+/// Counts since start, and what is in the kernel now.
 #[derive(Debug)]
 pub(crate) struct Counts {
     refused: [AtomicU64; Refusal::ALL.len()],
     congested: AtomicU64,
     resumed: AtomicU64,
+    flows: AtomicU64,
+    reserved: AtomicU64,
 }
 
 impl Default for Counts {
     fn default() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { refused: Refusal::ALL.map(|_| zero()), congested: zero(), resumed: zero() }
+        Self {
+            refused: Refusal::ALL.map(|_| zero()),
+            congested: zero(),
+            resumed: zero(),
+            flows: zero(),
+            reserved: zero(),
+        }
     }
 }
 
@@ -97,6 +105,22 @@ impl Counts {
 
     pub(super) fn resume(&self) {
         self.resumed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the kernel has now: flows, and bytes that these may have on their way.
+    pub(super) fn hold(&self, flows: u64, reserved: u64) {
+        self.flows.store(flows, Ordering::Relaxed);
+        self.reserved.store(reserved, Ordering::Relaxed);
+    }
+
+    /// Flows in the kernel.
+    pub(crate) fn flows(&self) -> u64 {
+        self.flows.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that these may have on their way.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
     }
 
     /// Flows that the kernel did not take, for this reason.

@@ -81,12 +81,13 @@ enum Command {
     Stop,
 }
 
-/// A worker's way to the controller.
+/// A way to the controller.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
     counts: Arc<Counts>,
+    budget: u64,
 }
 
 impl Handle {
@@ -102,6 +103,11 @@ impl Handle {
     /// What became of flows.
     pub(crate) fn counts(&self) -> &Counts {
         &self.counts
+    }
+
+    /// Bytes that all flows together may have on their way.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
     }
 
     /// Tells the controller to close every flow and end.
@@ -131,10 +137,11 @@ impl Running {
         let counts = Arc::<Counts>::default();
         let controller = controller::Controller::new(kernel, limits, receiver, counts.clone(), &wake)?;
         let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
-        Ok(Self { handle: Handle { commands, wake, counts }, thread: Some(thread) })
+        let handle = Handle { commands, wake, counts, budget: limits.budget };
+        Ok(Self { handle, thread: Some(thread) })
     }
 
-    /// A way to the controller, for one worker.
+    /// A way to the controller.
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }

@@ -15,7 +15,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{Legs, Limits, Returned, Running, StartError, Why};
-use crate::close_reason::{Side, Ticket};
+use crate::{
+    close_reason::{Side, Ticket},
+    metrics::Counters,
+};
 
 /// Every wait of a check ends after this.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -103,7 +106,9 @@ impl Rig {
 
     fn hand_over(&mut self, running: &Running) {
         let (Some(legs), Some(leaves)) = (self.legs.take(), self.leaves.take()) else { return };
-        let ticket = Ticket::new(std::sync::Arc::default(), "self-test".into());
+        let counters = std::sync::Arc::<Counters>::default();
+        let listener = counters.listener("self-test");
+        let ticket = Ticket::new(counters, listener);
         let (returns, mut returned) = unbounded_channel();
         running.handle().adopt(legs, ticket, returns);
         // Ends with the flow: when nothing can come back any more, or when it came and was relayed to its end.

@@ -15,6 +15,7 @@ use super::silence::Silence;
 use crate::{
     close_reason::{CloseReason, Side},
     config::Timeouts,
+    metrics::Counters,
 };
 use pump::{Flowed, Pump};
 
@@ -39,9 +40,11 @@ pub(crate) enum Ended {
 }
 
 /// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow is calm.
-pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts) -> Ended {
+pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
     let Flow { mut client, mut upstream, first, collected, calm } = flow;
-    let [out, back] = collected.map(Pump::new);
+    let [from_client, from_upstream] = collected;
+    let out = Pump::new(from_client, counters.meter(Side::Client));
+    let back = Pump::new(from_upstream, counters.meter(Side::Upstream));
     match run(&mut client, &mut upstream, [out, back], first, calm, timeouts).await {
         Ok(Some(reason)) => Ended::Closed(reason),
         Ok(None) => Ended::Calm(client, upstream),
@@ -63,7 +66,7 @@ struct Broken {
 async fn run(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
-    [mut out, mut back]: [Pump; 2],
+    [mut out, mut back]: [Pump<'_>; 2],
     mut first: Option<Side>,
     calm: Option<Duration>,
     timeouts: &Timeouts,

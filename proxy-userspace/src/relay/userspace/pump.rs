@@ -24,6 +24,7 @@ use tokio::{
 use super::Broken;
 use crate::{
     close_reason::Side,
+    metrics::Meter,
     sys::{self, Pipe},
 };
 
@@ -56,8 +57,10 @@ pub(super) enum Flowed {
 
 /// The state of one direction.
 #[derive(Debug)]
-pub(super) struct Pump {
+pub(super) struct Pump<'a> {
     mode: Mode,
+    /// Of what the destination took.
+    meter: Meter<'a>,
     /// The source has sent its FIN.
     ended: bool,
     /// The destination did not take all that there was, since [`Self::take_strained`].
@@ -97,11 +100,11 @@ impl Pending {
     }
 }
 
-impl Pump {
+impl<'a> Pump<'a> {
     /// A direction whose destination is to get these bytes first.
-    pub(super) fn new(collected: Vec<u8>) -> Self {
+    pub(super) fn new(collected: Vec<u8>, meter: Meter<'a>) -> Self {
         let pending = Pending { bytes: collected, sent: 0 };
-        Self { mode: Mode::Copying { pending, full_reads: 0 }, ended: false, strained: false }
+        Self { mode: Mode::Copying { pending, full_reads: 0 }, meter, ended: false, strained: false }
     }
 
     /// Whether the destination did not take all that there was since this was asked last, or does not now.
@@ -134,6 +137,7 @@ impl Pump {
                     match Pin::new(&mut *destination).poll_write(cx, pending.rest()) {
                         Poll::Ready(Ok(count)) => {
                             pending.advance(count);
+                            self.meter.add(count);
                             Poll::Ready(())
                         }
                         Poll::Ready(Err(error)) => return Err(writing(error)),
@@ -150,7 +154,8 @@ impl Pump {
                             self.ended = true;
                             Poll::Ready(())
                         }
-                        Poll::Ready(Ok((_, full))) => {
+                        Poll::Ready(Ok((count, full))) => {
+                            self.meter.add(count - pending.bytes.len());
                             *full_reads = if full { *full_reads + 1 } else { 0 };
                             self.strained |= !pending.bytes.is_empty();
                             if *full_reads >= BULK && pending.bytes.is_empty() {
@@ -168,7 +173,8 @@ impl Pump {
                     }
                 }
                 Mode::Splicing { pipe, inside } => {
-                    match splice(cx, source, destination, pipe, inside, &mut self.ended) {
+                    let ended = &mut self.ended;
+                    match splice(cx, source, destination, pipe, inside, ended, &mut self.meter) {
                         Ok(Spliced::Again) => {
                             cx.waker().wake_by_ref();
                             Poll::Pending
@@ -246,6 +252,7 @@ fn splice(
     pipe: &Pipe,
     inside: &mut usize,
     ended: &mut bool,
+    meter: &mut Meter<'_>,
 ) -> Result<Spliced, Failed> {
     let (source, destination) = (source.as_ref(), destination.as_ref());
     for _ in 0..ROUNDS {
@@ -264,7 +271,10 @@ fn splice(
             }
         }
         match destination.try_io(Interest::WRITABLE, || sys::splice_out(pipe, destination.as_fd(), *inside)) {
-            Ok(count) => *inside -= count.min(*inside),
+            Ok(count) => {
+                meter.add(count);
+                *inside -= count.min(*inside);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return match destination.poll_write_ready(cx) {
                     Poll::Ready(Ok(())) => continue,

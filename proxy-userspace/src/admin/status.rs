@@ -1,0 +1,232 @@
+//! What there is to know of a running setu. It is what `/status.json` says, and so an interface: fields are added, and
+//! keep their meaning.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::history::Sample;
+
+/// Everything.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether clients are served: no problem, and not stopping.
+    pub ready: bool,
+    /// What is wrong, in plain words.
+    pub problems: Vec<String>,
+    /// Whether setu was told to stop, and lets its connections end.
+    pub stopping: bool,
+    /// Seconds since 1970.
+    pub now: u64,
+    /// When setu started, seconds since 1970.
+    pub started: u64,
+    /// Of setu.
+    pub version: String,
+    /// The beginning of the SHA-256 of the effective configuration, as `setu check` prints it.
+    pub configuration: String,
+    /// In the order in which they came up.
+    pub listeners: Vec<Listener>,
+    /// Connections that ended, by the name of the reason; those that never happened are left out.
+    pub closed: BTreeMap<String, u64>,
+    /// Since the start.
+    pub bytes: Bytes,
+    /// Of the upstreams that listeners lead to.
+    pub endpoints: Vec<Endpoint>,
+    /// Failed lookups of names, by reason.
+    pub name_failures: BTreeMap<String, u64>,
+    /// Connections by an address past its time, because no resolver gave a better one.
+    pub stale_answers: u64,
+    /// Absent when all bytes go through userspace.
+    pub kernel: Option<Kernel>,
+    /// Flows that the kernel did not take, by reason.
+    pub fallbacks: BTreeMap<String, u64>,
+    /// Connections in inspection or handshake.
+    pub pending: u64,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// Absent when no TLS ends in setu.
+    pub certificate: Option<Certificate>,
+    /// See [`Process`].
+    pub process: Process,
+    /// The last hour, oldest minute first.
+    pub history: Vec<Sample>,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Connections accepted since the start.
+    pub accepted: u64,
+    /// Open connections by how their bytes move: `none` before they do, `sockmap`, `userspace`.
+    pub active: BTreeMap<String, u64>,
+}
+
+/// Bytes handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// To WhatsApp.
+    pub to_upstream: u64,
+    /// To clients.
+    pub to_client: u64,
+}
+
+/// One server of WhatsApp.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The upstream's name in the configuration.
+    pub upstream: String,
+    /// `host:port` of the configuration.
+    pub endpoint: String,
+    /// Whether clients are sent there.
+    pub standing: Standing,
+    /// Seconds since it stands so.
+    pub seconds: u64,
+    /// Why it could last not be reached; kept after it is up again.
+    pub last_error: Option<String>,
+    /// Connections to it, and attempts.
+    pub connections: u64,
+}
+
+/// Whether a server can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// Nobody has tried yet.
+    Untried,
+    /// It answers.
+    Up,
+    /// It does not, and is left alone for a while.
+    Down,
+}
+
+/// The kernel path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Flows in it.
+    pub flows: u64,
+    /// Bytes that these may have on their way.
+    pub reserved: u64,
+    /// Bytes that all together may have on their way.
+    pub budget: u64,
+    /// How often a flow left it because a leg could not keep up.
+    pub congested: u64,
+    /// How often such a flow came back.
+    pub resumed: u64,
+}
+
+/// How much is allowed. `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Open connections.
+    pub connections: u64,
+    /// Of these, in inspection or handshake.
+    pub pending: u64,
+    /// Open files.
+    pub files: u64,
+    /// Open connections of one source.
+    pub per_source: Option<u64>,
+    /// New connections of one source each second.
+    pub per_source_rate: Option<u64>,
+}
+
+/// The certificate of listeners where TLS ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Until when it is valid, seconds since 1970.
+    pub not_after: u64,
+}
+
+/// What the process takes. `None` where the system does not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Open files.
+    pub files: Option<u64>,
+    /// Resident memory, bytes.
+    pub resident: Option<u64>,
+    /// CPU time of all threads, seconds.
+    pub cpu: Option<f64>,
+}
+
+impl Status {
+    /// Open connections by how their bytes move.
+    #[must_use]
+    pub fn active(&self, path: &str) -> u64 {
+        self.listeners.iter().filter_map(|listener| listener.active.get(path)).sum()
+    }
+
+    /// Open connections.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.listeners.iter().map(Listener::connections).sum()
+    }
+
+    /// Connections accepted since the start.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.listeners.iter().map(|listener| listener.accepted).sum()
+    }
+}
+
+impl Listener {
+    /// Open connections.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.active.values().sum()
+    }
+}
+
+/// What keeps clients from being served: an upstream of which no endpoint answers.
+pub(super) fn problems(endpoints: &[Endpoint]) -> Vec<String> {
+    let mut upstreams: Vec<(&str, Vec<&Endpoint>)> = Vec::new();
+    for endpoint in endpoints {
+        match upstreams.iter_mut().find(|(name, _)| *name == endpoint.upstream) {
+            Some((_, all)) => all.push(endpoint),
+            None => upstreams.push((&endpoint.upstream, vec![endpoint])),
+        }
+    }
+    let down = |(name, all): (&str, Vec<&Endpoint>)| {
+        let is_down = |endpoint: &&Endpoint| endpoint.standing == Standing::Down;
+        let error = all.first().and_then(|first| first.last_error.as_deref()).unwrap_or("unknown");
+        all.iter().all(is_down).then(|| match all.as_slice() {
+            [one] => format!("the server of \"{name}\", {}, does not answer: {error}", one.endpoint),
+            _ => format!("none of the {} servers of \"{name}\" answers: {error}", all.len()),
+        })
+    };
+    upstreams.into_iter().filter_map(down).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(upstream: &str, standing: Standing) -> Endpoint {
+        Endpoint {
+            upstream: upstream.into(),
+            endpoint: format!("{upstream}.example:1"),
+            standing,
+            seconds: 0,
+            last_error: Some("connect_refused".into()),
+            connections: 0,
+        }
+    }
+
+    #[test]
+    fn one_server_that_may_answer_is_enough() {
+        use Standing::{Down, Untried, Up};
+        let problems = |endpoints: &[(&str, Standing)]| {
+            let endpoints: Vec<_> =
+                endpoints.iter().map(|(upstream, standing)| endpoint(upstream, *standing)).collect();
+            problems(&endpoints)
+        };
+        assert!(problems(&[("chat", Down), ("media", Untried), ("chat", Up)]).is_empty());
+        assert_eq!(
+            problems(&[("chat", Down), ("media", Down), ("chat", Down)]),
+            [
+                "none of the 2 servers of \"chat\" answers: connect_refused",
+                "the server of \"media\", media.example:1, does not answer: connect_refused"
+            ]
+        );
+    }
+}

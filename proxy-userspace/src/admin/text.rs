@@ -1,0 +1,105 @@
+//! Numbers, times and foreign text, written for people.
+
+use std::{
+    fmt,
+    time::{Duration, UNIX_EPOCH},
+};
+
+/// The last second that is written out: the end of the year 9999.
+const LAST: u64 = 253_402_300_799;
+
+/// Text that cannot become markup.
+pub(crate) struct Escaped<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character {
+            '&' => formatter.write_str("&amp;"),
+            '<' => formatter.write_str("&lt;"),
+            '>' => formatter.write_str("&gt;"),
+            '"' => formatter.write_str("&quot;"),
+            '\'' => formatter.write_str("&#39;"),
+            other => fmt::Write::write_char(formatter, other),
+        })
+    }
+}
+
+/// A number in groups of three digits, with narrow spaces that do not break.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push('\u{202f}');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in the largest unit of which there is one.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count}\u{a0}B");
+    }
+    // The exponent of the unit is that of the number, in steps of ten bits.
+    let step = count.ilog2() / 10;
+    let value = count as f64 / (1_u64 << (step * 10)) as f64;
+    format!("{value:.1}\u{a0}{}", UNITS[step as usize - 1])
+}
+
+/// A span of time, by its two largest units.
+pub(crate) fn ago(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    let s = |count: u64| if count == 1 { "" } else { "s" };
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} second{}", s(seconds)),
+        (0, 0, _) => format!("{minutes} minute{}", s(minutes)),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} day{} {hours} h", s(days)),
+    }
+}
+
+/// A moment, from seconds since 1970.
+pub(crate) fn moment(seconds: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST));
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markup_becomes_text() {
+        assert_eq!(Escaped("<a href=\"x\">&'").to_string(), "&lt;a href=&quot;x&quot;&gt;&amp;&#39;");
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(grouped),
+            ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]
+        );
+        assert_eq!(
+            [0, 1023, 1024, 1_572_864, u64::MAX].map(bytes),
+            ["0\u{a0}B", "1023\u{a0}B", "1.0\u{a0}KiB", "1.5\u{a0}MiB", "16.0\u{a0}EiB"]
+        );
+        assert_eq!(
+            [0, 1, 59, 60, 3_599, 3_600, 90_000, 200_000].map(ago),
+            [
+                "0 seconds",
+                "1 second",
+                "59 seconds",
+                "1 minute",
+                "59 minutes",
+                "1 h 0 min",
+                "1 day 1 h",
+                "2 days 7 h"
+            ]
+        );
+        assert_eq!(moment(0), "1970-01-01T00:00:00Z");
+        assert_eq!(moment(u64::MAX), "9999-12-31T23:59:59Z");
+    }
+}

@@ -1,0 +1,258 @@
+//! The admin endpoint: what an operator and Prometheus see of traffic, of trouble, and what others do not see.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use setu_tests::{
+    Path, Setu, config,
+    peers::{Manner, PATIENCE, Upstream, connect, end_of, exchange, finish, receive, send},
+};
+
+crate::on_both_paths! {
+    metrics_follow_the_traffic
+}
+
+/// An answer of the admin endpoint.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+/// Sends a request as it is, and reads what comes of it.
+fn ask(at: SocketAddr, request: &str) -> Answer {
+    let mut stream = connect(at);
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Answer { status, head: head.to_lowercase(), body: body.into() }
+}
+
+pub(crate) fn get(at: SocketAddr, path: &str) -> Answer {
+    ask(at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"))
+}
+
+/// Every sample by its name and labels. That the text is what it says is checked on the way.
+fn metrics(at: SocketAddr) -> BTreeMap<String, f64> {
+    let answer = get(at, "/metrics");
+    assert!(answer.head.contains("content-type: application/openmetrics-text"), "{}", answer.head);
+    let lines = answer.body.strip_suffix("# EOF\n").expect("it has no end").lines();
+    let (mut samples, mut family) = (BTreeMap::new(), String::new());
+    for line in lines {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let mut words = comment.splitn(3, ' ');
+            let (kind, name, text) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+            assert!(!text.is_empty(), "{line}");
+            match kind {
+                "HELP" => family = name.into(),
+                "TYPE" => assert!(name == family && ["gauge", "counter"].contains(&text), "{line}"),
+                "UNIT" => assert!(name == family && name.ends_with(text), "{line}"),
+                _ => panic!("{line}"),
+            }
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        let plain = name.split('{').next().unwrap();
+        assert!(plain == family || plain.strip_suffix("_total") == Some(&family), "{line} under {family}");
+        assert_eq!(samples.insert(name.to_owned(), value.parse().unwrap()), None, "{name} twice");
+    }
+    samples
+}
+
+/// Asks until something is so.
+fn eventually<T>(what: &str, mut ask: impl FnMut() -> T, is_so: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask();
+        if is_so(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "it never is: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A configuration with an admin endpoint.
+fn with_admin(path: Path, upstream: &str) -> String {
+    config(path, upstream, "").replace("[admin]\nbind = []", "[admin]\nbind = [\"127.0.0.1:0\"]")
+}
+
+fn metrics_follow_the_traffic(path: Path) {
+    const UP: usize = 3_000_000;
+    const DOWN: usize = 5_000_000;
+    let upstream = Upstream::new();
+    let mut setu = Setu::start(&with_admin(path, &upstream.address()));
+    let admin = setu.admin();
+    let before = metrics(admin);
+    let active = format!("setu_connections_active{{listener=\"chat\",path=\"{}\"}}", path.name());
+    assert_eq!((before[&active], before["setu_connections_total{listener=\"chat\"}"]), (0.0, 0.0));
+    let pairs: Vec<_> = (0..3).map(|_| upstream.connect(setu.address("chat"))).collect();
+    for (client, server) in &pairs {
+        exchange(client, server, b"hello");
+    }
+    let during = eventually("three are active", || metrics(admin), |samples| samples[&active] == 3.0);
+    assert_eq!(during["setu_connections_total{listener=\"chat\"}"], 3.0);
+    let endpoint = format!("{{upstream=\"test\",endpoint=\"{}\"}}", upstream.address());
+    assert_eq!(during[&format!("setu_upstream_up{endpoint}")], 1.0);
+    assert_eq!(during[&format!("setu_upstream_connections{endpoint}")], 3.0);
+    let in_kernel = if path == Path::Sockmap { 3.0 } else { 0.0 };
+    assert_eq!(during["setu_kernel_flows"], in_kernel);
+    assert_eq!(during["setu_kernel_path_available"], in_kernel / 3.0);
+    thread::scope(|scope| {
+        for (client, server) in &pairs {
+            scope.spawn(|| {
+                send(client, 1, UP, Manner::FAST);
+                finish(client);
+                assert_eq!(receive(client, 2, Manner::FAST), DOWN);
+            });
+            scope.spawn(|| {
+                assert_eq!(receive(server, 1, Manner::FAST), UP);
+                send(server, 2, DOWN, Manner::FAST);
+                finish(server);
+            });
+        }
+    });
+    setu.wait_closed("client_closed", 3);
+    let after = metrics(admin);
+    assert_eq!(after[&active], 0.0);
+    assert_eq!(after["setu_closed_total{reason=\"client_closed\"}"], 3.0);
+    assert_eq!(after["setu_bytes_total{direction=\"upstream\"}"], 3.0 * (UP + 5) as f64);
+    assert_eq!(after["setu_bytes_total{direction=\"client\"}"], 3.0 * DOWN as f64);
+    assert_eq!(after["setu_kernel_flows"], 0.0);
+    assert!(after["process_resident_memory_bytes"] > 1e6 && after["process_open_fds"] > 10.0);
+    assert!(after["setu_build_info{version=\"0.1.0\"}"] == 1.0 && after["setu_start_time_seconds"] > 1.7e9);
+    // Labels are of the configuration and the code: traffic adds no series.
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn bytes_of_a_live_flow_are_counted() {
+    for path in [Path::Userspace, Path::Sockmap] {
+        if path == Path::Sockmap && !crate::may_use_kernel() {
+            continue;
+        }
+        let upstream = Upstream::new();
+        let setu = Setu::start(&with_admin(path, &upstream.address()));
+        let (client, server) = upstream.connect(setu.address("chat"));
+        thread::scope(|scope| {
+            scope.spawn(|| send(&client, 1, 20_000_000, Manner::FAST));
+            setu_tests::peers::receive_some(&server, 1, 20_000_000);
+        });
+        let name = "setu_bytes_total{direction=\"upstream\"}";
+        eventually("most bytes are counted", || metrics(setu.admin())[name], |bytes| *bytes >= 18e6);
+        drop((client, server));
+    }
+}
+
+#[test]
+fn readiness_follows_the_upstream_and_health_does_not() {
+    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = reserved.local_addr().unwrap().to_string();
+    drop(reserved);
+    let setu = Setu::start(&with_admin(Path::Userspace, &address));
+    let admin = setu.admin();
+    assert_eq!(get(admin, "/readyz").status, 200);
+    let refused = || {
+        let _ = end_of(&connect(setu.address("chat")));
+        get(admin, "/readyz")
+    };
+    let answer = eventually("not ready", refused, |answer| answer.status == 503);
+    assert_eq!(answer.body, format!("the server of \"test\", {address}, does not answer: connect_refused\n"));
+    assert_eq!(get(admin, "/healthz").status, 200);
+    assert!(get(admin, "/").body.contains("Not working"));
+    assert_eq!(metrics(admin)["setu_ready"], 0.0);
+    let back = Upstream::on(&address);
+    eventually("ready again", || get(admin, "/readyz").status, |status| *status == 200);
+    drop(back);
+    let status: String = get(admin, "/status.json").body;
+    assert!(status.contains("\"ready\":true") && status.contains("\"standing\":\"up\""), "{status}");
+}
+
+#[test]
+fn documents_are_read_only_and_shown_to_nobody_elses_page() {
+    let upstream = Upstream::new();
+    let setu = Setu::start(&with_admin(Path::Userspace, &upstream.address()));
+    let admin = setu.admin();
+    let page = get(admin, "/");
+    assert!(page.status == 200 && page.body.ends_with("</html>\n"), "{}", page.head);
+    for header in
+        ["content-security-policy: default-src 'none'; style-src 'sha256-", "cache-control: no-store"]
+    {
+        assert!(page.head.contains(header), "{header} is missing: {}", page.head);
+    }
+    assert!(page.head.contains("\r\nrefresh: "));
+    assert!(!get(admin, "/?refresh=off").head.contains("\r\nrefresh: "));
+    assert_eq!(get(admin, "/nothing").status, 404);
+    // Its port changes with each start: there is nothing that a phone could be set to.
+    let none = get(admin, "/share?host=proxy.example");
+    assert!(none.status == 404 && none.body.contains("no listener takes chat"), "{}", none.body);
+    let head = ask(admin, &format!("HEAD / HTTP/1.1\r\nHost: {admin}\r\n\r\n"));
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+        let answer =
+            ask(admin, &format!("{method} / HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 2\r\n\r\nhi"));
+        assert_eq!(answer.status, 405, "{method}");
+    }
+    let rebound = ask(admin, "GET /metrics HTTP/1.1\r\nHost: attacker.example\r\n\r\n");
+    assert_eq!(rebound.status, 421);
+    assert!(!rebound.body.contains("setu_"), "{}", rebound.body);
+    let long = "x".repeat(60_000);
+    let answer = ask(admin, &format!("GET / HTTP/1.1\r\nHost: {admin}\r\nX: {long}\r\n\r\n"));
+    assert_eq!(answer.status, 431);
+}
+
+#[test]
+fn clients_that_say_nothing_do_not_keep_others_out() {
+    let upstream = Upstream::new();
+    let setu = Setu::start(&with_admin(Path::Userspace, &upstream.address()));
+    let silent: Vec<TcpStream> = (0..64)
+        .map(|_| {
+            let mut stream = connect(setu.admin());
+            stream.write_all(b"GET / HTTP/1.1\r\nHo").unwrap();
+            stream
+        })
+        .collect();
+    // More than all of it is taken; the silent are sent away one after another.
+    assert_eq!(get(setu.admin(), "/healthz").status, 200);
+    drop(silent);
+    // Clients of the proxy never noticed.
+    let (client, server) = upstream.connect(setu.address("chat"));
+    exchange(&client, &server, b"hello");
+}
+
+#[test]
+fn an_address_in_use_is_told_as_for_any_listener() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = with_admin(Path::Userspace, "127.0.0.1:1").replace(
+        "[admin]\nbind = [\"127.0.0.1:0\"]",
+        &format!("[admin]\nbind = [\"{}\"]", taken.local_addr().unwrap()),
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("setu.toml");
+    std::fs::write(&file, text).unwrap();
+    let output = Command::new(Setu::binary()).args(["run", "--config"]).arg(&file).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("is in use by ") && text.contains("or give admin.bind another port"), "{text}");
+}
+
+#[test]
+fn an_endpoint_that_others_can_reach_is_warned_about() {
+    let upstream = Upstream::new();
+    let private = Setu::start(&with_admin(Path::Userspace, &upstream.address()));
+    assert_eq!(private.count("can be reached from other machines"), 0);
+    let public = with_admin(Path::Userspace, &upstream.address())
+        .replace("[admin]\nbind = [\"127.0.0.1:0\"]", "[admin]\nbind = [\"0.0.0.0:0\"]");
+    let public = Setu::start(&public);
+    assert_eq!(public.count("can be reached from other machines"), 1);
+    let port = public.admin().port();
+    assert_eq!(get(([127, 0, 0, 1], port).into(), "/healthz").status, 200);
+}

@@ -1,0 +1,59 @@
+//! Looks at the status page in a browser: `tests/page/check.mjs` says how.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{build_setu, process, setup};
+
+/// Where the browser's modules, the pages and the screenshots go.
+const OUT: &str = "target/page";
+/// What is checked with, pinned; and states of setu that a test cannot wait for.
+const SOURCE: &str = "tests/page";
+
+pub(crate) fn run() -> Result<()> {
+    setup::page()?;
+    build_setu()?;
+    fs::create_dir_all(OUT)?;
+    install_modules()?;
+    let mut pages = Vec::new();
+    for entry in fs::read_dir(Path::new(SOURCE).join("status"))? {
+        pages.push(render(&entry?.path())?);
+    }
+    pages.sort();
+    if pages.is_empty() {
+        bail!("{SOURCE}/status has no states");
+    }
+    let check = Path::new(SOURCE).join("check.mjs");
+    process::run(Command::new("node").arg(check).args(["target/release/setu", OUT, OUT]).args(pages))
+}
+
+/// Installs what the lock file names, unless that is there.
+fn install_modules() -> Result<()> {
+    let [wanted, there] = [SOURCE, OUT].map(|folder| Path::new(folder).join("package-lock.json"));
+    let is_there = Path::new(OUT).join("node_modules").is_dir();
+    if is_there && fs::read(&wanted).ok() == fs::read(&there).ok() {
+        return Ok(());
+    }
+    fs::copy(Path::new(SOURCE).join("package.json"), Path::new(OUT).join("package.json"))?;
+    fs::copy(wanted, there)?;
+    let quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", OUT];
+    process::run(Command::new("npm").arg("ci").args(quiet).stdout(Stdio::null()))
+}
+
+/// Makes the page of a status.
+fn render(status: &Path) -> Result<PathBuf> {
+    let name = status.file_stem().context("a status without a name")?;
+    let page = Path::new(OUT).join(name).with_extension("html");
+    let mut example = process::cargo();
+    example
+        .args(["run", "--quiet", "--release", "--package", "proxy-userspace", "--example", "status_page"])
+        .stdin(fs::File::open(status)?)
+        .stdout(fs::File::create(&page)?);
+    process::run(&mut example)?;
+    Ok(page)
+}
