@@ -19,12 +19,12 @@ use crate::{
     worker::Worker,
 };
 
-/// A silent leg is asked for a sign of life after this, and then every [`KEEPALIVE_INTERVAL`].
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// A leg that acknowledges nothing for so long is gone. Longer than the half minute that a phone takes to change
-/// networks and come back.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Of `timeouts.vanished`, a leg is silent for one part in so many before it is asked for a sign of life, and is asked
+/// again after one part in so many.
+const KEEPALIVE_IDLE_PART: u32 = 2;
+const KEEPALIVE_INTERVAL_PART: u32 = 8;
+/// The kernel counts these times in seconds.
+const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 
 /// A flow that left the kernel because a leg could not keep up goes back after it did for so long; doubled each time
 /// that it leaves again, [`CALM_DOUBLINGS`] times at most.
@@ -90,7 +90,7 @@ impl Dialed {
         let Self { client, upstream, lease } = self;
         ticket.lease = lease;
         for leg in [&client, &upstream] {
-            prepare(leg);
+            prepare(leg, worker.shared.config.timeouts.vanished);
         }
         match &worker.kernel {
             Some(kernel) => hand_over(client, upstream, 0, ticket, kernel, worker),
@@ -163,10 +163,13 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
 }
 
 /// Sets what every leg needs. Errors mean that the connection is gone, which the relay finds out.
-fn prepare(leg: &TcpStream) {
+fn prepare(leg: &TcpStream, vanished: Duration) {
     let socket = SockRef::from(leg);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    let keepalive = TcpKeepalive::new()
+        .with_time((vanished / KEEPALIVE_IDLE_PART).max(KEEPALIVE_MIN))
+        .with_interval((vanished / KEEPALIVE_INTERVAL_PART).max(KEEPALIVE_MIN));
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    // For bytes on their way, and for the questions above (`tcp_keepalive_timer`, net/ipv4/tcp_timer.c).
+    let _ = socket.set_tcp_user_timeout(Some(vanished));
 }
