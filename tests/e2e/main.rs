@@ -9,6 +9,8 @@
 mod behaviour;
 mod faults;
 mod kernel;
+mod kernel_faults;
+mod network;
 mod start;
 mod upstreams;
 

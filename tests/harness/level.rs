@@ -1,0 +1,57 @@
+//! What a setu holds of the machine: before and after a fault it must be the same.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{Setu, maps, network::Network};
+
+/// How long the last bytes, timers and grace periods may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A worker keeps a few pipes for the next bulk stream.
+const PIPES: usize = 8;
+
+/// What a setu holds at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: u64,
+    /// Entries of the kernel path's maps of sockets, and of their directions.
+    pub entries: [usize; 2],
+    /// TCP connections of its host that have not ended.
+    pub connections: usize,
+}
+
+impl Level {
+    /// The level now.
+    #[must_use]
+    pub fn of(setu: &Setu, network: &Network) -> Self {
+        let entries = |name| maps::named(setu.pid(), name).map_or(0, maps::entries);
+        Self {
+            descriptors: setu.descriptors(),
+            threads: setu.status("Threads"),
+            entries: [entries("SOCKETS"), entries("SOURCES")],
+            connections: network.connections(),
+        }
+    }
+
+    /// Waits until setu holds no more than this.
+    pub fn wait(self, setu: &Setu, network: &Network) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = Self::of(setu, network);
+            let back = now.descriptors <= self.descriptors + PIPES
+                && now.threads <= self.threads
+                && now.entries == self.entries
+                && now.connections <= self.connections;
+            if back {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{now:?}, and {self:?} before\n{}", setu.tail());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
