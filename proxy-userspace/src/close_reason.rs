@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use crate::upstream::Lease;
+use crate::{
+    limits::{Permit, Refused},
+    upstream::Lease,
+};
 
 /// One of the two legs of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +96,30 @@ reasons! {
     ResolveFailed = "resolve_failed",
     /// The upstream's address is private, and `security.allow_private_upstreams` is false.
     DestinationRefused = "destination_refused",
+    /// The client went away before setu knew what it wanted.
+    ClientLeft = "client_left",
+    /// The client's first bytes did not come within `timeouts.inspect`.
+    InspectTimeout = "inspect_timeout",
+    /// A client of a media listener does not speak TLS.
+    NotTls = "not_tls",
+    /// A client's ClientHello cannot be read.
+    MalformedHello = "malformed_hello",
+    /// A client asked for a name that `allow.sni` does not allow.
+    NameRefused = "name_refused",
+    /// Behind a gate: the client does not speak the chat protocol.
+    NotChat = "not_chat",
+    /// A PROXY header came from a source that `proxy_protocol.trusted` does not name.
+    ProxyUntrusted = "proxy_untrusted",
+    /// The PROXY header that the listener requires is missing or malformed.
+    ProxyMalformed = "proxy_malformed",
+    /// As many connections as `limits.connections` are open.
+    LimitConnections = "limit_connections",
+    /// As many connections as `limits.pending` are in inspection or handshake.
+    LimitPending = "limit_pending",
+    /// The client's source has as many connections as `limits.per_source`.
+    LimitPerSource = "limit_per_source",
+    /// The client's source opens connections faster than `limits.per_source_rate`.
+    LimitRate = "limit_rate",
     /// setu was told to stop.
     Shutdown = "shutdown",
     /// setu ran out of descriptors, ports or memory.
@@ -104,6 +131,17 @@ reasons! {
 impl fmt::Display for CloseReason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
+    }
+}
+
+impl From<Refused> for CloseReason {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Total => Self::LimitConnections,
+            Refused::Pending => Self::LimitPending,
+            Refused::PerSource => Self::LimitPerSource,
+            Refused::Rate => Self::LimitRate,
+        }
     }
 }
 
@@ -187,10 +225,19 @@ impl fmt::Display for Path {
 }
 
 /// How many connections ended for each reason.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     closed: [AtomicU64; CloseReason::ALL.len()],
     stopping: AtomicBool,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            closed: [const { AtomicU64::new(0) }; CloseReason::ALL.len()],
+            stopping: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Counters {
@@ -214,6 +261,8 @@ pub(crate) struct Ticket {
     listener: Arc<str>,
     /// How the connection's bytes move, or moved last.
     pub(crate) path: Path,
+    /// The connection's place among all and among its source's, held to the end.
+    pub(crate) permit: Option<Permit>,
     /// The connection's place at its endpoint, held to the end.
     pub(crate) lease: Option<Lease>,
     closed: bool,
@@ -222,7 +271,7 @@ pub(crate) struct Ticket {
 impl Ticket {
     /// The account of a connection that `listener` accepted.
     pub(crate) fn new(counters: Arc<Counters>, listener: Arc<str>) -> Self {
-        Self { counters, listener, path: Path::None, lease: None, closed: false }
+        Self { counters, listener, path: Path::None, permit: None, lease: None, closed: false }
     }
 
     /// The end.

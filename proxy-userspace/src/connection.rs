@@ -1,23 +1,36 @@
-//! The way of one connection: accept → inspect → route → dial → relay → [`CloseReason`].
+//! The way of one connection: accept → identify → inspect → route → dial → relay → [`CloseReason`].
 //!
 //! Each stage consumes the type of the one before, so that none can be left out or done twice. A stage that fails ends
 //! the connection with its reason.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 
 use crate::{
-    close_reason::{CloseReason, Path, Ticket},
-    config::{Mode, UpstreamId},
+    addr::ClientAddr,
+    close_reason::{CloseReason, Path, Side, Ticket},
+    config::{Config, Listener, Mode, SendProxyProtocol},
+    inspect::{
+        LIMIT,
+        peek::{self, Bounds, Undecided, peek},
+    },
+    opening::{Rules, Stream, Wish},
+    proxy_protocol::{self, Command, Header, Parsed},
     relay::{
         sockmap::{Handle, Legs, Returned, Why},
+        terminated,
         userspace::{self, Ended, Flow},
     },
+    route::{self, Destination},
+    tls,
     upstream::Lease,
     worker::Worker,
 };
+
+/// Where servers that a client names are dialed.
+const HTTPS: u16 = 443;
 
 /// Of `timeouts.vanished`, a leg is silent for one part in so many before it is asked for a sign of life, and is asked
 /// again after one part in so many.
@@ -32,55 +45,155 @@ const CALM: Duration = Duration::from_secs(1);
 const CALM_DOUBLINGS: u32 = 6;
 
 /// A client's connection, of which nothing is known but where it came in.
-pub(crate) struct Accepted {
+struct Accepted {
     client: TcpStream,
-    listener: usize,
+    peer: ClientAddr,
 }
 
-/// What the first bytes tell. Chat and media listeners have one upstream each: nothing needs to be read.
-pub(crate) struct Inspected {
+/// It is known for whom the connection speaks.
+struct Identified {
     client: TcpStream,
-    listener: usize,
+    origin: Origin,
+    /// When the first bytes must be there.
+    deadline: Instant,
 }
 
-/// The upstream is chosen.
-pub(crate) struct Routed {
-    client: TcpStream,
-    upstream: UpstreamId,
+/// It is known what the client wants.
+struct Inspected {
+    client: Stream,
+    wish: Wish,
+    origin: Origin,
 }
 
-/// Both legs are connected.
-pub(crate) struct Dialed {
-    client: TcpStream,
+/// It is known where that is.
+struct Routed {
+    client: Stream,
+    destination: Destination,
+    origin: Origin,
+}
+
+/// Both legs are connected, and the upstream has heard of the client what it is to hear.
+struct Dialed {
+    client: Stream,
     upstream: TcpStream,
     lease: Option<Lease>,
 }
 
+/// The ends of the client's connection, for upstreams that are told.
+#[derive(Clone, Copy)]
+struct Origin {
+    source: ClientAddr,
+    /// `None` when the socket is gone.
+    destination: Option<SocketAddr>,
+}
+
+/// A client that is not served, with what is to be done about that.
+struct TurnedAway {
+    client: Stream,
+    reason: CloseReason,
+}
+
 impl Accepted {
+    /// Reads the PROXY header, where there is one. Its source is counted in place of the sender.
+    async fn identify(
+        self,
+        listener: &Listener,
+        worker: &Worker,
+        ticket: &mut Ticket,
+    ) -> Result<Identified, CloseReason> {
+        let Self { client, peer } = self;
+        let config = &worker.shared.config;
+        let deadline = Instant::now() + config.timeouts.inspect;
+        let mut origin = Origin { source: peer, destination: client.local_addr().ok() };
+        if !listener.accept_proxy_protocol {
+            return Ok(Identified { client, origin, deadline });
+        }
+        let trusted = config.trusted.contains(peer.expose().ip());
+        // A port that takes everything takes clients without a header, too, and from others than proxies only those.
+        let optional = matches!(listener.mode, Mode::Auto { .. });
+        if !trusted && !optional {
+            return Err(CloseReason::ProxyUntrusted);
+        }
+        let header = if trusted { read_header(&client, deadline, optional).await? } else { None };
+        let command = header.map(|header| header.command);
+        if let Some(Command::Proxied { source, destination }) = command {
+            origin = Origin { source: ClientAddr::new(source), destination: Some(destination) };
+        }
+        // A proxy that speaks for itself checks whether setu is there: that is no client's connection.
+        if !matches!(command, Some(Command::Local | Command::Unknown))
+            && let Some(permit) = &mut ticket.permit
+        {
+            permit.charge(origin.source, std::time::Instant::now())?;
+        }
+        Ok(Identified { client, origin, deadline })
+    }
+}
+
+impl Identified {
     /// Looks at the first bytes.
-    async fn inspect(self) -> Result<Inspected, CloseReason> {
-        Ok(Inspected { client: self.client, listener: self.listener })
+    async fn inspect(self, listener: &Listener, worker: &Worker) -> Result<Inspected, CloseReason> {
+        let config = &worker.shared.config;
+        let rules = Rules {
+            mode: listener.mode,
+            timeouts: &config.timeouts,
+            media: &config.allowed_names,
+            acceptor: worker.shared.acceptor.as_deref(),
+        };
+        let (client, wish) = rules.inspect(self.client, self.deadline).await?;
+        Ok(Inspected { client, wish, origin: self.origin })
     }
 }
 
 impl Inspected {
-    /// Chooses the upstream.
-    fn route(self, worker: &Worker) -> Routed {
-        let upstream = match worker.shared.config.listeners[self.listener].mode {
-            Mode::Chat { upstream, .. } | Mode::ChatTls { upstream, .. } | Mode::Media { upstream } => {
-                upstream
-            }
-            Mode::Auto { chat, .. } => chat,
-        };
-        Routed { client: self.client, upstream }
+    /// Chooses where to go.
+    fn route(self, listener: &Listener, config: &Config) -> Result<Routed, Box<TurnedAway>> {
+        match route::route(listener.mode, self.wish, config) {
+            Ok(destination) => Ok(Routed { client: self.client, destination, origin: self.origin }),
+            Err(reason) => Err(Box::new(TurnedAway { client: self.client, reason })),
+        }
+    }
+}
+
+impl TurnedAway {
+    /// Tells the client, where its protocol has a word for it.
+    async fn dismiss(self) -> CloseReason {
+        if let (Stream::Plain(mut client), CloseReason::NameRefused) = (self.client, self.reason) {
+            tls::refuse_name(&mut client).await;
+        }
+        self.reason
     }
 }
 
 impl Routed {
-    /// Connects to the upstream.
+    /// Connects, and sends the PROXY header where the upstream gets one.
     async fn dial(self, worker: &Worker) -> Result<Dialed, CloseReason> {
-        let dialed = worker.shared.upstreams.dial(self.upstream).await?;
-        Ok(Dialed { client: self.client, upstream: dialed.stream, lease: dialed.lease })
+        let Self { client, destination, origin } = self;
+        let (config, upstreams) = (&worker.shared.config, &worker.shared.upstreams);
+        let (dialed, header) = match destination {
+            Destination::Upstream(id) => {
+                (upstreams.dial(id).await?, origin.header(config.upstream(id).send_proxy_protocol))
+            }
+            Destination::Name(id, name) => (upstreams.dial_name(id, name.as_str(), HTTPS).await?, None),
+            Destination::Fallback(address) => (upstreams.dial_fallback(address).await?, None),
+        };
+        let mut upstream = dialed.stream;
+        if let Some(header) = header {
+            let sent = upstream.write_all(&header).await;
+            sent.map_err(|error| CloseReason::broken(Side::Upstream, &error))?;
+        }
+        Ok(Dialed { client, upstream, lease: dialed.lease })
+    }
+}
+
+impl Origin {
+    /// The PROXY header that tells an upstream of the client.
+    fn header(self, send: SendProxyProtocol) -> Option<Vec<u8>> {
+        let destination = self.destination?;
+        match send {
+            SendProxyProtocol::Off => None,
+            SendProxyProtocol::V1 => Some(proxy_protocol::encode_v1(self.source.expose(), destination)),
+            SendProxyProtocol::V2 => Some(proxy_protocol::encode_v2(self.source.expose(), destination)),
+        }
     }
 }
 
@@ -89,31 +202,101 @@ impl Dialed {
     async fn relay(self, mut ticket: Ticket, worker: &Worker) {
         let Self { client, upstream, lease } = self;
         ticket.lease = lease;
-        for leg in [&client, &upstream] {
-            prepare(leg, worker.shared.config.timeouts.vanished);
-        }
-        match &worker.kernel {
-            Some(kernel) => hand_over(client, upstream, 0, ticket, kernel, worker),
-            None => {
+        let timeouts = &worker.shared.config.timeouts;
+        prepare(&upstream, timeouts.vanished);
+        match (client, &worker.kernel) {
+            (Stream::Plain(client), Some(kernel)) => hand_over(client, upstream, 0, ticket, kernel, worker),
+            (Stream::Plain(client), None) => {
                 ticket.path = Path::Userspace;
                 let flow = Flow { client, upstream, first: None, collected: Default::default(), calm: None };
-                if let Ended::Closed(reason) = userspace::relay(flow, &worker.shared.config.timeouts).await {
+                if let Ended::Closed(reason) = userspace::relay(flow, timeouts).await {
                     ticket.close(reason);
                 }
+            }
+            (Stream::Terminated(terminated), _) => {
+                ticket.path = Path::Userspace;
+                ticket.close(terminated::relay(*terminated, upstream, timeouts).await);
             }
         }
     }
 }
 
+/// Lets a client in, or turns it away before any work is done for it.
+pub(crate) fn admit(client: TcpStream, peer: ClientAddr, listener: usize, worker: &Arc<Worker>) {
+    let mut ticket = worker.ticket(listener);
+    let limits = &worker.shared.limits;
+    let permit = if worker.shared.config.listeners[listener].accept_proxy_protocol {
+        limits.admit_unknown()
+    } else {
+        limits.admit(peer, std::time::Instant::now())
+    };
+    match permit {
+        Ok(permit) => {
+            ticket.permit = Some(permit);
+            tokio::spawn(serve(Accepted { client, peer }, listener, ticket, worker.clone()));
+        }
+        Err(refused) => {
+            reset(&client);
+            ticket.close(refused.into());
+        }
+    }
+}
+
+/// Makes the close of a client that is not served an RST, which leaves nothing behind here: no TIME_WAIT, no bytes that
+/// wait for the client.
+pub(crate) fn reset(client: &TcpStream) {
+    // An error means that the connection is gone.
+    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
+}
+
 /// Serves a client to the end.
-pub(crate) async fn serve(client: TcpStream, listener: usize, worker: Arc<Worker>) {
-    let ticket = worker.ticket(listener);
-    let accepted = Accepted { client, listener };
+async fn serve(accepted: Accepted, listener: usize, mut ticket: Ticket, worker: Arc<Worker>) {
+    prepare(&accepted.client, worker.shared.config.timeouts.vanished);
     // The stages before the relay hold more than the relay does: boxed, their memory is free once they are over.
-    let dialed = Box::pin(async { accepted.inspect().await?.route(&worker).dial(&worker).await }).await;
+    let dialed = Box::pin(async {
+        let config = &worker.shared.config;
+        let listener = &config.listeners[listener];
+        let inspected =
+            accepted.identify(listener, &worker, &mut ticket).await?.inspect(listener, &worker).await?;
+        if let Some(permit) = &mut ticket.permit {
+            permit.settled();
+        }
+        match inspected.route(listener, config) {
+            Ok(routed) => routed.dial(&worker).await,
+            Err(turned_away) => Err(turned_away.dismiss().await),
+        }
+    })
+    .await;
     match dialed {
         Ok(dialed) => dialed.relay(ticket, &worker).await,
         Err(reason) => ticket.close(reason),
+    }
+}
+
+/// Takes a PROXY header out of the client's bytes. `None`: there is none, and it is `optional`.
+async fn read_header(
+    client: &TcpStream,
+    deadline: Instant,
+    optional: bool,
+) -> Result<Option<Header>, CloseReason> {
+    let bounds = Bounds { bytes: LIMIT, deadline };
+    let parse = |bytes: &[u8]| match proxy_protocol::parse(bytes) {
+        Parsed::Incomplete => None,
+        parsed => Some(parsed),
+    };
+    match peek(client, bounds, parse).await {
+        Ok(Parsed::Header(header)) => {
+            peek::consume(client, header.len).map_err(|error| CloseReason::broken(Side::Client, &error))?;
+            Ok(Some(header))
+        }
+        // What it is instead, the look at the first bytes tells.
+        Ok(Parsed::Malformed { .. }) | Err(Undecided::TimedOut) if optional => Ok(None),
+        Ok(Parsed::Malformed { at, what }) => {
+            tracing::debug!(at, what, "no PROXY header");
+            Err(CloseReason::ProxyMalformed)
+        }
+        Ok(Parsed::Incomplete) | Err(Undecided::TooLong) => Err(CloseReason::ProxyMalformed),
+        Err(undecided) => Err(undecided.into()),
     }
 }
 

@@ -11,6 +11,7 @@ mod connection;
 pub mod inspect;
 pub mod limits;
 pub mod listener;
+mod opening;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
@@ -19,7 +20,12 @@ pub mod tls;
 mod upstream;
 mod worker;
 
-use std::{num::NonZero, sync::Arc, thread};
+use std::{
+    num::NonZero,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
 use tokio::{
@@ -30,13 +36,16 @@ use tokio::{
 use tracing::{info, warn};
 
 use close_reason::{CloseReason, Counters, Path};
-use config::{Config, PathChoice};
-use relay::sockmap::{self, Limits, Running};
+use config::{Config, Listener, Mode, PathChoice};
+use relay::sockmap::{self, Running};
+use tls::{Acceptor, CertificateError, TlsSettings};
 use upstream::Upstreams;
 use worker::Shared;
 
 /// Descriptors that setu needs besides those of connections.
 const SPARE_DESCRIPTORS: u64 = 64;
+/// How often sources of connections are looked over.
+const FORGET: Duration = Duration::from_secs(5);
 /// Of the machine's memory, one part in so many may be on its way in the kernel path; at most [`BUDGET_MAX`].
 const BUDGET_PART: u64 = 16;
 const BUDGET_MAX: u64 = 256 << 20;
@@ -48,6 +57,7 @@ const BUDGET_MAX: u64 = 256 << 20;
 pub fn run(config: Config) -> anyhow::Result<()> {
     let files = sys::raise_file_limit().context("the limit of open files cannot be read")?;
     let workers = thread::available_parallelism().map_or(1, NonZero::get);
+    let acceptor = start_tls(&config)?;
     let bound = listener::bind::bind_all(&config, workers)?;
     let kernel = start_kernel_path(&config, files)?;
 
@@ -55,7 +65,19 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let names = config.listeners.iter().map(|listener| listener.name.as_str().into()).collect();
     let own = bound.iter().map(|bound| bound.address).collect();
     let (upstreams, background) = Upstreams::new(&config, own);
-    let shared = Arc::new(Shared { config, upstreams, counters: counters.clone(), names });
+    let limits = Arc::new(limits::Limits::new(
+        &config.limits,
+        limits::possible(files, SPARE_DESCRIPTORS, sys::total_memory()),
+    ));
+    info!(connections = limits.connections(), files, "limits");
+    let shared = Arc::new(Shared {
+        config,
+        upstreams,
+        limits: limits.clone(),
+        acceptor: acceptor.clone(),
+        counters: counters.clone(),
+        names,
+    });
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     let mut listening = Vec::new();
     for address in bound {
@@ -91,6 +113,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             () = background.run() => {}
+            () = watch_certificate(acceptor.as_deref()) => {}
+            () = forget_sources(&limits) => {}
         }
     });
     info!("stopping");
@@ -122,6 +146,34 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Loads the certificate, where a listener needs one.
+fn start_tls(config: &Config) -> Result<Option<Arc<Acceptor>>, CertificateError> {
+    let ends_tls = |listener: &Listener| matches!(listener.mode, Mode::ChatTls { .. } | Mode::Auto { .. });
+    if !config.listeners.iter().any(ends_tls) {
+        return Ok(None);
+    }
+    let acceptor = Acceptor::new(TlsSettings::from(&config.tls))?;
+    info!(certificate = %acceptor.description().source, "TLS");
+    Ok(Some(Arc::new(acceptor)))
+}
+
+/// Takes up new certificate files, for ever.
+async fn watch_certificate(acceptor: Option<&Acceptor>) {
+    match acceptor {
+        Some(acceptor) => acceptor.watch().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Forgets clients that are gone, for ever.
+async fn forget_sources(limits: &limits::Limits) {
+    let mut ticks = tokio::time::interval(FORGET);
+    loop {
+        ticks.tick().await;
+        limits.sweep(Instant::now());
+    }
+}
+
 /// Decides on the path: tries the kernel's, unless the configuration says otherwise.
 fn start_kernel_path(config: &Config, files: u64) -> anyhow::Result<Option<Running>> {
     if config.path == PathChoice::Userspace {
@@ -151,7 +203,7 @@ fn try_kernel_path(config: &Config, files: u64) -> anyhow::Result<Running> {
     info!(checks = checks.len(), "the kernel path passed its self-test");
     let flows =
         u32::try_from(files.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(u32::MAX).clamp(1, 1 << 20);
-    let limits = Limits {
+    let limits = sockmap::Limits {
         flows,
         budget: config
             .limits

@@ -10,6 +10,7 @@ use proxy_userspace::{
     check,
     cli::{Cli, Command},
     config::ConfigError,
+    tls::CertificateError,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -29,9 +30,10 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nobody is left to tell when stderr is closed.
             let _ = writeln!(io::stderr(), "setu: {error:#}");
-            match error.downcast_ref::<ConfigError>() {
-                Some(_) => ExitCode::from(BAD_CONFIGURATION),
-                None => ExitCode::FAILURE,
+            if error.is::<ConfigError>() || error.is::<CertificateError>() {
+                ExitCode::from(BAD_CONFIGURATION)
+            } else {
+                ExitCode::FAILURE
             }
         }
     }

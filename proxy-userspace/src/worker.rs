@@ -2,11 +2,14 @@
 //! that accepted it.
 
 use std::{
+    fs::File,
+    future::poll_fn,
     io, net,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     thread::JoinHandle,
     time::Duration,
 };
@@ -20,10 +23,13 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    close_reason::{Counters, Ticket, out_of_resources},
+    addr::ClientAddr,
+    close_reason::{CloseReason, Counters, Ticket, out_of_resources},
     config::Config,
     connection,
+    limits::Limits,
     relay::sockmap::{Handle, Returned},
+    tls::Acceptor,
     upstream::Upstreams,
 };
 
@@ -35,6 +41,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) upstreams: Arc<Upstreams>,
+    pub(crate) limits: Arc<Limits>,
+    /// Present when a listener ends TLS.
+    pub(crate) acceptor: Option<Arc<Acceptor>>,
     pub(crate) counters: Arc<Counters>,
     /// Names of the listeners, by index.
     pub(crate) names: Vec<Arc<str>>,
@@ -105,20 +114,57 @@ async fn run(
 async fn accept(listener: usize, socket: TcpListener, worker: Arc<Worker>) {
     // One warning for each shortage, not one for each attempt.
     static SHORT: AtomicBool = AtomicBool::new(false);
+    let mut reserve = Reserve::new();
     loop {
         match socket.accept().await {
-            Ok((client, _)) => {
+            Ok((client, peer)) => {
                 SHORT.store(false, Ordering::Relaxed);
-                tokio::spawn(connection::serve(client, listener, worker.clone()));
+                reserve.restore();
+                connection::admit(client, ClientAddr::new(peer), listener, &worker);
             }
             Err(error) if out_of_resources(&error) => {
                 if !SHORT.swap(true, Ordering::Relaxed) {
-                    warn!(%error, "accepting pauses; raise the limit of open files (ulimit -n, LimitNOFILE=)");
+                    warn!(%error, "clients are turned away; raise the limit of open files (ulimit -n, LimitNOFILE=)");
                 }
-                sleep(PAUSE).await;
+                if reserve.turn_away(&socket).await {
+                    worker.ticket(listener).close(CloseReason::OutOfResources);
+                } else {
+                    sleep(PAUSE).await;
+                }
             }
             // The client was gone before it was accepted.
             Err(_) => {}
         }
+    }
+}
+
+/// A descriptor kept for the moment in which there is no other: in its place a client can be accepted, and told no.
+struct Reserve(Option<File>);
+
+impl Reserve {
+    fn new() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    /// Takes a descriptor again, where there was none left for it.
+    fn restore(&mut self) {
+        if self.0.is_none() {
+            *self = Self::new();
+        }
+    }
+
+    /// Accepts a client in place of the descriptor and resets it. Returns whether there was one.
+    async fn turn_away(&mut self, socket: &TcpListener) -> bool {
+        let had = self.0.take().is_some();
+        let client = poll_fn(|cx| Poll::Ready(if had { Some(socket.poll_accept(cx)) } else { None })).await;
+        let turned_away = match client {
+            Some(Poll::Ready(Ok((client, _)))) => {
+                connection::reset(&client);
+                true
+            }
+            _ => false,
+        };
+        *self = Self::new();
+        turned_away
     }
 }

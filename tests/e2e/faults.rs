@@ -3,7 +3,7 @@
 use std::{
     io::Write as _,
     net::TcpStream,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use std::{
 use setu_tests::{
     Path, Setu, config, maps,
     netns::Netns,
-    peers::{Manner, PATIENCE, Upstream, connect, end_of, exchange, send},
+    peers::{Manner, PATIENCE, Upstream, connect, end_of, exchange, finish, receive, send},
 };
 
 crate::on_both_paths! {
@@ -21,6 +21,7 @@ crate::on_both_paths! {
     upstream_is_killed
     client_is_killed
     setu_is_killed
+    network_loses_segments
 }
 
 fn upstream_refuses(path: Path) {
@@ -82,6 +83,45 @@ fn role() {
     // Sends and never reads, until it is killed.
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline && stream.write_all(&[7; 4096]).is_ok() {}
+}
+
+/// One segment in 200 is lost on its way to setu, on both legs: retransmissions repeat bytes, come late and in pieces.
+fn network_loses_segments(path: Path) {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let namespace = Netns::new();
+    let rules = "table inet loss {\nchain input {\ntype filter hook input priority 0;\n\
+                 meta l4proto tcp numgen random mod 200 < 1 counter drop\n}\n}\n";
+    let mut nft = namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    assert!(nft.wait().unwrap().success());
+    let upstream = Upstream::on(&format!("{}:0", namespace.host_address()));
+    let setup = config(path, &upstream.address(), "");
+    let setup = setup.replace("127.0.0.1:0", &format!("{}:0", namespace.address()));
+    let mut setu = Setu::start_in(&setup, Some(&namespace));
+    let pairs: Vec<_> = (0..3).map(|_| upstream.connect(setu.address("chat"))).collect();
+    thread::scope(|scope| {
+        for (number, (client, server)) in pairs.iter().enumerate() {
+            for (end, other, seed) in [(client, server, number as u64), (server, client, 10 + number as u64)]
+            {
+                let manner = if number == 0 { Manner::FAST } else { Manner::UNEVEN };
+                scope.spawn(move || {
+                    send(end, seed, 8_000_000, manner);
+                    finish(end);
+                });
+                scope.spawn(move || assert_eq!(receive(other, seed, manner), 8_000_000));
+            }
+        }
+    });
+    drop(pairs);
+    setu.wait_count(" listener=chat", 4);
+    let ends =
+        ["client_closed", "upstream_closed"].map(|reason| setu.count(&format!("closed reason={reason} ")));
+    assert_eq!(ends.iter().sum::<usize>(), 3, "{}", setu.tail());
+    let output = namespace.command("nft").args(["list", "ruleset"]).output().unwrap();
+    let lost = String::from_utf8_lossy(&output.stdout);
+    assert!(!lost.contains("packets 0 "), "nothing was lost: {lost}");
 }
 
 fn upstream_is_killed(path: Path) {

@@ -357,13 +357,18 @@ fn cpu_ticks(setu: &Setu) -> u64 {
 fn setu_is_out_of_descriptors(path: Path) {
     let Some(network) = network() else { return };
     let upstream = network.upstream(SERVERS[0]);
-    let setu = network.setu(path, &[upstream.address()], "");
+    let mut setu = network.setu(path, &[upstream.address()], "");
     let before = Level::of(&setu, &network);
     let flows: Vec<_> = (0..10).map(|_| network.flow(&setu, &upstream)).collect();
     for (client, server) in &flows {
         exchange(client, server, b"before");
     }
-    // None is left: neither for a client nor for an upstream.
+    // None is left, but for the one that is kept to say no.
+    set_file_limit(&setu, setu.highest_descriptor() + 1);
+    let refused: Vec<_> = (0..10).map(|_| network.client(&setu)).collect();
+    assert!(is_closed(refused.last().unwrap()));
+    setu.wait_closed("out_of_resources", 1);
+    // That one is gone as well.
     set_file_limit(&setu, 3);
     let waiting: Vec<_> = (0..50).map(|_| network.client(&setu)).collect();
     let (ticks, begun) = (cpu_ticks(&setu), Instant::now());
@@ -378,7 +383,7 @@ fn setu_is_out_of_descriptors(path: Path) {
     println!("out of descriptors: {busy:.3} of a core");
     assert!(busy < 0.3, "{busy:.3} of a core: it spins");
     set_file_limit(&setu, 10_000);
-    drop(waiting);
+    drop((refused, waiting));
     // Those that waited are gone; whoever comes now is served.
     drop((flows, new_flow(&network, &setu, &upstream), upstream));
     before.wait(&setu, &network);

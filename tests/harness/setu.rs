@@ -217,6 +217,13 @@ impl Setu {
             .sum()
     }
 
+    /// The number of its last descriptor.
+    #[must_use]
+    pub fn highest_descriptor(&self) -> usize {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).max().unwrap()
+    }
+
     /// Its open descriptors.
     #[must_use]
     pub fn descriptors(&self) -> usize {

@@ -40,7 +40,7 @@ impl TlsFailure {
         match self {
             Self::TimedOut => CloseReason::HandshakeTimeout,
             Self::ClientGone(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                CloseReason::ClientClosed
+                CloseReason::ClientLeft
             }
             Self::ClientGone(error) => CloseReason::broken(Side::Client, error),
             Self::Protocol(_) => CloseReason::TlsFailed,
@@ -161,6 +161,15 @@ impl Terminated {
     }
 }
 
+/// Tells a client that this server is not the one that it named (`unrecognized_name`, RFC 6066, section 3), which it
+/// takes for final. Its hello was only looked at.
+pub(crate) async fn refuse_name(client: &mut TcpStream) {
+    const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+    // A client of which nothing is known but a hello has room for seven bytes, or is gone.
+    let _ = client.try_write(&ALERT);
+    let_go(client).await;
+}
+
 /// Sends FIN to a client that was sent an alert. Unread bytes would turn the close into RST, and RST would destroy the
 /// alert on its way.
 pub(crate) async fn let_go(stream: &mut TcpStream) {
@@ -237,7 +246,7 @@ mod tests {
             match proxy.reason() {
                 CloseReason::TlsFailed => refused += 1,
                 // Nothing that matters was wrong, or the length, so that the rest was awaited.
-                reason => assert_eq!(reason, CloseReason::ClientClosed, "{place}"),
+                reason => assert_eq!(reason, CloseReason::ClientLeft, "{place}"),
             }
         }
         assert!(refused > 10, "{refused} of {}", hello.len());
@@ -250,7 +259,7 @@ mod tests {
         assert_eq!(proxy.reason(), CloseReason::HandshakeTimeout);
         drop(stalled);
         drop(proxy.tcp());
-        assert_eq!(proxy.reason(), CloseReason::ClientClosed);
+        assert_eq!(proxy.reason(), CloseReason::ClientLeft);
     }
 
     #[test]

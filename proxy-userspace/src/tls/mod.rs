@@ -28,11 +28,11 @@ use rustls::{
 use tracing::{info, warn};
 
 pub use certificate::{CertificateError, Description, Source, renew, show};
-pub(crate) use handshake::let_go;
 pub use handshake::{Terminated, TlsFailure, accept};
+pub(crate) use handshake::{let_go, refuse_name};
 pub(crate) use session::{End, ForwardError, Received, Session, SessionError};
 
-use crate::config::Host;
+use crate::config::{self, Host};
 use certificate::Certificate;
 
 /// Between two looks at the files. Polling them is simpler than inotify, which follows neither symbolic links nor
@@ -48,6 +48,17 @@ pub struct TlsSettings {
     pub names: Vec<Host>,
     /// Where setu keeps the certificate that it made.
     pub state_dir: PathBuf,
+}
+
+impl From<&config::Tls> for TlsSettings {
+    fn from(tls: &config::Tls) -> Self {
+        let files = tls.files.as_ref();
+        Self {
+            certificate: files.map(|files| (files.certificate.clone(), files.key.clone())),
+            names: tls.names.clone(),
+            state_dir: tls.state_dir.clone(),
+        }
+    }
 }
 
 impl TlsSettings {

@@ -145,7 +145,6 @@ impl Upstreams {
     ///
     /// # Errors
     /// The reason for which the client's connection ends.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for media listeners that go by the server's name"))]
     pub(crate) async fn dial_name(
         &self,
         id: UpstreamId,
@@ -155,6 +154,19 @@ impl Upstreams {
         let endpoint = Endpoint { host: Host::Name(host.into()), port };
         let stream = self.connect(id, &endpoint).await?;
         Ok(Dialed { stream, lease: None })
+    }
+
+    /// Connects to the operator's own web server, wherever it is.
+    ///
+    /// # Errors
+    /// The reason for which the client's connection ends.
+    pub(crate) async fn dial_fallback(&self, address: SocketAddr) -> Result<Dialed, CloseReason> {
+        let deadline = Deadline::now() + self.connect;
+        match timeout_at(deadline, happy_eyeballs::connect(&[address], &Sources::new(&[]))).await {
+            Ok(Ok(stream)) => Ok(Dialed { stream, lease: None }),
+            Ok(Err(error)) => Err(CloseReason::connect(&error)),
+            Err(_elapsed) => Err(CloseReason::ConnectTimeout),
+        }
     }
 
     /// What is known of every endpoint, in the order of the configuration.
