@@ -43,8 +43,10 @@ const VANISHED: &str = "[timeouts]\nvanished = \"3s\"\n";
 
 /// Whether the stream ended, and with no byte more.
 fn is_closed(stream: &TcpStream) -> bool {
-    matches!(end_of(stream), Ok(0))
-        || end_of(stream).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    match end_of(stream) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
 }
 
 /// A new flow, when the upstream may have been sent others that say nothing: checks, and clients that are gone.
@@ -364,10 +366,16 @@ fn setu_is_out_of_descriptors(path: Path) {
         exchange(client, server, b"before");
     }
     // None is left, but for the one that is kept to say no.
-    set_file_limit(&setu, setu.highest_descriptor() + 1);
-    let refused: Vec<_> = (0..10).map(|_| network.client(&setu)).collect();
-    assert!(is_closed(refused.last().unwrap()));
-    setu.wait_closed("out_of_resources", 1);
+    set_file_limit(&setu, setu.next_descriptor());
+    for _ in 0..10 {
+        let proxy = setu.address("chat");
+        // It may be told no before it knows that it was connected.
+        match network.clients.within(|| TcpStream::connect(proxy)) {
+            Ok(client) => assert!(is_closed(&client)),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        }
+    }
+    setu.wait_closed("out_of_resources", 10);
     // That one is gone as well.
     set_file_limit(&setu, 3);
     let waiting: Vec<_> = (0..50).map(|_| network.client(&setu)).collect();
@@ -383,7 +391,7 @@ fn setu_is_out_of_descriptors(path: Path) {
     println!("out of descriptors: {busy:.3} of a core");
     assert!(busy < 0.3, "{busy:.3} of a core: it spins");
     set_file_limit(&setu, 10_000);
-    drop((refused, waiting));
+    drop(waiting);
     // Those that waited are gone; whoever comes now is served.
     drop((flows, new_flow(&network, &setu, &upstream), upstream));
     before.wait(&setu, &network);

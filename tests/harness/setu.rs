@@ -217,11 +217,11 @@ impl Setu {
             .sum()
     }
 
-    /// The number of its last descriptor.
+    /// The number that its next descriptor will have.
     #[must_use]
-    pub fn highest_descriptor(&self) -> usize {
-        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).max().unwrap()
+    pub fn next_descriptor(&self) -> usize {
+        let folder = PathBuf::from(format!("/proc/{}/fd", self.pid()));
+        (0..).find(|number| folder.join(number.to_string()).symlink_metadata().is_err()).unwrap()
     }
 
     /// Its open descriptors.
