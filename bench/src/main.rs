@@ -1,15 +1,21 @@
 //! Drives traffic through setu and through what people use instead.
 #![expect(clippy::print_stdout, reason = "tools for the terminal")]
 
-mod compare;
 mod demo;
+mod environment;
+mod interrupt;
+mod load;
 mod measure;
 mod peers;
+mod report;
+mod run;
+mod scenarios;
+mod topology;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand};
 
 /// Drives traffic through setu and its peers
 #[derive(Parser)]
@@ -23,20 +29,61 @@ struct Cli {
 enum Task {
     /// Chat and media through setu on loopback; fails on any byte that is wrong
     Demo,
-    /// Setu beside HAProxy and nginx, in one run
-    Bench {
-        /// Three short rounds instead of five long ones
-        #[arg(long)]
-        quick: bool,
-        /// Write summary and raw data there
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
-    },
+    /// Setu beside its peers, in one run
+    Bench(BenchArgs),
+    /// Clients of a run
+    #[command(hide = true)]
+    LoadClient,
+    /// The server of a run
+    #[command(hide = true)]
+    LoadServer,
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// Three short rounds instead of five long ones
+    #[arg(long)]
+    quick: bool,
+    /// Only scenarios whose names begin like this
+    #[arg(long, value_name = "S")]
+    scenario: Vec<String>,
+    /// Only peers whose names begin like this
+    #[arg(long, value_name = "P")]
+    peer: Vec<String>,
+    /// Write the report there. Without it a whole run goes to bench/runs, any other to target/bench
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Run nothing: make summary, plots and the README's table from the run in DIR
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["quick", "scenario", "peer", "out"])]
+    render: Option<PathBuf>,
+    /// Write nothing: fail when what --render makes differs
+    #[arg(long, requires = "render")]
+    check: bool,
 }
 
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Demo => demo::run(),
-        Task::Bench { quick, out } => compare::run(quick, out.as_deref()),
+        Task::Bench(BenchArgs { render: Some(folder), check, .. }) => report::render(&folder, check),
+        Task::Bench(arguments) => bench(arguments),
+        Task::LoadClient => load::client::run(),
+        Task::LoadServer => load::server::run(),
     }
+}
+
+fn bench(BenchArgs { quick, scenario, peer, out, .. }: BenchArgs) -> Result<()> {
+    let whole = !quick && scenario.is_empty() && peer.is_empty();
+    let typed: Vec<_> = std::env::args().skip(2).collect();
+    let command = ["cargo", "xtask", "bench"].into_iter().map(str::to_owned).chain(typed);
+    let command = command.collect::<Vec<_>>().join(" ");
+    let wish = run::Wish { quick, scenarios: scenario, peers: peer, command };
+    let mut folder = PathBuf::new();
+    let run = run::run(&wish, |run| {
+        let base = PathBuf::from(if whole { "bench/runs" } else { "target/bench" });
+        folder = out.clone().unwrap_or_else(|| base.join(run.environment.folder()));
+        run.save(&folder)
+    })?;
+    println!("\n{}\n{}", run.summary(), folder.join("README.md").display());
+    ensure!(run.failed.is_empty(), "{} rounds failed; see above", run.failed.len());
+    Ok(())
 }

@@ -1,157 +1,225 @@
-//! Loads, and what they cost. Every byte is checked against a known block.
+//! What a round costs: the machine's time, the proxy's, and that of others who disturb; and memory.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{Shutdown, TcpListener, TcpStream},
-    thread,
-    time::{Duration, Instant},
+use std::{collections::HashMap, time::Instant};
+
+use anyhow::Result;
+use procfs::{
+    Current as _, CurrentSI as _, KernelStats, Meminfo,
+    process::{Process, all_processes},
 };
+use serde::{Deserialize, Serialize};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use procfs::{CurrentSI as _, KernelStats};
-use serde::Serialize;
+/// A share of the machine above which others disturb a round.
+const FOREIGN_LIMIT: f64 = 0.03;
+/// The same for time that the hypervisor gave to others.
+const STEAL_LIMIT: f64 = 0.02;
 
-use crate::peers::Peer;
-
-/// Connections of the ping-pong.
-const PAIRS: usize = 32;
-/// Bytes of a message.
-const MESSAGE: usize = 256;
-/// Bytes of the block that a bulk stream repeats.
-const BLOCK: usize = 1 << 20;
-
-/// One round of one peer.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Round {
-    pub(crate) peer: &'static str,
-    pub(crate) scenario: &'static str,
-    /// Gbit/s, or messages (round trips) a second.
-    pub(crate) rate: f64,
-    /// Whole-machine busy core-seconds per GB, or per million messages.
+/// What a stretch of time cost, in core-seconds unless it says otherwise.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    /// The stretch, seconds.
+    pub(crate) seconds: f64,
+    /// All that was not idle, the kernel's own work too.
     pub(crate) busy: f64,
-    /// CPU seconds of the peer's processes in user and kernel mode, in the same unit; softirqs are not in it.
+    /// The proxy's processes, in user and kernel mode. What the kernel does for it in softirqs and kernel threads is
+    /// not in it.
     pub(crate) own: f64,
-    /// 99th percentile of the round trip, microseconds; 0 for bulk.
-    pub(crate) p99: f64,
+    /// Context switches of the proxy's threads.
+    pub(crate) switches: u64,
+    /// Processes that are not of this run.
+    pub(crate) foreign: f64,
+    /// What the hypervisor took.
+    pub(crate) steal: f64,
 }
 
-/// Units of work: GB, or millions of messages.
-struct Work {
-    units: f64,
-    rate: f64,
-    p99: f64,
-}
-
-/// Runs a scenario once.
-pub(crate) fn round(
-    scenario: &'static str,
-    peer: &Peer,
-    upstream: &TcpListener,
-    time: Duration,
-) -> Result<Round> {
-    let (busy, own) = (busy_seconds()?, own_seconds(peer)?);
-    let work =
-        if scenario == "bulk" { bulk(peer, upstream, time)? } else { ping_pong(peer, upstream, time)? };
-    let (busy, own) = (busy_seconds()? - busy, own_seconds(peer)? - own);
-    let Work { units, rate, p99 } = work;
-    Ok(Round { peer: peer.name, scenario, rate, busy: busy / units, own: own / units, p99 })
-}
-
-fn open(peer: &Peer, upstream: &TcpListener) -> Result<(TcpStream, TcpStream)> {
-    let client = TcpStream::connect(peer.address)?;
-    let (server, _) = upstream.accept()?;
-    for stream in [&client, &server] {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+impl Cost {
+    /// Cores that others had.
+    pub(crate) fn others(&self) -> f64 {
+        (self.foreign + self.steal) / self.seconds
     }
-    Ok((client, server))
+
+    /// Whether others had so much of the machine that the round does not count.
+    pub(crate) fn is_disturbed(&self, processors: usize) -> bool {
+        let capacity = self.seconds * processors as f64;
+        self.foreign > FOREIGN_LIMIT * capacity || self.steal > STEAL_LIMIT * capacity
+    }
 }
 
-/// One stream from the server to the client.
-fn bulk(peer: &Peer, upstream: &TcpListener, time: Duration) -> Result<Work> {
-    let (mut client, mut server) = open(peer, upstream)?;
-    let block: Vec<u8> = (0..BLOCK).map(|at| (at * 31 % 251) as u8).collect();
-    let begun = Instant::now();
-    let total = thread::scope(|scope| {
-        let block = &block;
-        let sending = scope.spawn(move || -> Result<()> {
-            while begun.elapsed() < time {
-                server.write_all(block)?;
-            }
-            Ok(server.shutdown(Shutdown::Write)?)
-        });
-        let (mut total, mut buffer) = (0, vec![0; 256 * 1024]);
-        loop {
-            let at = total % BLOCK;
-            let len = buffer.len().min(BLOCK - at);
-            let count = client.read(&mut buffer[..len])?;
-            if count == 0 {
-                break;
-            }
-            ensure!(buffer[..count] == block[at..at + count], "wrong bytes after {total}");
-            total += count;
-        }
-        sending.join().map_err(|_| anyhow!("the sender panicked"))??;
-        Ok(total)
-    })?;
-    ensure!(total.is_multiple_of(BLOCK), "{total} bytes arrived, which is no whole number of blocks");
-    let gigabytes = total as f64 / 1e9;
-    Ok(Work { units: gigabytes, rate: gigabytes * 8.0 / begun.elapsed().as_secs_f64(), p99: 0.0 })
+/// Counters at one moment.
+pub(crate) struct Counters {
+    at: Instant,
+    idle: f64,
+    own: f64,
+    switches: u64,
+    foreign: f64,
+    steal: f64,
 }
 
-fn ping_pong(peer: &Peer, upstream: &TcpListener, time: Duration) -> Result<Work> {
-    let pairs: Vec<_> = (0..PAIRS).map(|_| open(peer, upstream)).collect::<Result<_>>()?;
-    let begun = Instant::now();
-    let mut trips = thread::scope(|scope| {
-        let mut clients = Vec::new();
-        for (client, server) in pairs {
-            scope.spawn(move || {
-                let (mut server, mut buffer) = (server, [0; MESSAGE]);
-                while server.read_exact(&mut buffer).is_ok() && server.write_all(&buffer).is_ok() {}
-            });
-            clients.push(scope.spawn(move || -> Result<Vec<u32>> {
-                let (mut client, mut buffer, mut trips) = (client, [0; MESSAGE], Vec::new());
-                while begun.elapsed() < time {
-                    let message = [trips.len() as u8; MESSAGE];
-                    let sent = Instant::now();
-                    client.write_all(&message)?;
-                    client.read_exact(&mut buffer)?;
-                    trips.push(sent.elapsed().as_nanos() as u32);
-                    ensure!(buffer == message, "another message came back");
-                }
-                Ok(trips)
-            }));
-        }
-        let mut all = Vec::new();
-        for client in clients {
-            all.extend(client.join().map_err(|_| anyhow!("a client panicked"))??);
-        }
-        Ok::<_, anyhow::Error>(all)
-    })?;
-    let seconds = begun.elapsed().as_secs_f64();
-    trips.sort_unstable();
-    let p99 = trips.get(trips.len() * 99 / 100).context("no message came back")?;
-    let messages = trips.len() as f64;
-    Ok(Work { units: messages / 1e6, rate: messages / seconds, p99: f64::from(*p99) / 1e3 })
-}
+impl Counters {
+    /// Reads them; `proxy` is the proxy's first process.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub(crate) fn read(proxy: Option<u32>) -> Result<Self> {
+        let second = procfs::ticks_per_second() as f64;
+        let total = KernelStats::current()?.total;
+        let family = Family::read()?;
+        let proxies = proxy.map_or_else(Vec::new, |proxy| family.descendants(proxy as i32));
+        let ours = family.descendants(std::process::id() as i32);
+        let ticks =
+            |pids: &[i32]| pids.iter().filter_map(|pid| family.0.get(pid)).map(|one| one.ticks).sum::<u64>();
+        let foreign = family.0.iter().filter(|(pid, member)| !ours.contains(pid) && !member.is_kernel(**pid));
+        Ok(Self {
+            at: Instant::now(),
+            // Idle time is exact where busy time is sampled by the timer tick.
+            idle: (total.idle + total.iowait.unwrap_or(0)) as f64 / second,
+            own: ticks(&proxies) as f64 / second,
+            switches: proxies.iter().map(|pid| switches(*pid)).sum(),
+            // With those that have ended: a compiler's many short processes, say.
+            foreign: foreign.map(|(_, one)| one.ticks + one.children).sum::<u64>() as f64 / second,
+            steal: total.steal.unwrap_or(0) as f64 / second,
+        })
+    }
 
-/// Time that the machine's cores were not idle, seconds.
-fn busy_seconds() -> Result<f64> {
-    let total = KernelStats::current()?.total;
-    let ticks = total.user + total.nice + total.system + total.irq.unwrap_or(0) + total.softirq.unwrap_or(0);
-    Ok(ticks as f64 / procfs::ticks_per_second() as f64)
-}
-
-/// CPU time of a peer's processes, seconds.
-fn own_seconds(peer: &Peer) -> Result<f64> {
-    let Some(pid) = peer.pid() else { return Ok(0.0) };
-    let mut ticks = 0;
-    for process in procfs::process::all_processes()?.flatten() {
-        let Ok(stat) = process.stat() else { continue };
-        if process.pid == pid as i32 || stat.ppid == pid as i32 {
-            ticks += stat.utime + stat.stime;
+    /// What it cost to get from here to `later`.
+    pub(crate) fn until(&self, later: &Self, processors: usize) -> Cost {
+        let seconds = (later.at - self.at).as_secs_f64();
+        let steal = later.steal - self.steal;
+        Cost {
+            seconds,
+            busy: (seconds * processors as f64 - (later.idle - self.idle) - steal).max(0.0),
+            own: later.own - self.own,
+            switches: later.switches.saturating_sub(self.switches),
+            foreign: (later.foreign - self.foreign).max(0.0),
+            steal,
         }
     }
-    Ok(ticks as f64 / procfs::ticks_per_second() as f64)
+}
+
+/// All processes, by id.
+struct Family(HashMap<i32, Member>);
+
+struct Member {
+    parent: i32,
+    ticks: u64,
+    /// Of its children that have ended.
+    children: u64,
+}
+
+impl Member {
+    /// Kernel threads work for whoever there is; their time is in [`Cost::busy`] alone.
+    fn is_kernel(&self, pid: i32) -> bool {
+        pid == 2 || self.parent == 2
+    }
+}
+
+impl Family {
+    fn read() -> Result<Self> {
+        let stats = all_processes()?.flatten().filter_map(|process| process.stat().ok());
+        Ok(Self(
+            stats
+                .map(|stat| {
+                    let children = (stat.cutime + stat.cstime).max(0) as u64;
+                    (stat.pid, Member { parent: stat.ppid, ticks: stat.utime + stat.stime, children })
+                })
+                .collect(),
+        ))
+    }
+
+    /// A process and all below it.
+    fn descendants(&self, root: i32) -> Vec<i32> {
+        let mut found = vec![root];
+        let mut at = 0;
+        while let Some(parent) = found.get(at).copied() {
+            found.extend(self.0.iter().filter(|(_, member)| member.parent == parent).map(|(pid, _)| *pid));
+            at += 1;
+        }
+        found
+    }
+}
+
+fn switches(pid: i32) -> u64 {
+    let Ok(tasks) = Process::new(pid).and_then(|process| process.tasks()) else { return 0 };
+    let statuses = tasks.flatten().filter_map(|task| task.status().ok());
+    statuses
+        .map(|status| {
+            status.voluntary_ctxt_switches.unwrap_or(0) + status.nonvoluntary_ctxt_switches.unwrap_or(0)
+        })
+        .sum()
+}
+
+/// Memory in use, or what was added to it, bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// Of the proxy's processes, shared pages by their share.
+    pub(crate) resident: i64,
+    /// The kernel's objects, of the whole machine: sockets are among them, their buffers not.
+    pub(crate) slab: i64,
+    /// What is not available any more, of the whole machine: all of the above, buffers, and the load's own.
+    pub(crate) unavailable: i64,
+}
+
+impl Memory {
+    /// Reads it; `proxy` is the proxy's first process.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub(crate) fn read(proxy: Option<u32>) -> Result<Self> {
+        let info = Meminfo::current()?;
+        let proxies = match proxy {
+            Some(proxy) => Family::read()?.descendants(proxy as i32),
+            None => Vec::new(),
+        };
+        let resident = proxies.into_iter().map(resident).sum();
+        let unavailable = info.mem_total as i64 - info.mem_available.unwrap_or(info.mem_free) as i64;
+        Ok(Self { resident, slab: info.slab as i64, unavailable })
+    }
+
+    /// What was added from here to `later`.
+    pub(crate) fn until(&self, later: &Self) -> Self {
+        Self {
+            resident: later.resident - self.resident,
+            slab: later.slab - self.slab,
+            unavailable: later.unavailable - self.unavailable,
+        }
+    }
+}
+
+/// A process's share of what is resident. It is 0 for one that has ended.
+fn resident(pid: i32) -> i64 {
+    let rollup = Process::new(pid).and_then(|process| process.smaps_rollup());
+    let maps = rollup.map(|rollup| rollup.memory_map_rollup).into_iter().flatten();
+    maps.filter_map(|map| map.extension.map.get("Pss").copied()).sum::<u64>() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn own_time_and_memory_are_seen() {
+        let myself = Some(std::process::id());
+        let before = (Counters::read(myself).unwrap(), Memory::read(myself).unwrap());
+        let begun = Instant::now();
+        let mut filled = Vec::new();
+        while begun.elapsed() < Duration::from_millis(300) {
+            filled.extend([1_u8; 4096]);
+            filled.truncate(64 << 20);
+        }
+        let after = (Counters::read(myself).unwrap(), Memory::read(myself).unwrap());
+        let cost = before.0.until(&after.0, 1);
+        assert!(cost.own > 0.0 && cost.own < 2.0 * cost.seconds, "{cost:?}");
+        let grown = before.1.until(&after.1).resident;
+        assert!(grown > 0 && filled.capacity() as i64 > grown / 4, "{grown}");
+    }
+
+    #[test]
+    fn a_disturbed_round_is_told_by_its_share_of_the_machine() {
+        let quiet = Cost { seconds: 1.0, busy: 2.0, own: 1.0, switches: 1, foreign: 0.01, steal: 0.0 };
+        assert!(!quiet.is_disturbed(2));
+        assert!(Cost { foreign: 0.2, ..quiet.clone() }.is_disturbed(2));
+        assert!(Cost { steal: 0.2, ..quiet }.is_disturbed(2));
+    }
 }

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, PathChoice};
+use crate::{
+    config::{Config, ConfigError, PathChoice},
+    share::{self, Link, ShareError},
+};
 
 /// Keeps people connected to WhatsApp where it is blocked.
 ///
@@ -25,6 +28,8 @@ pub enum Command {
     Run(RunArgs),
     /// Check the configuration, and tell what this machine can do; takes the same options as `run`
     Check(RunArgs),
+    /// Make the link and the code that set a phone to this server
+    Share(ShareArgs),
 }
 
 /// Arguments of `setu run`, and of the check that it would start.
@@ -39,6 +44,20 @@ pub struct RunArgs {
     /// Add N to every port: with 10000 no privilege is needed, and 5222 becomes 15222
     #[arg(long, value_name = "N", default_value_t = 0)]
     port_offset: u16,
+}
+
+/// Arguments of `setu share`.
+#[derive(Debug, Args)]
+pub struct ShareArgs {
+    /// Those of `setu run`, for the ports that it opens.
+    #[command(flatten)]
+    run: RunArgs,
+    /// The name or IPv4 address by which phones reach this server; without it the first of tls.names
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Also write proxy.svg, and instruction cards to print (HTML) in several languages, into this directory
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -58,5 +77,18 @@ impl RunArgs {
         config.path = self.path.unwrap_or(config.path);
         config.offset_ports(self.port_offset)?;
         Ok(config)
+    }
+}
+
+impl ShareArgs {
+    /// The link that these arguments ask for.
+    ///
+    /// # Errors
+    /// What is wrong in the file, or why there is no link.
+    pub fn link(&self) -> anyhow::Result<Link> {
+        let config = self.run.config()?;
+        let named = || config.tls.names.first().map(ToString::to_string);
+        let host = self.host.clone().or_else(named).ok_or(ShareError::NoHost)?;
+        Ok(share::link(&config, &host)?)
     }
 }

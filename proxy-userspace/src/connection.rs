@@ -324,8 +324,8 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
     let first = match why {
         Why::Finished(side) => Some(side),
         Why::Congested => None,
-        Why::NotTaken(name) => {
-            tracing::debug!(reason = name, "not handed over to the kernel");
+        Why::NotTaken(refusal) => {
+            tracing::debug!(reason = refusal.name(), "not handed over to the kernel");
             None
         }
     };

@@ -15,6 +15,7 @@ mod opening;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
+pub mod share;
 mod sys;
 pub mod tls;
 mod upstream;
@@ -126,7 +127,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             warn!("a worker had panicked");
         }
     }
-    drop(kernel);
+    if let Some(kernel) = kernel {
+        let handle = kernel.handle();
+        drop(kernel);
+        tell_kernel_counts(handle.counts());
+    }
     for reason in CloseReason::ALL {
         let count = counters.closed(*reason);
         if count > 0 {
@@ -144,6 +149,20 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
     info!("stopped");
     Ok(())
+}
+
+/// Logs what became of flows in the kernel.
+fn tell_kernel_counts(counts: &sockmap::Counts) {
+    for refusal in sockmap::Refusal::ALL {
+        let count = counts.refused(refusal);
+        if count > 0 {
+            info!(reason = refusal.name(), count, "flows that the kernel did not take");
+        }
+    }
+    let (congested, resumed) = (counts.congested(), counts.resumed());
+    if congested > 0 {
+        info!(congested, resumed, "flows that left the kernel for a slow reader, and came back");
+    }
 }
 
 /// Loads the certificate, where a listener needs one.

@@ -47,5 +47,15 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             io::stdout().write_all(report.text.as_bytes())?;
             Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Share(args) => {
+            let link = args.link()?;
+            let mut stdout = io::stdout();
+            let code = link.terminal(stdout.is_terminal());
+            write!(stdout, "{}\n\n{code}", link.url())?;
+            for file in args.out.map(|out| link.write(&out)).transpose()?.unwrap_or_default() {
+                writeln!(stdout, "wrote {}", file.display())?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

@@ -4,10 +4,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{ebpf, process, setup, test};
+use crate::{bench, ebpf, process, setup, test};
 
 pub(crate) fn run() -> Result<()> {
-    setup::run()?;
+    setup::run(false)?;
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
     process::run(Command::new("cargo").args(["fmt", "--check"]).current_dir("proxy-ebpf"))?;
     process::run(process::cargo().args([
@@ -30,5 +30,6 @@ pub(crate) fn run() -> Result<()> {
         "sources",
     ]))?;
     ebpf::check()?;
+    bench::check()?;
     test::run(&[])
 }

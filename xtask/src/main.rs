@@ -1,7 +1,9 @@
 //! `cargo xtask`: everything that is done to setu, one module for each subcommand. CI calls nothing else.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod bench;
 mod ci;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod process;
@@ -23,8 +25,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what build, tests and bench need
-    Setup,
+    /// Install what build and tests need
+    Setup {
+        /// And the peers of the bench
+        #[arg(long)]
+        bench: bool,
+    },
     /// Build setu and run it; arguments go to `setu run`
     Run {
         /// For `setu run`
@@ -53,11 +59,17 @@ enum Task {
     },
     /// Drive chat and media through a real setu on loopback, and print what came of it
     Demo,
-    /// Measure setu beside HAProxy and nginx; arguments go to the bench
+    /// Measure setu beside what people would use instead; as root. Arguments go to the bench
     Bench {
         /// For the bench
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
+    },
+    /// Make what is handed to operators, in target/dist: static binary, Debian package, image
+    Dist {
+        /// Then check all of it, and dist/: alerts, manifests, the unit, the package in a Debian of its own
+        #[arg(long)]
+        check: bool,
     },
     /// Everything that must hold before a change lands
     Ci,
@@ -67,14 +79,16 @@ fn main() -> Result<()> {
     // Paths below are relative to the repository.
     std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))?;
     match Cli::parse().task {
-        Task::Setup => setup::run(),
+        Task::Setup { bench } => setup::run(bench),
         Task::Run { args } => run(&args),
         Task::Test { args } => test::run(&args),
         Task::Ebpf { check: false } => ebpf::build(),
         Task::Ebpf { check: true } => ebpf::check(),
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
-        Task::Demo => bench("demo", &[]),
-        Task::Bench { args } => bench("bench", &args),
+        Task::Demo => bench::run("demo", &[]),
+        Task::Bench { args } => bench::run("bench", &args),
+        Task::Dist { check: false } => dist::build(),
+        Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),
         Task::Ci => ci::run(),
     }
 }
@@ -87,11 +101,4 @@ fn run(args: &[String]) -> Result<()> {
 
 fn build_setu() -> Result<()> {
     process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "proxy-userspace"]))
-}
-
-fn bench(task: &str, args: &[String]) -> Result<()> {
-    build_setu()?;
-    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "setu-bench"]))?;
-    let setu = std::env::current_dir()?.join("target/release/setu");
-    process::run(Command::new("target/release/setu-bench").arg(task).args(args).env("SETU_BIN", setu))
 }

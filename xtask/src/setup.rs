@@ -21,6 +21,8 @@ const TEST_PACKAGES: [(&str, &str); 9] = [
     ("openssl", "a real client"),
     ("util-linux", "nsenter and setpriv"),
 ];
+/// Debian packages for the bench, and what for; those for the tests come too.
+const BENCH_PACKAGES: [(&str, &str); 1] = [("sniproxy", "a peer that routes by SNI, to compare with")];
 /// Debian packages that build the eBPF object where rustup has no nightly with rust-src.
 const EBPF_PACKAGES: [(&str, &str); 4] = [
     ("rustc-web", "the compiler for the eBPF object"),
@@ -41,8 +43,11 @@ pub(crate) fn run_quietly() -> Result<()> {
     run_all()
 }
 
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(bench: bool) -> Result<()> {
     run_all()?;
+    if bench {
+        install(&BENCH_PACKAGES)?;
+    }
     println!("setup: all there");
     Ok(())
 }
@@ -91,7 +96,8 @@ pub(crate) fn fuzz() -> Result<()> {
     Ok(())
 }
 
-fn install(packages: &[(&str, &str)]) -> Result<()> {
+/// Installs what is missing of these Debian packages, each with its purpose.
+pub(crate) fn install(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = packages.iter().filter(|(name, _)| !installed(name)).collect();
     if missing.is_empty() {
         return Ok(());

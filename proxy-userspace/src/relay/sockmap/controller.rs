@@ -9,16 +9,17 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    sync::{atomic::Ordering, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
 use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     Command, Legs, Limits, Returned, Why, budget,
+    counts::{Counts, Refusal},
     flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, direction_index},
     loader::{Kernel, Raw},
 };
@@ -53,6 +54,7 @@ pub(super) struct Controller {
     limits: Limits,
     epoll: Epoll,
     commands: mpsc::Receiver<Command>,
+    counts: Arc<Counts>,
     /// By id; ids index the kernel's directions too.
     flows: Vec<Option<Flow>>,
     free: Vec<u32>,
@@ -67,6 +69,7 @@ impl Controller {
         kernel: Kernel,
         limits: Limits,
         commands: mpsc::Receiver<Command>,
+        counts: Arc<Counts>,
         wake: &EventFd,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
@@ -80,6 +83,7 @@ impl Controller {
             limits,
             epoll,
             commands,
+            counts,
             flows: Vec::new(),
             free: Vec::new(),
             polled: Vec::new(),
@@ -161,11 +165,15 @@ impl Controller {
                 self.flows.push(None);
                 self.flows.len() as u32 - 1
             }
-            None => return refuse(legs, ticket, &returns, "map_full"),
+            None => return self.refuse(legs, ticket, &returns, Refusal::MapFull),
         };
         match self.insert(id, &legs) {
             Ok(Inserted { cookies, bases }) => {
                 let Legs { client, upstream, strained } = legs;
+                if strained > 0 {
+                    self.counts.resume();
+                    debug!("a flow is back in the kernel");
+                }
                 self.flows[id as usize] = Some(Flow {
                     sockets: [client, upstream],
                     cookies,
@@ -180,9 +188,9 @@ impl Controller {
                 });
                 self.watch(id);
             }
-            Err(NotInserted::Refused(name)) => {
+            Err(NotInserted::Refused(refusal)) => {
                 self.free.push(id);
-                refuse(legs, ticket, &returns, name);
+                self.refuse(legs, ticket, &returns, refusal);
             }
             Err(NotInserted::Lost) => {
                 error!("a connection was reset: bytes came while only one leg was in the kernel");
@@ -194,22 +202,28 @@ impl Controller {
         }
     }
 
+    /// Gives back a flow that the kernel does not take.
+    fn refuse(&self, legs: Legs, ticket: Ticket, returns: &UnboundedSender<Returned>, refusal: Refusal) {
+        self.counts.refuse(refusal);
+        give_back(legs, ticket, returns, Why::NotTaken(refusal), Default::default());
+    }
+
     /// Writes a flow into the maps.
     fn insert(&mut self, id: u32, legs: &Legs) -> Result<Inserted, NotInserted> {
         let sockets = [legs.client.as_fd(), legs.upstream.as_fd()];
-        let refuse = |_| NotInserted::Refused("socket_gone");
+        let refuse = |_| NotInserted::Refused(Refusal::SocketGone);
         for socket in sockets {
             // Without it the flow works as well, but a stalled one may hold more.
             let _ = sys::bound_receive_buffer(socket, RECEIVE_BUFFER);
         }
-        let base = |socket| Base::of(socket).map_err(refuse)?.ok_or(NotInserted::Refused("busy"));
+        let base = |socket| Base::of(socket).map_err(refuse)?.ok_or(NotInserted::Refused(Refusal::Busy));
         let bases = [base(sockets[0])?, base(sockets[1])?];
         let cookies = [sys::cookie(sockets[0]).map_err(refuse)?, sys::cookie(sockets[1]).map_err(refuse)?];
         // The map takes no socket that has received a FIN. Asked beforehand, because a refusal of the second socket
         // after bytes came for the first costs the flow.
         for socket in sockets {
             if sys::tcp_info(socket).map_or(true, |info| info.finished || info.closed) {
-                return Err(NotInserted::Refused("finished"));
+                return Err(NotInserted::Refused(Refusal::Finished));
             }
         }
         for side in SIDES {
@@ -221,7 +235,7 @@ impl Controller {
             direction.initialise(destination, base);
             if self.kernel.sources.insert(cookies[side.index()], index, 0).is_err() {
                 self.forget(&cookies);
-                return Err(NotInserted::Refused("map_full"));
+                return Err(NotInserted::Refused(Refusal::MapFull));
             }
         }
         // Until both are in the map neither is told of bytes: what one brought would be passed, and would be lost if
@@ -250,14 +264,14 @@ impl Controller {
     ) -> Result<(), NotInserted> {
         if let Err(error) = self.kernel.sockets.insert(cookies[1], Raw(sockets[1]), 0) {
             self.forget(cookies);
-            return Err(NotInserted::Refused(insertion_error(&error)));
+            return Err(NotInserted::Refused(Refusal::of(&error)));
         }
         if let Err(error) = self.kernel.sockets.insert(cookies[0], Raw(sockets[0]), 0) {
             let _ = self.kernel.sockets.remove(&cookies[1]);
             let passed = self.kernel.directions.direction(direction_index(id, Side::Upstream)).passed();
             self.forget(cookies);
             return Err(if passed == 0 {
-                NotInserted::Refused(insertion_error(&error))
+                NotInserted::Refused(Refusal::of(&error))
             } else {
                 NotInserted::Lost
             });
@@ -430,6 +444,9 @@ impl Controller {
         }
         let Flow { sockets: [client, upstream], strained, ticket, returns, leaving, .. } = flow;
         let legs = Legs { client, upstream, strained: strained + u32::from(why == Why::Congested) };
+        if why == Why::Congested {
+            self.counts.congest();
+        }
         let collected = leaving.map(|leaving| leaving.collected).unwrap_or_default();
         give_back(legs, ticket, &returns, why, collected);
     }
@@ -460,7 +477,7 @@ struct Inserted {
 
 enum NotInserted {
     /// The kernel did not take it; nothing happened to its streams.
-    Refused(&'static str),
+    Refused(Refusal),
     /// Bytes arrived while it was half in the map.
     Lost,
 }
@@ -488,25 +505,5 @@ fn give_back(
     }
     if let Err(unsent) = returns.send(Returned { legs, ticket, why, collected }) {
         unsent.0.ticket.close(CloseReason::Shutdown);
-    }
-}
-
-/// Gives back a flow that the kernel does not take.
-fn refuse(legs: Legs, ticket: Ticket, returns: &UnboundedSender<Returned>, name: &'static str) {
-    give_back(legs, ticket, returns, Why::NotTaken(name), Default::default());
-}
-
-/// Names an error of insertion (`sock_map_update_elem_sys`, net/core/sock_map.c).
-fn insertion_error(error: &aya::maps::MapError) -> &'static str {
-    let aya::maps::MapError::SyscallError(error) = error else {
-        return "map_error";
-    };
-    match error.io_error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => "not_established",
-        Some(libc::EINVAL) => "upper_layer_protocol",
-        Some(libc::EBUSY) => "socket_in_use",
-        Some(libc::E2BIG) => "map_full",
-        Some(libc::ENOMEM) => "out_of_memory",
-        _ => "map_error",
     }
 }

@@ -7,6 +7,7 @@
 mod btf;
 mod budget;
 mod controller;
+mod counts;
 mod flow;
 mod loader;
 mod probe;
@@ -27,6 +28,8 @@ use crate::{
     sys::EventFd,
 };
 pub use btf::VMLINUX;
+pub(crate) use counts::Counts;
+pub use counts::Refusal;
 pub use loader::LoadError;
 pub use probe::{Check, probe};
 
@@ -46,8 +49,8 @@ pub(crate) enum Why {
     Finished(Side),
     /// A leg's peer reads slower than the other sends.
     Congested,
-    /// The kernel did not take it; the name of the reason.
-    NotTaken(&'static str),
+    /// The kernel did not take it.
+    NotTaken(Refusal),
 }
 
 /// A flow that userspace must carry on.
@@ -83,6 +86,7 @@ enum Command {
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
+    counts: Arc<Counts>,
 }
 
 impl Handle {
@@ -93,6 +97,11 @@ impl Handle {
             Err(mpsc::SendError(Command::Adopt(_, ticket, _))) => ticket.close(CloseReason::Shutdown),
             Err(mpsc::SendError(Command::Stop)) => {}
         }
+    }
+
+    /// What became of flows.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Tells the controller to close every flow and end.
@@ -119,9 +128,10 @@ impl Running {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
         let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
-        let controller = controller::Controller::new(kernel, limits, receiver, &wake)?;
+        let counts = Arc::<Counts>::default();
+        let controller = controller::Controller::new(kernel, limits, receiver, counts.clone(), &wake)?;
         let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
-        Ok(Self { handle: Handle { commands, wake }, thread: Some(thread) })
+        Ok(Self { handle: Handle { commands, wake, counts }, thread: Some(thread) })
     }
 
     /// A way to the controller, for one worker.

@@ -1,0 +1,159 @@
+//! Numbers out of rounds: what one round says, and the middle of several.
+
+use super::{Round, Run};
+use crate::{
+    peers::Kind,
+    scenarios::{self, Scenario, Unit},
+};
+
+/// One kind of number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Metric {
+    /// Work in a second.
+    Rate,
+    /// The machine's busy time, for a unit of work.
+    Busy,
+    /// [`Metric::Busy`], less that of direct.
+    Added,
+    /// The proxy's own CPU time, for a unit of work.
+    Own,
+    /// The proxy's context switches, for a unit of work (of messages: a million).
+    Switches,
+    /// Percentiles of round trips, microseconds.
+    P50,
+    P99,
+    P999,
+    /// The proxy's own memory for a connection, KiB.
+    Resident,
+    /// The machine's memory for a connection, KiB, less that of direct.
+    Memory,
+    /// The kernel's objects for a connection, KiB, less those of direct.
+    Slab,
+}
+
+/// The middle of several rounds, and what was least and most.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Spread {
+    pub(super) low: f64,
+    pub(super) median: f64,
+    pub(super) high: f64,
+}
+
+impl Metric {
+    /// Whether direct's own value is taken off.
+    fn is_beyond_direct(self) -> bool {
+        matches!(self, Self::Added | Self::Memory | Self::Slab)
+    }
+
+    fn of(self, round: &Round, unit: Unit) -> Option<f64> {
+        let (outcome, cost) = (&round.outcome, &round.cost);
+        let share = unit.share(outcome.work, outcome.seconds);
+        let each = |bytes: i64| bytes as f64 / 1024.0 / outcome.work as f64;
+        let percentile = |at: usize| outcome.latency.map(|latency| latency[at]);
+        match self {
+            Self::Rate => Some(unit.rate(outcome.work, outcome.seconds)),
+            Self::Busy | Self::Added => Some(cost.busy / share),
+            Self::Own => Some(cost.own / share),
+            Self::Switches => Some(cost.switches as f64 / share),
+            Self::P50 => percentile(0),
+            Self::P99 => percentile(1),
+            Self::P999 => percentile(2),
+            Self::Resident => round.memory.as_ref().map(|memory| each(memory.resident)),
+            Self::Memory => round.memory.as_ref().map(|memory| each(memory.unavailable)),
+            Self::Slab => round.memory.as_ref().map(|memory| each(memory.slab)),
+        }
+    }
+}
+
+impl Run {
+    /// The scenarios that were run, in the order of the report.
+    pub(super) fn scenarios(&self) -> Vec<Scenario> {
+        let run = |scenario: &Scenario| self.rounds.iter().any(|round| round.scenario == scenario.name);
+        scenarios::all().into_iter().filter(run).collect()
+    }
+
+    /// The peers with rounds of a scenario, in the order of the report.
+    pub(super) fn peers(&self, scenario: &Scenario) -> Vec<Kind> {
+        let all: &[Kind] = clap::ValueEnum::value_variants();
+        let run = |kind: &Kind| {
+            self.rounds.iter().any(|round| round.scenario == scenario.name && round.peer == *kind)
+        };
+        all.iter().copied().filter(run).collect()
+    }
+
+    /// A number of a peer, over its rounds. Direct's median is taken off where the number is about what a proxy adds.
+    pub(super) fn spread(&self, scenario: &Scenario, peer: Kind, metric: Metric) -> Option<Spread> {
+        let of = |peer: Kind| {
+            let rounds =
+                self.rounds.iter().filter(move |round| round.scenario == scenario.name && round.peer == peer);
+            Spread::over(rounds.filter_map(|round| metric.of(round, scenario.unit)).collect())
+        };
+        let spread = of(peer)?;
+        if !metric.is_beyond_direct() {
+            return Some(spread);
+        }
+        let direct = of(Kind::Direct)?.median;
+        let Spread { low, median, high } = spread;
+        Some(Spread { low: low - direct, median: median - direct, high: high - direct })
+    }
+}
+
+impl Spread {
+    /// Of any values; the middle of an even number of them is between two.
+    fn over(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let upper = *values.get(middle)?;
+        let median =
+            if values.len().is_multiple_of(2) { f64::midpoint(values[middle - 1], upper) } else { upper };
+        Some(Self { low: *values.first()?, median, high: *values.last()? })
+    }
+
+    /// Median, least and most, for a table.
+    pub(super) fn text(self) -> String {
+        format!("{} ({} to {})", digits(self.median), digits(self.low), digits(self.high))
+    }
+}
+
+/// Three digits that count, or all of a whole number.
+pub(super) fn digits(value: f64) -> String {
+    let size = value.abs();
+    let decimals = match size {
+        0.0 => 0,
+        size if size >= 99.95 => 0,
+        size if size >= 9.995 => 1,
+        size if size >= 0.9995 => 2,
+        _ => 3,
+    };
+    let text = format!("{size:.decimals$}");
+    let whole = text.split('.').next().unwrap_or("").len();
+    let mut spaced: String = if value < 0.0 { "-".into() } else { String::new() };
+    for (at, digit) in text.chars().enumerate() {
+        if at > 0 && at < whole && (whole - at).is_multiple_of(3) {
+            spaced.push(',');
+        }
+        spaced.push(digit);
+    }
+    spaced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_what_counts() {
+        let cases = [(0.0, "0"), (0.01234, "0.012"), (1.2345, "1.23"), (12.345, "12.3"), (99.96, "100")];
+        for (value, text) in cases.into_iter().chain([(1_234_567.0, "1,234,567"), (-1234.4, "-1,234")]) {
+            assert_eq!(digits(value), text);
+        }
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(Spread::over(vec![]), None);
+        let odd = Spread::over(vec![9.0, 1.0, 4.0]).unwrap();
+        assert_eq!(odd, Spread { low: 1.0, median: 4.0, high: 9.0 });
+        assert!((Spread::over(vec![1.0, 2.0]).unwrap().median - 1.5).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,34 @@
+//! Demo and bench, and whether the README says what the newest committed run found.
+
+use std::{fs, process::Command};
+
+use anyhow::Result;
+
+use crate::{build_setu, process};
+
+/// Where runs are committed, in folders whose names begin with the date.
+const RUNS: &str = "bench/runs";
+
+/// Builds setu and the bench, and runs a task of the bench. What is only rendered needs no setu.
+pub(crate) fn run(task: &str, args: &[String]) -> Result<()> {
+    if !args.iter().any(|arg| arg.starts_with("--render")) {
+        build_setu()?;
+    }
+    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "setu-bench"]))?;
+    let setu = std::env::current_dir()?.join("target/release/setu");
+    process::run(Command::new("target/release/setu-bench").arg(task).args(args).env("SETU_BIN", setu))
+}
+
+/// Fails when summary, plots or the README's table are not what the newest committed run's raw data makes of them.
+pub(crate) fn check() -> Result<()> {
+    let entries = fs::read_dir(RUNS).into_iter().flatten().flatten().map(|entry| entry.path());
+    let Some(newest) = entries.filter(|path| path.join("raw.json").exists()).max() else {
+        println!("ci: no run of the bench is committed; the README's table is not checked");
+        return Ok(());
+    };
+    process::run(
+        process::cargo()
+            .args(["run", "--quiet", "--package", "setu-bench", "--", "bench", "--check", "--render"])
+            .arg(newest),
+    )
+}
