@@ -8,6 +8,7 @@
 
 mod behaviour;
 mod faults;
+mod hostile;
 mod kernel;
 mod kernel_faults;
 mod network;

@@ -9,14 +9,16 @@ use crate::{Setu, maps, network::Network};
 
 /// How long the last bytes, timers and grace periods may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A worker keeps a few pipes for the next bulk stream.
-const PIPES: usize = 8;
+/// Ends of pipes that workers keep for the next bulk streams, at most.
+const PIPES: usize = 2 * 2 * 64;
 
 /// What a setu holds at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level {
-    /// Open descriptors.
+    /// Open descriptors, but for pipes.
     pub descriptors: usize,
+    /// Ends of pipes.
+    pub pipes: usize,
     /// Threads.
     pub threads: u64,
     /// Entries of the kernel path's maps of sockets, and of their directions.
@@ -31,7 +33,8 @@ impl Level {
     pub fn of(setu: &Setu, network: &Network) -> Self {
         let entries = |name| maps::named(setu.pid(), name).map_or(0, maps::entries);
         Self {
-            descriptors: setu.descriptors(),
+            descriptors: setu.descriptors() - setu.pipes(),
+            pipes: setu.pipes(),
             threads: setu.status("Threads"),
             entries: [entries("SOCKETS"), entries("SOURCES")],
             connections: network.connections(),
@@ -43,7 +46,8 @@ impl Level {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let now = Self::of(setu, network);
-            let back = now.descriptors <= self.descriptors + PIPES
+            let back = now.descriptors <= self.descriptors
+                && now.pipes <= self.pipes + PIPES
                 && now.threads <= self.threads
                 && now.entries == self.entries
                 && now.connections <= self.connections;

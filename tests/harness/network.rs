@@ -4,7 +4,7 @@
 //! clients 10.79.1.2 ── veth ── 10.79.1.1 proxy 10.79.2.1 ── veth ── 10.79.2.2, .3, .4 servers
 //! ```
 
-use std::{net::TcpStream, process::Command};
+use std::{net::TcpStream, process::Command, thread, time::Duration};
 
 use crate::{
     Path, Setu, config,
@@ -55,7 +55,13 @@ impl Network {
     #[must_use]
     pub fn setu(&self, path: Path, endpoints: &[String], more: &str) -> Setu {
         let config = config(path, &endpoints.join("\", \""), more);
-        Setu::start_in(&config.replace("127.0.0.1:0", &format!("{PROXY}:0")), Some(&self.proxy))
+        let setu = Setu::start_in(&config.replace("127.0.0.1:0", &format!("{PROXY}:0")), Some(&self.proxy));
+        // Workers take their reserves once they accept, which may be after setu is ready.
+        let mut before = 0;
+        while std::mem::replace(&mut before, setu.descriptors()) != before {
+            thread::sleep(Duration::from_millis(200));
+        }
+        setu
     }
 
     /// An upstream on one of [`SERVERS`].

@@ -224,6 +224,15 @@ impl Setu {
         (0..).find(|number| folder.join(number.to_string()).symlink_metadata().is_err()).unwrap()
     }
 
+    /// Its ends of pipes.
+    #[must_use]
+    pub fn pipes(&self) -> usize {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        // One may be closed meanwhile.
+        let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
+    }
+
     /// Its open descriptors.
     #[must_use]
     pub fn descriptors(&self) -> usize {
