@@ -41,17 +41,22 @@ impl Level {
         }
     }
 
+    /// Whether no more is held than `before`.
+    #[must_use]
+    pub fn is_back_at(self, before: Self) -> bool {
+        self.descriptors <= before.descriptors
+            && self.pipes <= before.pipes + PIPES
+            && self.threads <= before.threads
+            && self.entries == before.entries
+            && self.connections <= before.connections
+    }
+
     /// Waits until setu holds no more than this.
     pub fn wait(self, setu: &Setu, network: &Network) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let now = Self::of(setu, network);
-            let back = now.descriptors <= self.descriptors
-                && now.pipes <= self.pipes + PIPES
-                && now.threads <= self.threads
-                && now.entries == self.entries
-                && now.connections <= self.connections;
-            if back {
+            if now.is_back_at(self) {
                 return;
             }
             assert!(Instant::now() < deadline, "{now:?}, and {self:?} before\n{}", setu.tail());

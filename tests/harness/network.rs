@@ -54,8 +54,15 @@ impl Network {
     /// Starts setu before upstreams, listening for clients.
     #[must_use]
     pub fn setu(&self, path: Path, endpoints: &[String], more: &str) -> Setu {
+        self.setu_with_log(path, endpoints, more, "debug")
+    }
+
+    /// As [`Self::setu`], with a level of logging.
+    #[must_use]
+    pub fn setu_with_log(&self, path: Path, endpoints: &[String], more: &str, level: &str) -> Setu {
         let config = config(path, &endpoints.join("\", \""), more);
-        let setu = Setu::start_in(&config.replace("127.0.0.1:0", &format!("{PROXY}:0")), Some(&self.proxy));
+        let config = config.replace("127.0.0.1:0", &format!("{PROXY}:0"));
+        let setu = Setu::start_with_log(&config, Some(&self.proxy), level);
         // Workers take their reserves once they accept, which may be after setu is ready.
         let mut before = 0;
         while std::mem::replace(&mut before, setu.descriptors()) != before {

@@ -68,13 +68,22 @@ impl Setu {
     /// As [`Self::start`], in a network namespace.
     #[must_use]
     pub fn start_in(config: &str, namespace: Option<&Netns>) -> Self {
+        Self::start_with_log(config, namespace, "debug")
+    }
+
+    /// As [`Self::start_in`], with a level of logging: `debug` has a line for each connection's end.
+    #[must_use]
+    pub fn start_with_log(config: &str, namespace: Option<&Netns>, level: &str) -> Self {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(config.as_bytes()).unwrap();
         let mut command = match namespace {
             Some(namespace) => namespace.command(&Self::binary().display().to_string()),
             None => Command::new(Self::binary()),
         };
-        command.args(["run", "--config"]).arg(file.path()).env("SETU_LOG", "proxy_userspace=debug");
+        command
+            .args(["run", "--config"])
+            .arg(file.path())
+            .env("SETU_LOG", format!("proxy_userspace={level}"));
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
