@@ -55,8 +55,6 @@ pub(crate) fn run() -> Result<()> {
     thread::spawn(move || chat_server(&chat));
     thread::spawn(move || media_server(&media, &server_tls));
     let mut setu = Setu::start(&config);
-    let path = if setu.count("ready path=sockmap") > 0 { "sockmap" } else { "userspace" };
-
     let begun = Instant::now();
     let result = chats(setu.address("chat"));
     let bytes = (CHATS * MESSAGES * 2) as u64 * MESSAGE_MEAN + (CHATS * HELLO.len()) as u64;
@@ -69,12 +67,14 @@ pub(crate) fn run() -> Result<()> {
 
     for listener in ["chat", "media"] {
         let count = if listener == "chat" { CHATS } else { 2 };
-        setu.wait_count(&format!(" path={path} listener={listener}"), count);
+        // One line more tells that the listener listens.
+        setu.wait_count(&format!(" listener={listener}"), count + 1);
     }
+    let paths: Vec<String> = rows.iter().map(|row| paths(&setu, row.listener)).collect();
     let (status, reasons) = setu.stop();
-    println!("| listener | connections | path | bytes | seconds | result |");
+    println!("| listener | connections | path, at the end | bytes | seconds | result |");
     println!("| --- | ---: | --- | ---: | ---: | --- |");
-    for Row { listener, connections, bytes, seconds, result } in &rows {
+    for (Row { listener, connections, bytes, seconds, result }, path) in rows.iter().zip(paths) {
         let result =
             result.as_ref().map_or_else(|error| format!("{error:#}"), |()| "every byte right".into());
         println!("| {listener} | {connections} | {path} | {bytes} | {seconds:.2} | {result} |");
@@ -85,6 +85,13 @@ pub(crate) fn run() -> Result<()> {
         ["client_closed", "upstream_closed"].iter().filter_map(|reason| reasons.get(*reason)).sum::<u64>();
     ensure!(orderly == CHATS as u64 + 2, "{orderly} of {} connections ended orderly", CHATS + 2);
     rows.into_iter().try_for_each(|row| row.result)
+}
+
+/// By which paths a listener's connections moved at their end.
+fn paths(setu: &Setu, listener: &str) -> String {
+    let count = |path| (setu.count(&format!(" path={path} listener={listener}")), path);
+    let used = ["sockmap", "userspace", "none"].map(count).into_iter().filter(|(count, _)| *count > 0);
+    used.map(|(count, path)| format!("{count} {path}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Mean length of a message: lengths go round from 1 to twice that less one.

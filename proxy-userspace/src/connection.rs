@@ -3,7 +3,7 @@
 //! Each stage consumes the type of the one before, so that none can be left out or done twice. A stage that fails ends
 //! the connection with its reason.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use crate::{
     addr::ClientAddr,
     close_reason::{CloseReason, Path, Side, Ticket},
-    config::{Config, Listener, Mode, SendProxyProtocol},
+    config::{Config, Listener, Mode, PathChoice, SendProxyProtocol},
     inspect::{
         LIMIT,
         peek::{self, Bounds, Undecided, peek},
@@ -39,6 +39,9 @@ const KEEPALIVE_INTERVAL_PART: u32 = 8;
 /// The kernel counts these times in seconds.
 const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 
+/// With `relay.path = "auto"` a flow that has lasted for so long goes to the kernel. For shorter ones, a probe's or a
+/// health check's, the way there and back would cost more than all that they move.
+const PROBATION: Duration = Duration::from_millis(250);
 /// A flow that left the kernel because a leg could not keep up goes back after it did for so long; doubled each time
 /// that it leaves again, [`CALM_DOUBLINGS`] times at most.
 const CALM: Duration = Duration::from_secs(1);
@@ -83,7 +86,7 @@ struct Dialed {
 #[derive(Clone, Copy)]
 struct Origin {
     source: ClientAddr,
-    /// `None` when the socket is gone.
+    /// Where the client connected to, if a PROXY header says so; else the socket knows.
     destination: Option<SocketAddr>,
 }
 
@@ -104,7 +107,7 @@ impl Accepted {
         let Self { client, peer } = self;
         let config = &worker.shared.config;
         let deadline = Instant::now() + config.timeouts.inspect;
-        let mut origin = Origin { source: peer, destination: client.local_addr().ok() };
+        let mut origin = Origin { source: peer, destination: None };
         if !listener.accept_proxy_protocol {
             return Ok(Identified { client, origin, deadline });
         }
@@ -171,7 +174,7 @@ impl Routed {
         let (config, upstreams) = (&worker.shared.config, &worker.shared.upstreams);
         let (dialed, header) = match destination {
             Destination::Upstream(id) => {
-                (upstreams.dial(id).await?, origin.header(config.upstream(id).send_proxy_protocol))
+                (upstreams.dial(id).await?, origin.header(config.upstream(id).send_proxy_protocol, &client))
             }
             Destination::Name(id, name) => (upstreams.dial_name(id, name.as_str(), HTTPS).await?, None),
             Destination::Fallback(address) => (upstreams.dial_fallback(address).await?, None),
@@ -186,14 +189,15 @@ impl Routed {
 }
 
 impl Origin {
-    /// The PROXY header that tells an upstream of the client.
-    fn header(self, send: SendProxyProtocol) -> Option<Vec<u8>> {
-        let destination = self.destination?;
-        match send {
-            SendProxyProtocol::Off => None,
-            SendProxyProtocol::V1 => Some(proxy_protocol::encode_v1(self.source.expose(), destination)),
-            SendProxyProtocol::V2 => Some(proxy_protocol::encode_v2(self.source.expose(), destination)),
-        }
+    /// The PROXY header that tells an upstream of the client. `None` where it is not to be told, or the socket is gone.
+    fn header(self, send: SendProxyProtocol, client: &Stream) -> Option<Vec<u8>> {
+        let encode = match send {
+            SendProxyProtocol::Off => return None,
+            SendProxyProtocol::V1 => proxy_protocol::encode_v1,
+            SendProxyProtocol::V2 => proxy_protocol::encode_v2,
+        };
+        let destination = self.destination.or_else(|| client.socket().local_addr().ok())?;
+        Some(encode(self.source.expose(), destination))
     }
 }
 
@@ -205,13 +209,13 @@ impl Dialed {
         let timeouts = &worker.shared.config.timeouts;
         prepare(&upstream, timeouts.vanished);
         match (client, &worker.kernel) {
-            (Stream::Plain(client), Some(kernel)) => hand_over(client, upstream, 0, ticket, kernel, worker),
-            (Stream::Plain(client), None) => {
-                ticket.path = Path::Userspace;
-                let flow = Flow { client, upstream, first: None, collected: Default::default(), calm: None };
-                if let Ended::Closed(reason) = userspace::relay(flow, timeouts).await {
-                    ticket.close(reason);
-                }
+            (Stream::Plain(client), Some(kernel)) if worker.shared.config.path == PathChoice::Sockmap => {
+                hand_over(client, upstream, 0, ticket, kernel, worker);
+            }
+            (Stream::Plain(client), kernel) => {
+                let calm = kernel.as_ref().map(|_| PROBATION);
+                let flow = Flow { client, upstream, first: None, collected: Default::default(), calm };
+                in_userspace(flow, 0, ticket, worker).await;
             }
             (Stream::Terminated(terminated), _) => {
                 ticket.path = Path::Userspace;
@@ -251,7 +255,6 @@ pub(crate) fn reset(client: &TcpStream) {
 
 /// Serves a client to the end.
 async fn serve(accepted: Accepted, listener: usize, mut ticket: Ticket, worker: Arc<Worker>) {
-    prepare(&accepted.client, worker.shared.config.timeouts.vanished);
     // The stages before the relay hold more than the relay does: boxed, their memory is free once they are over.
     let dialed = Box::pin(async {
         let config = &worker.shared.config;
@@ -335,19 +338,29 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
         return ticket.close(CloseReason::OutOfResources);
     };
     let flow = Flow { client, upstream, first, collected, calm };
+    in_userspace(flow, strained, ticket, &worker).await;
+}
+
+/// Relays a flow in userspace, to its end or until the kernel can have it.
+async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Worker) {
+    // What ends in userspace after it was handed over was in the kernel as long as there was something to move.
+    if flow.first.is_none() {
+        ticket.path = Path::Userspace;
+    }
     match userspace::relay(flow, &worker.shared.config.timeouts).await {
         Ended::Closed(reason) => ticket.close(reason),
         Ended::Calm(client, upstream) => match &worker.kernel {
-            Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, &worker),
-            // It came from the kernel.
+            Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, worker),
+            // Only flows for which there is a kernel path are given up.
             None => ticket.close(CloseReason::InternalError),
         },
     }
 }
 
-/// Sets what every leg needs. Errors mean that the connection is gone, which the relay finds out.
-fn prepare(leg: &TcpStream, vanished: Duration) {
-    let socket = SockRef::from(leg);
+/// Sets what every leg needs; a client's inherits it from its listening socket. Errors mean that the connection is gone,
+/// which the relay finds out.
+pub(crate) fn prepare(socket: &impl AsFd, vanished: Duration) {
+    let socket = SockRef::from(socket);
     let keepalive = TcpKeepalive::new()
         .with_time((vanished / KEEPALIVE_IDLE_PART).max(KEEPALIVE_MIN))
         .with_interval((vanished / KEEPALIVE_INTERVAL_PART).max(KEEPALIVE_MIN));

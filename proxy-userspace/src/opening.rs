@@ -28,6 +28,16 @@ pub(crate) enum Stream {
     Terminated(Box<Terminated>),
 }
 
+impl Stream {
+    /// The socket.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Terminated(terminated) => &terminated.stream,
+        }
+    }
+}
+
 /// What a client wants.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wish {

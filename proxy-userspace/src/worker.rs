@@ -82,7 +82,10 @@ pub(crate) fn start(
         let _guard = runtime.enter();
         sockets
             .into_iter()
-            .map(|(listener, socket)| Ok((listener, TcpListener::from_std(socket)?)))
+            .map(|(listener, socket)| {
+                connection::prepare(&socket, shared.config.timeouts.vanished);
+                Ok((listener, TcpListener::from_std(socket)?))
+            })
             .collect::<io::Result<Vec<_>>>()?
     };
     let run = move || runtime.block_on(run(shared, kernel, listeners, stop));

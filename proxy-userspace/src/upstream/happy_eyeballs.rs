@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::{
     net::{TcpSocket, TcpStream},
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::sleep,
 };
 
 use crate::{close_reason::out_of_resources, sys};
@@ -66,11 +66,17 @@ impl Sources {
 /// The most telling error of all attempts. It waits as long as the kernel does: bound it by a timeout.
 pub(crate) async fn connect(addresses: &[SocketAddr], sources: &Sources) -> io::Result<TcpStream> {
     let mut queue = order(addresses).into_iter();
+    let Some(first) = queue.next() else { return Err(io::ErrorKind::HostUnreachable.into()) };
+    if queue.len() == 0 {
+        return connect_one(first, sources.clone()).await;
+    }
     let mut attempts = JoinSet::new();
     let mut failure: Option<io::Error> = None;
-    let mut next = Instant::now();
+    let mut start = Some(first);
     loop {
-        let waiting = queue.len() > 0;
+        if let Some(address) = start.take() {
+            attempts.spawn(connect_one(address, sources.clone()));
+        }
         tokio::select! {
             // Dropping the others' tasks closes their sockets.
             Some(done) = attempts.join_next() => match done.unwrap_or_else(|error| Err(io::Error::other(error))) {
@@ -80,15 +86,10 @@ pub(crate) async fn connect(addresses: &[SocketAddr], sources: &Sources) -> io::
                         Some(before) if rank(&before) > rank(&error) => before,
                         _ => error,
                     });
-                    next = Instant::now();
+                    start = queue.next();
                 }
             },
-            () = sleep_until(next), if waiting => {
-                if let Some(address) = queue.next() {
-                    attempts.spawn(connect_one(address, sources.clone()));
-                    next = Instant::now() + STAGGER;
-                }
-            }
+            () = sleep(STAGGER), if queue.len() > 0 => start = queue.next(),
             else => return Err(failure.unwrap_or_else(|| io::ErrorKind::HostUnreachable.into())),
         }
     }
@@ -145,7 +146,7 @@ fn socket(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpSocket> 
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{net::TcpListener, time::Instant};
 
     use setu_tests::peers::Silent;
 
