@@ -130,7 +130,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             }
             stream.shutdown().await?;
             // The other side's end; else unread bytes would make the close a reset.
-            stream.read(&mut buffer).await?;
+            while stream.read(&mut buffer).await? > 0 {}
         }
         b'U' => {
             let (_seed, pieces) = (stream.read_u64().await?, stream.read_u32().await?);
