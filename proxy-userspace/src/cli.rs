@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     config::{Config, ConfigError, PathChoice},
     share::{self, Link, ShareError},
+    tls::TlsSettings,
 };
 
 /// Keeps people connected to WhatsApp where it is blocked.
@@ -28,6 +29,8 @@ pub enum Command {
     Run(RunArgs),
     /// Check the configuration, and tell what this machine can do; takes the same options as `run`
     Check(RunArgs),
+    /// The TLS certificate that clients are shown
+    Cert(CertArgs),
     /// Make the link and the code that set a phone to this server
     Share(ShareArgs),
 }
@@ -44,6 +47,25 @@ pub struct RunArgs {
     /// Add N to every port: with 10000 no privilege is needed, and 5222 becomes 15222
     #[arg(long, value_name = "N", default_value_t = 0)]
     port_offset: u16,
+}
+
+/// Arguments of `setu cert`.
+#[derive(Debug, Args)]
+pub struct CertArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CertCommand,
+    #[command(flatten)]
+    file: FileArgs,
+}
+
+/// What to do with the certificate.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum CertCommand {
+    /// Tell what is in it
+    Show,
+    /// Have setu make a new one; a setu that runs takes it up by itself
+    New,
 }
 
 /// Arguments of `setu share`.
@@ -63,7 +85,7 @@ pub struct ShareArgs {
 #[derive(Debug, Args)]
 struct FileArgs {
     /// Read this configuration (TOML); without it the defaults run
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
@@ -77,6 +99,16 @@ impl RunArgs {
         config.path = self.path.unwrap_or(config.path);
         config.offset_ports(self.port_offset)?;
         Ok(config)
+    }
+}
+
+impl CertArgs {
+    /// The certificate that these arguments are about.
+    ///
+    /// # Errors
+    /// What is wrong in the file.
+    pub fn settings(&self) -> Result<TlsSettings, ConfigError> {
+        Ok(TlsSettings::from(&Config::load(self.file.config.as_deref())?.tls))
     }
 }
 

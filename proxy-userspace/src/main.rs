@@ -8,9 +8,9 @@ use std::{
 use clap::Parser as _;
 use proxy_userspace::{
     check,
-    cli::{Cli, Command},
+    cli::{CertCommand, Cli, Command},
     config::ConfigError,
-    tls::CertificateError,
+    tls::{self, CertificateError},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -55,6 +55,15 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             for file in args.out.map(|out| link.write(&out)).transpose()?.unwrap_or_default() {
                 writeln!(stdout, "wrote {}", file.display())?;
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Cert(args) => {
+            let settings = args.settings()?;
+            let description = match args.command {
+                CertCommand::Show => tls::show(&settings),
+                CertCommand::New => tls::renew(&settings),
+            }?;
+            writeln!(io::stdout(), "{description}")?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -7,11 +7,15 @@
 #![allow(clippy::print_stdout, reason = "skips and measured figures are told on the terminal")]
 
 mod behaviour;
+mod clients;
 mod faults;
+mod front_door;
 mod hostile;
 mod kernel;
 mod kernel_faults;
 mod network;
+mod probes;
+mod reference;
 mod start;
 mod upstreams;
 

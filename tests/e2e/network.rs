@@ -3,7 +3,6 @@
 //! and at whether setu holds no more afterwards than before.
 
 use std::{
-    fs,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     process::Command,
@@ -348,14 +347,6 @@ fn set_file_limit(setu: &Setu, limit: usize) {
     assert!(status.unwrap().success(), "prlimit is needed: cargo xtask setup");
 }
 
-/// CPU time of setu, in ticks of 10 ms.
-fn cpu_ticks(setu: &Setu) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", setu.pid())).unwrap();
-    let mut fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11);
-    let mut next = || fields.next().unwrap().parse::<u64>().unwrap();
-    next() + next()
-}
-
 fn setu_is_out_of_descriptors(path: Path) {
     let Some(network) = network() else { return };
     let upstream = network.upstream(SERVERS[0]);
@@ -379,7 +370,7 @@ fn setu_is_out_of_descriptors(path: Path) {
     // That one is gone as well.
     set_file_limit(&setu, 3);
     let waiting: Vec<_> = (0..50).map(|_| network.client(&setu)).collect();
-    let (ticks, begun) = (cpu_ticks(&setu), Instant::now());
+    let (ticks, begun) = (setu.ticks(), Instant::now());
     while begun.elapsed() < Duration::from_secs(2) {
         for (client, server) in &flows {
             exchange(client, server, b"existing flows go on");
@@ -387,7 +378,7 @@ fn setu_is_out_of_descriptors(path: Path) {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    let busy = (cpu_ticks(&setu) - ticks) as f64 / (begun.elapsed().as_secs_f64() * 100.0);
+    let busy = (setu.ticks() - ticks) as f64 / (begun.elapsed().as_secs_f64() * 100.0);
     println!("out of descriptors: {busy:.3} of a core");
     assert!(busy < 0.3, "{busy:.3} of a core: it spins");
     set_file_limit(&setu, 10_000);

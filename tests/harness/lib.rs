@@ -10,6 +10,8 @@ pub mod netns;
 pub mod network;
 pub mod peers;
 pub mod repair;
+pub mod servers;
 mod setu;
+pub mod tls;
 
-pub use setu::{Path, Setu, config};
+pub use setu::{Path, Setu, config, front_door, listener, upstream};

@@ -185,7 +185,9 @@ impl Upstream {
     /// The next connection.
     #[must_use]
     pub fn accept(&self) -> TcpStream {
-        patient(self.0.accept().unwrap().0)
+        // Linux applies it to accept(2), too (socket(7)).
+        SockRef::from(&self.0).set_read_timeout(Some(PATIENCE)).unwrap();
+        patient(self.0.accept().expect("nobody connects").0)
     }
 
     /// Connects a client through a proxy: both ends.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
@@ -48,6 +49,29 @@ pub fn config(path: Path, upstream: &str, more: &str) -> String {
          [security]\nallow_private_upstreams = true\n[admin]\nbind = []\n{more}",
         path.name()
     )
+}
+
+/// A configuration of several listeners, which `more` has, without limits for those who all come from loopback.
+#[must_use]
+pub fn front_door(path: Path, state: &std::path::Path, more: &str) -> String {
+    format!(
+        "[relay]\npath = \"{}\"\n[security]\nallow_private_upstreams = true\n[admin]\nbind = []\n\
+         [limits]\nper_source = 0\nper_source_rate = 0\n[tls]\nstate_dir = \"{}\"\n{more}",
+        path.name(),
+        state.display()
+    )
+}
+
+/// A listener on loopback, for [`front_door`].
+#[must_use]
+pub fn listener(name: &str, keys: &str) -> String {
+    format!("[[listener]]\nname = \"{name}\"\nbind = [\"127.0.0.1:0\"]\n{keys}\n")
+}
+
+/// An upstream of one endpoint, for [`front_door`].
+#[must_use]
+pub fn upstream(name: &str, endpoint: impl Display, proxy_protocol: &str) -> String {
+    format!("[upstream.{name}]\nendpoints = [\"{endpoint}\"]\nsend_proxy_protocol = \"{proxy_protocol}\"\n")
 }
 
 /// A running setu. Dropping it kills it.
@@ -146,6 +170,12 @@ impl Setu {
         self.log.lock().unwrap().iter().filter(|line| line.contains(needle)).count()
     }
 
+    /// Lines of the log.
+    #[must_use]
+    pub fn lines(&self, matches: impl Fn(&str) -> bool) -> Vec<String> {
+        self.log.lock().unwrap().iter().filter(|line| matches(line)).cloned().collect()
+    }
+
     /// The end of the log, for messages.
     #[must_use]
     pub fn tail(&self) -> String {
@@ -240,6 +270,15 @@ impl Setu {
         // One may be closed meanwhile.
         let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
+    }
+
+    /// Processor time that it has used, in ticks: hundredths of a second.
+    #[must_use]
+    pub fn ticks(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // The name may hold spaces. After it, utime and stime are the 12th and the 13th (proc(5)).
+        let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
+        fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
     }
 
     /// Its open descriptors.

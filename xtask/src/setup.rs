@@ -10,10 +10,12 @@ use crate::{
 };
 
 /// Debian packages for the tests, and what for.
-const TEST_PACKAGES: [(&str, &str); 9] = [
+const TEST_PACKAGES: [(&str, &str); 11] = [
     ("bpftool", "tests look for maps that setu left behind"),
+    ("chromium", "a real client: a browser's TLS"),
     ("curl", "a real client"),
-    ("haproxy", "the reference, to compare with"),
+    ("gnutls-bin", "a real client"),
+    ("haproxy", "the reference, to compare with, and a load balancer"),
     ("iproute2", "network namespaces"),
     ("libnginx-mod-stream", "a peer, to compare with"),
     ("nftables", "faults in the network"),

@@ -1,0 +1,402 @@
+//! The front door as a whole: one port for everything, what may be dialed for a name, and the certificate at the door.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustls::version::{TLS12, TLS13};
+use setu_tests::{
+    Path, Setu,
+    dns::{Answer, DnsServer},
+    front_door, listener,
+    netns::Netns,
+    peers::{PATIENCE, Upstream, connect, finish},
+    servers::{self, Ended, Server},
+    tls::{self, Certificate, Tls},
+    upstream,
+};
+
+crate::on_both_paths! {
+    everything_on_one_port
+    private_destinations_are_refused
+    setu_does_not_dial_itself
+}
+
+const MEDIA: &str = "mmg.whatsapp.net";
+const PAGE: &str = "the operator's own page";
+/// Openings of a web client, and of a mobile one.
+const CHAT: [&[u8]; 2] =
+    [b"WA\x06\x03\0\0\x01x", b"ED\0\x01\0\0\x04\x08\x0d\x08\x02WA\x04\x02\0\x01\x18\x12"];
+
+/// The headers of a load balancer: none, version 1, version 2.
+const HEADERS: [&[u8]; 3] = [
+    b"",
+    b"PROXY TCP4 198.51.100.7 203.0.113.9 40001 443\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x07\xcb\0\x71\x09\x9c\x41\x01\xbb",
+];
+
+/// One port before chat servers, a media server and a web server.
+struct OnePort {
+    setu: Setu,
+    chat: Upstream,
+    servers: Server,
+}
+
+fn everything_on_one_port(path: Path) {
+    let certificate = Certificate::new(&[MEDIA]);
+    let servers = Server::nginx(|[web, media]| {
+        format!(
+            "default_type text/html; client_header_timeout 2s;\n\
+             server {{ listen {web}; server_tokens off; return 200 \"{PAGE}\"; }}\n\
+             server {{ listen {media} ssl; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {}; ssl_certificate_key {}; \
+             return 200 \"media for $ssl_server_name\"; }}",
+            certificate.chain().display(),
+            certificate.key().display()
+        )
+    });
+    let (chat, state) = (Upstream::new(), tempfile::tempdir().unwrap());
+    let keys = format!(
+        "mode = \"auto\"\nchat = \"chat\"\nmedia = \"media\"\nfallback = \"{}\"\naccept_proxy_protocol = ",
+        servers.address(0)
+    );
+    let more = [
+        "[timeouts]\ninspect = \"1s\"\n".to_owned(),
+        listener("door", &format!("{keys}false")),
+        listener("behind-lb", &format!("{keys}true")),
+        upstream("chat", chat.address(), "v1"),
+        upstream("media", servers.address(1), "off"),
+    ];
+    let setu = Setu::start(&front_door(path, state.path(), &more.concat()));
+    let mut one = OnePort { setu, chat, servers };
+    let door = one.setu.address("door");
+    one.serves_all("door", HEADERS[0]);
+    for header in HEADERS {
+        one.serves_all("behind-lb", header);
+    }
+    one.looks_like_the_web_server();
+    // A browser and curl find the web server at the door, in the clear and inside TLS; curl also behind a load balancer.
+    for scheme in ["http", "https"] {
+        let url = format!("{scheme}://web.example:{}/", door.port());
+        let page = servers::browse(&url, "web.example", door);
+        assert!(page.output.contains(PAGE), "{page:?}");
+        for (listener, options) in
+            [("door", "-sSk"), ("behind-lb", "-sSk"), ("behind-lb", "-sSk --haproxy-protocol")]
+        {
+            let url = format!("{scheme}://{}/", one.setu.address(listener));
+            let options: Vec<_> = options.split(' ').chain([&*url]).collect();
+            let ended = servers::run("curl", &options);
+            assert_eq!(ended.output, PAGE, "{ended:?}");
+        }
+    }
+    // And the media server, by its name and its own certificate.
+    for (listener, options) in [("door", "-sS"), ("behind-lb", "-sS --haproxy-protocol")] {
+        let port = one.setu.address(listener).port();
+        let (url, resolve) = (format!("https://{MEDIA}:{port}/"), format!("{MEDIA}:{port}:127.0.0.1"));
+        let chain = certificate.chain();
+        let more = ["--cacert", chain.to_str().unwrap(), "--resolve", &resolve, &url];
+        let ended = servers::run("curl", &options.split(' ').chain(more).collect::<Vec<_>>());
+        assert_eq!(ended.output, format!("media for {MEDIA}"), "{ended:?}");
+    }
+    one.setu.wait_count(&format!(" path={} listener=door", path.name()), 5);
+    let (status, reasons) = one.setu.stop();
+    assert!(status.success());
+    for reason in reasons.keys() {
+        assert!(
+            // Browsers and curl end without a close_notify, and may leave a connection behind.
+            ["client_closed", "client_truncated", "upstream_closed", "client_left", "shutdown"]
+                .contains(&&**reason),
+            "{reasons:?}"
+        );
+    }
+}
+
+impl OnePort {
+    /// Chat inside TLS and in the clear, media, and the web server, after this header.
+    fn serves_all(&mut self, listener: &str, header: &[u8]) {
+        let at = self.setu.address(listener);
+        let open = || {
+            let mut tcp = connect(at);
+            tcp.write_all(header).unwrap();
+            tcp
+        };
+        for (opening, (version, name)) in
+            CHAT.into_iter().zip([(&TLS12, "proxy.example.org"), (&TLS13, "192.0.2.1")])
+        {
+            // In one segment with the header, which must not come through a second time.
+            let mut client = connect(at);
+            client.write_all(&[header, opening].concat()).unwrap();
+            let mut server = self.expect_chat(&client, header, opening);
+            server.write_all(b"an answer").unwrap();
+            finish(&server);
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).unwrap();
+            assert_eq!(answer, b"an answer");
+
+            let tcp = open();
+            let address = tcp.try_clone().unwrap();
+            let mut client = Tls::connect(&tls::client(version), name, tcp).unwrap();
+            client.send(opening).unwrap();
+            let mut server = self.expect_chat(&address, header, opening);
+            server.write_all(b"an answer").unwrap();
+            finish(&server);
+            assert_eq!(read(&mut client), b"an answer");
+        }
+        for version in [&TLS12, &TLS13] {
+            let mut client = Tls::connect(&tls::client(version), MEDIA, open()).unwrap();
+            client.send(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            let answer = String::from_utf8(read(&mut client)).unwrap();
+            assert!(answer.ends_with(&format!("media for {MEDIA}")), "{answer}");
+        }
+        for bytes in [&b"GET / HTTP/1.0\r\n\r\n"[..], b"GET /\r\n\r\n"] {
+            assert!(answer_in_the_clear(open(), bytes).ends_with(PAGE.as_bytes()));
+            assert!(answer_inside_tls(open(), bytes).ends_with(PAGE.as_bytes()));
+        }
+    }
+
+    /// The chat connection that came, after the header that tells of the client: the load balancer's, where it sent one.
+    fn expect_chat(&self, client: &TcpStream, header: &[u8], opening: &[u8]) -> TcpStream {
+        let mut server = self.chat.accept();
+        let expected = if header.is_empty() {
+            let (from, to) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            format!("PROXY TCP4 {} {} {} {}\r\n", from.ip(), to.ip(), from.port(), to.port()).into_bytes()
+        } else {
+            HEADERS[1].to_vec()
+        };
+        let mut came = vec![0; expected.len() + opening.len()];
+        server.read_exact(&mut came).unwrap();
+        assert_eq!(came, [&expected, opening].concat());
+        server
+    }
+
+    /// What is nothing that setu serves gets the web server's own answer, byte for byte, and silence its silence.
+    fn looks_like_the_web_server(&mut self) {
+        let (door, web) = (self.setu.address("door"), self.servers.address(0));
+        let odd: [&[u8]; 6] = [
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            b"OPTIONS * HTTP/1.0\r\n\r\n",
+            b"CONNECT g.whatsapp.net:5222 HTTP/1.1\r\n\r\n",
+            b"\x05\x01\x00\x05\x01\x00\x03\x0ex\r\n\r\n",
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            b"PROXY nonsense\r\n",
+        ];
+        for bytes in odd {
+            let direct = answer_in_the_clear(connect(web), bytes);
+            assert_eq!(answer_in_the_clear(connect(door), bytes), direct, "{}", bytes.escape_ascii());
+            assert_eq!(answer_inside_tls(connect(door), bytes), direct, "{}", bytes.escape_ascii());
+        }
+        let mut silent = connect(door);
+        let mut answer = Vec::new();
+        silent.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"");
+    }
+}
+
+/// Reads to the server's close_notify.
+fn read(client: &mut Tls) -> Vec<u8> {
+    let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        match client.receive(&mut buffer).unwrap() {
+            0 => return all,
+            count => all.extend_from_slice(&buffer[..count]),
+        }
+    }
+}
+
+fn answer_in_the_clear(mut client: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    client.write_all(bytes).unwrap();
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).unwrap();
+    without_date(&all)
+}
+
+fn answer_inside_tls(client: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    let mut client = Tls::connect(&tls::client(&TLS13), "proxy.example.org", client).unwrap();
+    client.send(bytes).unwrap();
+    without_date(&read(&mut client))
+}
+
+/// The one line that differs from second to second.
+fn without_date(answer: &[u8]) -> Vec<u8> {
+    let lines = answer.split_inclusive(|byte| *byte == b'\n').filter(|line| !line.starts_with(b"Date: "));
+    lines.flatten().copied().collect()
+}
+
+/// An honest hello for a name, of which no answer is expected.
+fn ask_for(name: &str, at: SocketAddr) {
+    let refused = Tls::connect(&tls::client(&TLS13), name, connect(at));
+    assert!(refused.is_err(), "{name} answers");
+}
+
+/// An allowed name whose owner, or a liar on the way, leads it into the operator's own network.
+fn private_destinations_are_refused(path: Path) {
+    let (dns, state) = (DnsServer::new(), tempfile::tempdir().unwrap());
+    let more = [
+        listener("media", "mode = \"media\"\nupstream = \"by-sni\""),
+        upstream("by-sni", "media.whatsapp.net:443", "off"),
+        "route = \"sni\"\n".to_owned(),
+        format!("[dns]\nservers = [\"{}\"]\n", dns.address()),
+    ];
+    let text =
+        front_door(path, state.path(), &more.concat()).replace("_upstreams = true", "_upstreams = false");
+    let mut setu = Setu::start(&text);
+    let private = [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "::1",
+        "fd00::1",
+        "fe80::1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::10.0.0.1",
+    ];
+    for (number, address) in private.into_iter().enumerate() {
+        let name = format!("media-{number}.cdn.whatsapp.net");
+        dns.set(&name, Answer::addresses(&[address], 60));
+        ask_for(&name, setu.address("media"));
+        setu.wait_closed("destination_refused", number + 1);
+    }
+    assert_eq!(setu.count(" listener=media"), private.len() + 1, "{}", setu.tail());
+}
+
+/// A program that is killed when the test is over.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Errors mean that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Names that lead to setu's own listeners would have it forward to itself until nothing is left. In a namespace, since
+/// servers that clients name are dialed on port 443.
+fn setu_does_not_dial_itself(path: Path) {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let namespace = Netns::new();
+    let (own, other) = (namespace.address(), namespace.address().trim_end_matches('2').to_owned() + "3");
+    namespace.ip(&format!("address add {other}/24 dev {}", namespace.device()));
+    let certificate = Certificate::new(&[MEDIA]);
+    let mut command = namespace.command("openssl");
+    command.args(["s_server", "-quiet", "-www", "-accept", &format!("{other}:443"), "-cert"]);
+    command.arg(certificate.chain()).arg("-key").arg(certificate.key()).stdin(Stdio::null());
+    let _server = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect((&*other, 443)).is_err() {
+        assert!(Instant::now() < deadline, "the server does not start");
+        thread::sleep(Duration::from_millis(20));
+    }
+
+    let dns = DnsServer::on(&namespace.host_address());
+    dns.set("chat.test", Answer::addresses(&[&own], 60));
+    dns.set("loop.whatsapp.net", Answer::addresses(&[&own], 60));
+    dns.set(MEDIA, Answer::addresses(&[&other], 60));
+    let state = tempfile::tempdir().unwrap();
+    let more = [
+        listener("media", "mode = \"media\"\nupstream = \"by-sni\"")
+            .replace("127.0.0.1:0", &format!("{own}:443")),
+        listener("chat", "mode = \"chat\"\nupstream = \"chat\"")
+            .replace("127.0.0.1:0", &format!("{own}:5222")),
+        upstream("chat", "chat.test:5222", "off"),
+        upstream("by-sni", "chat.test:5222", "off"),
+        "route = \"sni\"\n".to_owned(),
+        format!("[dns]\nservers = [\"{}\"]\n", dns.address()),
+    ];
+    let mut setu = Setu::start_in(&front_door(path, state.path(), &more.concat()), Some(&namespace));
+    // The server that the name means is served.
+    let mut client = Tls::connect(&tls::client(&TLS13), MEDIA, connect(setu.address("media"))).unwrap();
+    client.send(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut page = [0; 15];
+    let mut got = 0;
+    while got < page.len() {
+        got += client.receive(&mut page[got..]).unwrap();
+    }
+    assert_eq!(&page, b"HTTP/1.0 200 ok");
+    drop(client);
+    // Both ways back to setu are not.
+    ask_for("loop.whatsapp.net", setu.address("media"));
+    setu.wait_closed("destination_refused", 1);
+    let mut client = connect(setu.address("chat"));
+    let _ = client.read(&mut [0; 16]);
+    setu.wait_closed("destination_refused", 2);
+    // One connection each, and no further that came back: they end, and are listened for.
+    for (listener, count) in [("media", 2), ("chat", 1)] {
+        setu.wait_count(&format!(" listener={listener}"), count + 1);
+        assert_eq!(setu.count(&format!(" listener={listener}")), count + 1, "{}", setu.tail());
+    }
+}
+
+/// The certificate that a server shows, by SHA-256.
+fn fingerprint(at: SocketAddr) -> String {
+    let shown =
+        format!("openssl s_client -connect {at} </dev/null 2>&1 | openssl x509 -noout -fingerprint -sha256");
+    let ended = servers::run("sh", &["-c", &shown]);
+    ended.output.trim().rsplit('=').next().unwrap().to_owned()
+}
+
+#[test]
+fn the_certificate_at_the_door_is_shown_and_renewed() {
+    let (state, upstreams) = (tempfile::tempdir().unwrap(), Upstream::new());
+    let more = [
+        "names = [\"proxy.example.org\", \"192.0.2.1\"]\n".to_owned(),
+        listener("chat-tls", "mode = \"chat-tls\"\nupstream = \"test\""),
+        upstream("test", upstreams.address(), "off"),
+    ];
+    let kept = state.path().join("kept");
+    let text = front_door(Path::Userspace, &kept, &more.concat());
+    let file = state.path().join("setu.toml");
+    fs::write(&file, &text).unwrap();
+    let cert = |what: &str| {
+        let binary = Setu::binary();
+        servers::run(binary.to_str().unwrap(), &["cert", what, "--config", file.to_str().unwrap()])
+    };
+    let printed = |ended: &Ended| {
+        assert!(ended.success, "{ended:?}");
+        let field = |name| ended.output.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        assert_eq!(field("names: "), "proxy.example.org, 192.0.2.1");
+        field("SHA-256: ")
+    };
+    let none = cert("show");
+    assert_eq!(none.code, Some(64), "{none:?}");
+    assert!(none.errors.contains("certificate.pem: cannot be read"), "{none:?}");
+    let first = printed(&cert("new"));
+    assert_eq!(printed(&cert("show")), first);
+    let mode = fs::metadata(kept.join("certificate.pem")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    // What is shown is served, and a new one is taken up by a setu that runs.
+    let setu = Setu::start(&text);
+    assert_eq!(fingerprint(setu.address("chat-tls")), first);
+    let second = printed(&cert("new"));
+    assert_ne!(first, second);
+    let deadline = Instant::now() + PATIENCE;
+    while fingerprint(setu.address("chat-tls")) != second {
+        assert!(Instant::now() < deadline, "the new certificate is not taken up\n{}", setu.tail());
+        thread::sleep(Duration::from_millis(300));
+    }
+
+    let operators = Certificate::new(&["proxy.example.org"]);
+    let files = format!(
+        "[tls]\ncertificate = \"{}\"\nkey = \"{}\"\n",
+        operators.chain().display(),
+        operators.key().display()
+    );
+    fs::write(&file, text.replace("[tls]\n", &files)).unwrap();
+    let shown = cert("show");
+    assert!(shown.success && shown.output.contains("names: proxy.example.org\n"), "{shown:?}");
+    let refused = cert("new");
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.errors.contains("remove tls.certificate and tls.key"), "{refused:?}");
+}
