@@ -10,6 +10,7 @@ mod peers;
 mod report;
 mod run;
 mod scenarios;
+mod soak;
 mod topology;
 
 use std::path::PathBuf;
@@ -31,6 +32,14 @@ enum Task {
     Demo,
     /// Setu beside its peers, in one run
     Bench(BenchArgs),
+    /// Mixed traffic, harm and faults, for as long as one likes; fails on anything that is left behind
+    Soak {
+        /// In all; each path gets half
+        #[arg(long, default_value_t = 20.0)]
+        minutes: f64,
+    },
+    /// 5,000 slowloris connections and 2,000 readers without a window around 500 healthy flows
+    Siege,
     /// Clients of a run
     #[command(hide = true)]
     LoadClient,
@@ -66,6 +75,8 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Bench(BenchArgs { render: Some(folder), check, .. }) => report::render(&folder, check),
         Task::Bench(arguments) => bench(arguments),
+        Task::Soak { minutes } => soak::run(minutes),
+        Task::Siege => soak::siege::run(),
         Task::LoadClient => load::client::run(),
         Task::LoadServer => load::server::run(),
     }

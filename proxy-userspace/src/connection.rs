@@ -32,12 +32,12 @@ use crate::{
 /// Where servers that a client names are dialed.
 const HTTPS: u16 = 443;
 
-/// A silent leg is asked for a sign of life after this, and then every [`KEEPALIVE_INTERVAL`].
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// A leg that acknowledges nothing for so long is gone. Longer than the half minute that a phone takes to change
-/// networks and come back.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Of `timeouts.vanished`, a leg is silent for one part in so many before it is asked for a sign of life, and is asked
+/// again after one part in so many.
+const KEEPALIVE_IDLE_PART: u32 = 2;
+const KEEPALIVE_INTERVAL_PART: u32 = 8;
+/// The kernel counts these times in seconds.
+const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 
 /// With `relay.path = "auto"` a flow that has lasted for so long goes to the kernel. For shorter ones, a probe's or a
 /// health check's, the way there and back would cost more than all that they move.
@@ -207,8 +207,8 @@ impl Dialed {
     async fn relay(self, mut ticket: Ticket, worker: &Worker) {
         let Self { client, upstream, lease } = self;
         ticket.lease = lease;
-        prepare(&upstream);
         let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
+        prepare(&upstream, timeouts.vanished);
         match (client, &worker.kernel) {
             (Stream::Plain(client), Some(kernel)) if worker.shared.config.path == PathChoice::Sockmap => {
                 hand_over(client, upstream, 0, ticket, kernel, worker);
@@ -361,10 +361,13 @@ async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Wo
 
 /// Sets what every leg needs; a client's inherits it from its listening socket. Errors mean that the connection is gone,
 /// which the relay finds out.
-pub(crate) fn prepare(socket: &impl AsFd) {
+pub(crate) fn prepare(socket: &impl AsFd, vanished: Duration) {
     let socket = SockRef::from(socket);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    let keepalive = TcpKeepalive::new()
+        .with_time((vanished / KEEPALIVE_IDLE_PART).max(KEEPALIVE_MIN))
+        .with_interval((vanished / KEEPALIVE_INTERVAL_PART).max(KEEPALIVE_MIN));
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    // For bytes on their way, and for the questions above (`tcp_keepalive_timer`, net/ipv4/tcp_timer.c).
+    let _ = socket.set_tcp_user_timeout(Some(vanished));
 }

@@ -84,7 +84,7 @@ pub(crate) fn start(
         sockets
             .into_iter()
             .map(|(listener, socket)| {
-                connection::prepare(&socket);
+                connection::prepare(&socket, shared.config.timeouts.vanished);
                 Ok((listener, TcpListener::from_std(socket)?))
             })
             .collect::<io::Result<Vec<_>>>()?
@@ -123,6 +123,7 @@ async fn accept(listener: usize, socket: TcpListener, worker: Arc<Worker>) {
         match socket.accept().await {
             Ok((client, peer)) => {
                 SHORT.store(false, Ordering::Relaxed);
+                reserve.restore();
                 connection::admit(client, ClientAddr::new(peer), listener, &worker);
             }
             Err(error) if out_of_resources(&error) => {
@@ -147,6 +148,13 @@ struct Reserve(Option<File>);
 impl Reserve {
     fn new() -> Self {
         Self(File::open("/dev/null").ok())
+    }
+
+    /// Takes a descriptor again, where there was none left for it.
+    fn restore(&mut self) {
+        if self.0.is_none() {
+            *self = Self::new();
+        }
     }
 
     /// Accepts a client in place of the descriptor and resets it. Returns whether there was one.

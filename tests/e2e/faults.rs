@@ -9,7 +9,7 @@ use std::{
 };
 
 use setu_tests::{
-    Path, Setu, config,
+    Path, Setu, config, maps,
     netns::Netns,
     peers::{Manner, PATIENCE, Upstream, connect, end_of, exchange, finish, receive, send},
 };
@@ -179,7 +179,7 @@ fn setu_is_killed(path: Path) {
     while received < 5_000_000 {
         received += end_of(&receiver).unwrap();
     }
-    let maps = own_maps(setu.pid());
+    let maps = maps::of(setu.pid());
     assert_eq!(maps.is_empty(), path == Path::Userspace, "{maps:?}");
     setu.kill();
     let begun = Instant::now();
@@ -188,23 +188,8 @@ fn setu_is_killed(path: Path) {
     assert!(begun.elapsed() < Duration::from_secs(5), "the peers hang");
     // The kernel frees maps after a grace period.
     let deadline = Instant::now() + Duration::from_secs(5);
-    while maps.iter().any(|id| map_exists(*id)) {
+    while maps.iter().any(|id| maps::exists(*id)) {
         assert!(Instant::now() < deadline, "maps of a dead setu: {maps:?}");
         thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// Ids of the maps that a process holds.
-fn own_maps(pid: u32) -> Vec<u32> {
-    let mut ids = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap() {
-        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
-        ids.extend(text.lines().filter_map(|line| line.strip_prefix("map_id:\t")?.parse::<u32>().ok()));
-    }
-    ids
-}
-
-fn map_exists(id: u32) -> bool {
-    let output = Command::new("bpftool").args(["map", "show", "id", &id.to_string()]).output();
-    output.expect("bpftool is needed: cargo xtask setup").status.success()
 }

@@ -3,8 +3,11 @@
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
 pub mod dns;
+pub mod level;
 pub mod machine;
+pub mod maps;
 pub mod netns;
+pub mod network;
 pub mod peers;
 pub mod repair;
 pub mod servers;

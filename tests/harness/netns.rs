@@ -1,8 +1,12 @@
 //! Network namespaces, for tests in which several hosts are meant.
 
 use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd as _,
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
 
 /// A network namespace, joined to this one by a veth pair or to others of its kind. Dropping it deletes both.
@@ -31,8 +35,10 @@ impl Netns {
     #[must_use]
     pub fn alone() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed) + process::id() % 40 * 5;
-        let namespace = Self { name: format!("setu-test-{}-{number}", process::id()), number };
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Of an address it is one byte.
+        let number = (serial + process::id() % 40 * 5) % 250;
+        let namespace = Self { name: format!("setu-test-{}-{serial}", process::id()), number };
         run(&format!("netns add {}", namespace.name));
         namespace.ip("link set lo up");
         namespace
@@ -68,6 +74,39 @@ impl Netns {
     /// Runs `ip` in it.
     pub fn ip(&self, arguments: &str) {
         run(&format!("-n {} {arguments}", self.name));
+    }
+
+    /// Sets one of its settings below /proc/sys, which shows those of the namespace of the process that looks.
+    pub fn set(&self, key: &str, value: &str) {
+        let set = format!("echo '{value}' > /proc/sys/{key}");
+        assert!(self.command("sh").args(["-c", &set]).status().unwrap().success(), "{key} = {value}");
+    }
+
+    /// Gives rules to nftables in it.
+    pub fn nft(&self, rules: &str) {
+        let status = self.command("nft").arg(rules).status().unwrap();
+        assert!(status.success(), "nft {rules}: {status}; it is needed: cargo xtask setup");
+    }
+
+    /// Runs something in it. Sockets stay in the namespace in which they were made, and threads in that of their
+    /// parent.
+    pub fn within<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                self.enter();
+                run()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Takes the calling thread into it, for good.
+    #[expect(unsafe_code, reason = "no crate in use wraps setns")]
+    pub fn enter(&self) {
+        let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
+        // SAFETY: the descriptor is open, and no memory is passed.
+        let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
     }
 
     /// A command that will run in it.

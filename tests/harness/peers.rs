@@ -100,7 +100,8 @@ pub fn send(mut to: &TcpStream, seed: u64, len: usize, manner: Manner) {
     let (mut stream, mut random) = (Stream::new(seed), Random::new(seed ^ 1));
     while stream.at < len {
         let chunk = (1 + random.below(manner.chunk)) as usize;
-        let count = to.write(stream.next(chunk.min(len - stream.at))).expect("writing failed");
+        let bytes = stream.next(chunk.min(len - stream.at));
+        let count = uninterrupted(|| to.write(bytes)).expect("writing failed");
         stream.at += count;
         manner.rest(&mut random);
     }
@@ -112,7 +113,7 @@ pub fn receive(mut from: &TcpStream, seed: u64, manner: Manner) -> usize {
     let mut buffer = vec![0; manner.chunk as usize];
     loop {
         let chunk = (1 + random.below(manner.chunk)) as usize;
-        match from.read(&mut buffer[..chunk]).expect("reading failed") {
+        match uninterrupted(|| from.read(&mut buffer[..chunk])).expect("reading failed") {
             0 => return stream.at,
             count => stream.check(&buffer[..count]),
         }
@@ -126,7 +127,7 @@ pub fn receive_some(mut from: &TcpStream, seed: u64, len: usize) {
     let mut buffer = vec![0; 256 * 1024];
     while stream.at < len {
         let wanted = buffer.len().min(len - stream.at);
-        let count = from.read(&mut buffer[..wanted]).expect("reading failed");
+        let count = uninterrupted(|| from.read(&mut buffer[..wanted])).expect("reading failed");
         assert!(count > 0, "an end after {} of {len} bytes", stream.at);
         stream.check(&buffer[..count]);
     }
@@ -144,7 +145,18 @@ pub fn reset(stream: TcpStream) {
 
 /// What comes next: the end, a reset, or bytes.
 pub fn end_of(mut stream: &TcpStream) -> io::Result<usize> {
-    stream.read(&mut [0; 4096])
+    uninterrupted(|| stream.read(&mut [0; 4096]))
+}
+
+/// Repeats what a signal interrupted. Calls with a timeout are even when nobody sent one: when the whole machine was
+/// stopped and goes on (signal(7), "Interruption of system calls and library functions by stop signals").
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// An upstream that the test plays.

@@ -92,7 +92,13 @@ impl Setu {
     /// As [`Self::start`], in a network namespace.
     #[must_use]
     pub fn start_in(config: &str, namespace: Option<&Netns>) -> Self {
-        Self::start_logging(config, namespace, "proxy_userspace=debug")
+        Self::start_with_log(config, namespace, "debug")
+    }
+
+    /// As [`Self::start_in`], with a level of logging: `debug` has a line for each connection's end.
+    #[must_use]
+    pub fn start_with_log(config: &str, namespace: Option<&Netns>, level: &str) -> Self {
+        Self::start_logging(config, namespace, &format!("proxy_userspace={level}"))
     }
 
     /// As [`Self::start_in`], with another filter of the log; it must let through what `info` does.
@@ -265,6 +271,22 @@ impl Setu {
                 number(&text, "voluntary_ctxt_switches") + number(&text, "nonvoluntary_ctxt_switches")
             })
             .sum()
+    }
+
+    /// The number that its next descriptor will have.
+    #[must_use]
+    pub fn next_descriptor(&self) -> usize {
+        let folder = PathBuf::from(format!("/proc/{}/fd", self.pid()));
+        (0..).find(|number| folder.join(number.to_string()).symlink_metadata().is_err()).unwrap()
+    }
+
+    /// Its ends of pipes.
+    #[must_use]
+    pub fn pipes(&self) -> usize {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        // One may be closed meanwhile.
+        let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
     }
 
     /// Processor time that it has used, in ticks: hundredths of a second.

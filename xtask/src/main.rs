@@ -60,6 +60,14 @@ enum Task {
     },
     /// Drive chat and media through a real setu on loopback, and print what came of it
     Demo,
+    /// Mixed traffic, harm and faults against a real setu, then look for what is left behind; as root
+    Soak {
+        /// For the soak: --minutes N
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Healthy flows among thousands of clients that mean harm, beside the same flows alone; as root
+    Siege,
     /// Measure setu beside what people would use instead; as root. Arguments go to the bench
     Bench {
         /// For the bench
@@ -89,6 +97,8 @@ fn main() -> Result<()> {
         Task::Ebpf { check: true } => ebpf::check(),
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
         Task::Demo => bench::run("demo", &[]),
+        Task::Soak { args } => bench::run("soak", &args),
+        Task::Siege => bench::run("siege", &[]),
         Task::Bench { args } => bench::run("bench", &args),
         Task::Dist { check: false } => dist::build(),
         Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),

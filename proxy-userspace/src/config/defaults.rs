@@ -21,13 +21,15 @@ const CHAT: UpstreamId = UpstreamId(0);
 const CHAT_HTTP: UpstreamId = UpstreamId(1);
 const MEDIA: UpstreamId = UpstreamId(2);
 
-/// As the reference has them, but for half-close: its 1 s cuts slow phones off.
+/// As the reference has them, but for half-close: its 1 s cuts slow phones off. It has none for a peer that vanished; two
+/// minutes are longer than a phone takes to change networks and come back.
 const TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(5),
     inspect: Duration::from_secs(5),
     handshake: Duration::from_secs(5),
     idle: Duration::from_secs(200),
     half_close: Duration::from_secs(10),
+    vanished: Duration::from_secs(120),
     drain: Duration::from_secs(30),
 };
 

@@ -70,7 +70,7 @@ impl fmt::Display for Upstream {
 
 impl fmt::Display for Timeouts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connect, inspect, handshake, idle, half_close, drain } = self;
+        let Self { connect, inspect, handshake, idle, half_close, vanished, drain } = self;
         writeln!(formatter, "\n[timeouts]")?;
         for (key, time) in [
             ("connect", connect),
@@ -78,6 +78,7 @@ impl fmt::Display for Timeouts {
             ("handshake", handshake),
             ("idle", idle),
             ("half_close", half_close),
+            ("vanished", vanished),
             ("drain", drain),
         ] {
             writeln!(formatter, "{key} = \"{}\"", humantime::format_duration(*time))?;

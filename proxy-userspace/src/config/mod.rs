@@ -190,6 +190,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// While nothing moves and one side has finished.
     pub half_close: Duration,
+    /// While a peer acknowledges neither bytes nor questions for a sign of life, or has no room for what waits for it.
+    pub vanished: Duration,
     /// For connections to end by themselves when setu stops.
     pub drain: Duration,
 }

@@ -117,6 +117,7 @@ const TIMEOUTS: &[Key] = &[
     key("handshake", Form::Text(TIME)),
     key("idle", Form::Text(TIME)),
     key("half_close", Form::Text(TIME)),
+    key("vanished", Form::Text(TIME)),
     key("drain", Form::Text(TIME)),
 ];
 

@@ -30,6 +30,7 @@ pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     handshake: PATIENCE,
     idle: PATIENCE,
     half_close: PATIENCE,
+    vanished: PATIENCE,
     drain: PATIENCE,
 };
 

@@ -55,6 +55,7 @@ struct RawTimeouts {
     handshake: Option<Text>,
     idle: Option<Text>,
     half_close: Option<Text>,
+    vanished: Option<Text>,
     drain: Option<Text>,
 }
 
@@ -255,6 +256,7 @@ impl RawTimeouts {
             ("timeouts.handshake", &self.handshake, &mut timeouts.handshake),
             ("timeouts.idle", &self.idle, &mut timeouts.idle),
             ("timeouts.half_close", &self.half_close, &mut timeouts.half_close),
+            ("timeouts.vanished", &self.vanished, &mut timeouts.vanished),
             ("timeouts.drain", &self.drain, &mut timeouts.drain),
         ] {
             if let Some(raw) = raw {

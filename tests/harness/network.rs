@@ -1,0 +1,131 @@
+//! Three hosts in a row, between which links and peers can fail. No way leads out of them.
+//!
+//! ```text
+//! clients 10.79.1.2 ── veth ── 10.79.1.1 proxy 10.79.2.1 ── veth ── 10.79.2.2, .3, .4 servers
+//! ```
+
+use std::{net::TcpStream, process::Command, thread, time::Duration};
+
+use crate::{
+    Path, Setu, config,
+    netns::Netns,
+    peers::{Upstream, connect},
+};
+
+/// The proxy as clients see it.
+pub const PROXY: &str = "10.79.1.1";
+/// The servers' host as the proxy sees it.
+pub const SERVERS: [&str; 3] = ["10.79.2.2", "10.79.2.3", "10.79.2.4"];
+/// Devices on the proxy's host, named after where they lead.
+pub const TO_CLIENTS: &str = "clients";
+/// As [`TO_CLIENTS`].
+pub const TO_SERVERS: &str = "servers";
+
+/// The three hosts. Dropping it deletes them.
+#[derive(Debug)]
+pub struct Network {
+    /// Where clients connect from.
+    pub clients: Netns,
+    /// Where setu runs.
+    pub proxy: Netns,
+    /// Where upstreams listen.
+    pub servers: Netns,
+}
+
+impl Network {
+    /// Makes the hosts, and a table `faults` of nftables on the proxy's, whose chains `arriving` and `leaving` see what
+    /// comes to it and goes from it.
+    #[must_use]
+    pub fn new() -> Self {
+        let network = Self { clients: Netns::alone(), proxy: Netns::alone(), servers: Netns::alone() };
+        let Self { clients, proxy, servers } = &network;
+        clients.join("proxy", "10.79.1.2/24", proxy, TO_CLIENTS, "10.79.1.1/24");
+        servers.join("proxy", "10.79.2.2/24", proxy, TO_SERVERS, "10.79.2.1/24");
+        for more in &SERVERS[1..] {
+            servers.ip(&format!("address add {more}/24 dev proxy"));
+        }
+        proxy.nft("add table ip faults");
+        for (chain, hook) in [("arriving", "input"), ("leaving", "output")] {
+            proxy.nft(&format!("add chain ip faults {chain} {{ type filter hook {hook} priority 0; }}"));
+        }
+        network
+    }
+
+    /// Starts setu before upstreams, listening for clients.
+    #[must_use]
+    pub fn setu(&self, path: Path, endpoints: &[String], more: &str) -> Setu {
+        self.setu_with_log(path, endpoints, more, "debug")
+    }
+
+    /// As [`Self::setu`], with a level of logging.
+    #[must_use]
+    pub fn setu_with_log(&self, path: Path, endpoints: &[String], more: &str, level: &str) -> Setu {
+        let config = config(path, &endpoints.join("\", \""), more);
+        let config = config.replace("127.0.0.1:0", &format!("{PROXY}:0"));
+        let setu = Setu::start_with_log(&config, Some(&self.proxy), level);
+        // Workers take their reserves once they accept, which may be after setu is ready.
+        let mut before = 0;
+        while std::mem::replace(&mut before, setu.descriptors()) != before {
+            thread::sleep(Duration::from_millis(200));
+        }
+        setu
+    }
+
+    /// An upstream on one of [`SERVERS`].
+    #[must_use]
+    pub fn upstream(&self, host: &str) -> Upstream {
+        self.servers.within(|| Upstream::on(&format!("{host}:0")))
+    }
+
+    /// A client.
+    #[must_use]
+    pub fn client(&self, setu: &Setu) -> TcpStream {
+        let proxy = setu.address("chat");
+        self.clients.within(|| connect(proxy))
+    }
+
+    /// A client and the upstream's end.
+    #[must_use]
+    pub fn flow(&self, setu: &Setu, upstream: &Upstream) -> (TcpStream, TcpStream) {
+        let client = self.client(setu);
+        (client, upstream.accept())
+    }
+
+    /// Loses packets on the proxy's host, both ways, until [`Self::mend`]: a match of nftables for one device, such as
+    /// `tcp dport 80`, or nothing for all of it.
+    pub fn lose(&self, device: &str, which: &str) {
+        self.proxy.nft(&format!(
+            "add rule ip faults arriving iifname {device} {which} drop; \
+             add rule ip faults leaving oifname {device} {which} drop"
+        ));
+    }
+
+    /// Loses nothing any more.
+    pub fn mend(&self) {
+        self.proxy.nft("flush table ip faults");
+    }
+
+    /// Holds a device of the proxy's host to a rate in what it sends.
+    pub fn slow_down(&self, device: &str, rate: &str) {
+        let mut tc = self.proxy.command("tc");
+        // The queue is a modem's: a quarter of a second at 1 Mbit/s.
+        let shape = ["rate", rate, "burst", "16kb", "limit", "32kb"];
+        let status = tc.args(["qdisc", "replace", "dev", device, "root", "tbf"]).args(shape).status();
+        assert!(status.unwrap().success(), "tc is needed: cargo xtask setup");
+    }
+
+    /// TCP connections of the proxy's host that have not ended; `ss` counts those without a process as well.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let mut ss: Command = self.proxy.command("ss");
+        let output = ss.args(["-Htan", "state", "connected", "exclude", "time-wait"]).output().unwrap();
+        assert!(output.status.success(), "ss is needed: cargo xtask setup");
+        String::from_utf8_lossy(&output.stdout).lines().count()
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::new()
+    }
+}
