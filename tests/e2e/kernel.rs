@@ -11,7 +11,7 @@ use std::{
 use socket2::SockRef;
 
 use setu_tests::{
-    Path, Setu, config,
+    ONE_SOURCE, Path, Setu, config,
     machine::{available_kib, raise_file_limit},
     peers::{Manner, Upstream, exchange, receive, receive_some, send},
 };
@@ -25,7 +25,7 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 
 fn start(upstream: &Upstream) -> Option<Setu> {
     raise_file_limit();
-    crate::may_use_kernel().then(|| Setu::start(&config(Path::Sockmap, &upstream.address(), "")))
+    crate::may_use_kernel().then(|| Setu::start(&config(Path::Sockmap, &upstream.address(), ONE_SOURCE)))
 }
 
 /// Writes until nothing is taken for 300 ms; returns how much was taken.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use setu_tests::{
-    Path, Setu, config,
+    ONE_SOURCE, Path, Setu, config,
     dns::{Answer, DnsServer},
     netns::Netns,
     peers::{PATIENCE, Silent, Upstream, connect, end_of, exchange},
@@ -104,7 +104,7 @@ fn two_of_three_are_killed_during_ten_thousand_connections(path: Path) {
     const CLIENTS: usize = 16;
     let addresses: Vec<_> = (0..3).map(|_| free_address()).collect();
     let mut servers: Vec<_> = addresses.iter().map(|address| Killable::start(address)).collect();
-    let setu = Setu::start(&several(path, &addresses, ""));
+    let setu = Setu::start(&several(path, &addresses, ONE_SOURCE));
     let proxy = setu.address("chat");
     let done = AtomicUsize::new(0);
     let failures: Mutex<Vec<(Instant, Instant)>> = Mutex::default();
@@ -196,7 +196,7 @@ fn one_of_three_is_silent(path: Path) {
 
 fn all_are_down_and_one_comes_back(path: Path) {
     let addresses = [free_address(), free_address()];
-    let mut setu = Setu::start(&several(path, &addresses, ""));
+    let mut setu = Setu::start(&several(path, &addresses, ONE_SOURCE));
     let proxy = setu.address("chat");
     // Both are tried for each client, until both are ejected after the third.
     for _ in 0..8 {

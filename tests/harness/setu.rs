@@ -74,6 +74,9 @@ pub fn upstream(name: &str, endpoint: impl Display, proxy_protocol: &str) -> Str
     format!("[upstream.{name}]\nendpoints = [\"{endpoint}\"]\nsend_proxy_protocol = \"{proxy_protocol}\"\n")
 }
 
+/// For [`config`]: no limits for each source, since all clients of a test may come from one address.
+pub const ONE_SOURCE: &str = "[limits]\nper_source = 0\nper_source_rate = 0\n";
+
 /// A running setu. Dropping it kills it.
 #[derive(Debug)]
 pub struct Setu {
