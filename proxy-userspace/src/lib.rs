@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod limits;
 pub mod listener;
 mod opening;
+pub mod privilege;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod route;

@@ -6,6 +6,8 @@ mod process;
 mod shared;
 mod socket;
 mod tcp_info;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use process::{raise_file_limit, total_memory};
