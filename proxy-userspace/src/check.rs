@@ -49,7 +49,7 @@ pub fn report(config: &Config) -> Report {
     privileges(&mut lines);
     kernel(&mut lines, config);
     connections(&mut lines, config);
-    match bind::bind_all(config, 1) {
+    match bind::bind_all(config, 1, &[]) {
         Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
         Err(error) => lines.bad(&error.to_string()),
     }

@@ -228,6 +228,7 @@ impl fmt::Display for Path {
 #[derive(Debug)]
 pub struct Counters {
     closed: [AtomicU64; CloseReason::ALL.len()],
+    draining: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -235,6 +236,7 @@ impl Default for Counters {
     fn default() -> Self {
         Self {
             closed: [const { AtomicU64::new(0) }; CloseReason::ALL.len()],
+            draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }
     }
@@ -245,6 +247,17 @@ impl Counters {
     #[must_use]
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// From now on setu accepts nobody, and lets connections end.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether setu was told to stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// From now on a connection that is dropped ends because setu stops.

@@ -11,6 +11,8 @@ mod clients;
 mod faults;
 mod front_door;
 mod kernel;
+mod lifecycle;
+mod privilege;
 mod probes;
 mod reference;
 mod start;

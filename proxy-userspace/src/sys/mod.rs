@@ -10,7 +10,7 @@ mod tcp_info;
 pub(crate) mod testing;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
-pub(crate) use process::{raise_file_limit, total_memory};
+pub(crate) use process::{inherited, raise_file_limit, total_memory};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
     Pipe, bound_receive_buffer, cookie, discard, peek, queued, receive, set_bind_address_no_port,

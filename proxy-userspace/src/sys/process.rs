@@ -1,6 +1,9 @@
 //! Limits of the process and of the machine.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+};
 
 use super::check;
 
@@ -20,6 +23,17 @@ pub(crate) fn raise_file_limit() -> io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+/// Takes hold of a descriptor that this process was started with and that nothing else in it knows of.
+///
+/// # Errors
+/// It is not open.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
+    // SAFETY: it is open, and the caller says that nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The machine's memory, bytes.
