@@ -56,11 +56,11 @@ pub(crate) enum Verdict {
 #[must_use]
 pub fn report(config: &Config) -> Report {
     let mut lines = machine(config);
-    match bind::bind_all(config, 1) {
+    match bind::bind_all(config, 1, &[]) {
         Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
         Err(error) => lines.bad(&error.to_string()),
     }
-    if let Err(error) = bind::bind_admin(config) {
+    if let Err(error) = bind::bind_admin(config, false) {
         lines.bad(&error.to_string());
     }
     let mut text = format!("# The effective configuration\n{config}\n# This machine\n");

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -26,7 +26,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve clients until SIGTERM or Ctrl-C
-    Run(RunArgs),
+    Run(ServeArgs),
     /// Check the configuration, and tell what this machine can do; takes the same options as `run`
     Check(RunArgs),
     /// The TLS certificate that clients are shown
@@ -65,6 +65,18 @@ pub struct StatusArgs {
     /// Print what /status.json says, once
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `setu run`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// What to serve.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Take over the listening sockets of the setu that runs with the same state directory: no client is refused, and
+    /// its connections go on in the old process until timeouts.drain is over
+    #[arg(long)]
+    pub replace: bool,
 }
 
 /// Arguments of `setu run`, and of the check that it would start.
@@ -122,6 +134,12 @@ struct FileArgs {
 }
 
 impl RunArgs {
+    /// The file of the configuration.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.config.as_deref()
+    }
+
     /// The configuration that these arguments ask for.
     ///
     /// # Errors

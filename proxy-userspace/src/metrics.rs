@@ -22,6 +22,7 @@ pub struct Counters {
     /// Grows only: a listener that a new configuration leaves out may come back, and counters never go down.
     listeners: Mutex<Vec<Arc<ListenerCounts>>>,
     bytes: [AtomicU64; 2],
+    draining: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -40,6 +41,7 @@ impl Default for Counters {
             closed: [const { AtomicU64::new(0) }; CloseReason::ALL.len()],
             listeners: Mutex::default(),
             bytes: Default::default(),
+            draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }
     }
@@ -92,12 +94,23 @@ impl Counters {
         Meter { sum: &self.bytes[from.index()], pending: 0 }
     }
 
+    /// From now on setu accepts nobody, and lets connections end.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether setu was told to stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// From now on a connection that is dropped ends because setu stops.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Whether setu stops.
+    /// Whether connections that are dropped end because setu stops.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }

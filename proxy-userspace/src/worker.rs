@@ -17,10 +17,11 @@ use std::{
 use tokio::{
     net::TcpListener,
     runtime,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot},
+    task::JoinSet,
     time::sleep,
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::{
     addr::ClientAddr,
@@ -37,7 +38,8 @@ use crate::{
 /// How long accepting pauses when the machine has no descriptor or memory left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What all workers share.
+/// What all workers share under one configuration. A reload makes another; a connection keeps the one under which it was
+/// accepted.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -67,47 +69,68 @@ impl Worker {
     }
 }
 
-/// Starts a worker over its listening sockets, each with the index of its listener. It ends when `stop` turns true.
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Accept from these sockets and no others, each with the index of its listener, for this configuration.
+    /// Connections that are in keep theirs.
+    Serve {
+        shared: Arc<Shared>,
+        sockets: Vec<(usize, net::TcpListener)>,
+        /// Told when those of before are closed here.
+        done: oneshot::Sender<()>,
+    },
+    /// Answer: the worker is alive.
+    Ping(oneshot::Sender<()>),
+}
+
+/// A running worker. It ends, and with it its connections, when `orders` is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) orders: mpsc::UnboundedSender<Order>,
+    pub(crate) thread: JoinHandle<()>,
+}
+
+/// Starts a worker, which accepts nothing yet.
 ///
 /// # Errors
 /// Out of descriptors or threads.
-pub(crate) fn start(
-    number: usize,
-    shared: Arc<Shared>,
-    kernel: Option<Handle>,
-    sockets: Vec<(usize, net::TcpListener)>,
-    stop: watch::Receiver<bool>,
-) -> io::Result<JoinHandle<()>> {
+pub(crate) fn start(number: usize, shared: Arc<Shared>, kernel: Option<Handle>) -> io::Result<Running> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let listeners = {
-        let _guard = runtime.enter();
-        sockets
-            .into_iter()
-            .map(|(listener, socket)| {
-                connection::prepare(&socket, shared.config.timeouts.vanished);
-                Ok((listener, TcpListener::from_std(socket)?))
-            })
-            .collect::<io::Result<Vec<_>>>()?
-    };
-    let run = move || runtime.block_on(run(shared, kernel, listeners, stop));
-    std::thread::Builder::new().name(format!("setu-worker-{number}")).spawn(run)
+    let (orders, received) = mpsc::unbounded_channel();
+    let run = move || runtime.block_on(run(shared, kernel, received));
+    let thread = std::thread::Builder::new().name(format!("setu-worker-{number}")).spawn(run)?;
+    Ok(Running { orders, thread })
 }
 
-async fn run(
-    shared: Arc<Shared>,
-    kernel: Option<Handle>,
-    listeners: Vec<(usize, TcpListener)>,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn run(shared: Arc<Shared>, kernel: Option<Handle>, mut orders: mpsc::UnboundedReceiver<Order>) {
     let (returns, mut returned) = mpsc::unbounded_channel();
-    let worker = Arc::new(Worker { shared, kernel, returns });
-    for (listener, socket) in listeners {
-        tokio::spawn(accept(listener, socket, worker.clone()));
-    }
+    let mut worker = Arc::new(Worker { shared, kernel: kernel.clone(), returns: returns.clone() });
+    let mut accepting = JoinSet::new();
     loop {
         tokio::select! {
-            // An error means that the sender is gone, which is the end as well.
-            _ = stop.wait_for(|stop| *stop) => break,
+            order = orders.recv() => match order {
+                Some(Order::Serve { shared, sockets, done }) => {
+                    // They wait for a client, or for descriptors: none that was accepted is lost.
+                    accepting.shutdown().await;
+                    worker = Arc::new(Worker { shared, kernel: kernel.clone(), returns: returns.clone() });
+                    for (listener, socket) in sockets {
+                        connection::prepare(&socket, worker.shared.config.timeouts.vanished);
+                        match TcpListener::from_std(socket) {
+                            Ok(socket) => {
+                                accepting.spawn(accept(listener, socket, worker.clone()));
+                            }
+                            Err(error) => error!(%error, "a listening socket cannot be used"),
+                        }
+                    }
+                    // An error means that nobody waits any more.
+                    let _ = done.send(());
+                }
+                Some(Order::Ping(answer)) => {
+                    let _ = answer.send(());
+                }
+                None => break,
+            },
             Some(flow) = returned.recv() => {
                 tokio::spawn(connection::carry_on(flow, worker.clone()));
             }

@@ -333,7 +333,7 @@ fn idle_and_half_closed_time_out(path: Path) {
 
 fn termination_closes_flows(path: Path) {
     let upstream = Upstream::new();
-    let setu = start(path, &upstream);
+    let setu = Setu::start(&config(path, &upstream.address(), "[timeouts]\ndrain = \"1s\"\n"));
     let flows: Vec<_> = (0..10).map(|_| upstream.connect(setu.address("chat"))).collect();
     for (client, server) in &flows {
         exchange(client, server, b"open");

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -82,7 +83,7 @@ pub const ONE_SOURCE: &str = "[limits]\nper_source = 0\nper_source_rate = 0\n";
 pub struct Setu {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
-    _config: NamedTempFile,
+    config: NamedTempFile,
 }
 
 impl Setu {
@@ -107,13 +108,25 @@ impl Setu {
     /// As [`Self::start_in`], with another filter of the log; it must let through what `info` does.
     #[must_use]
     pub fn start_logging(config: &str, namespace: Option<&Netns>, filter: &str) -> Self {
-        let mut file = NamedTempFile::new().unwrap();
-        file.write_all(config.as_bytes()).unwrap();
         let mut command = match namespace {
             Some(namespace) => namespace.command(&Self::binary().display().to_string()),
             None => Command::new(Self::binary()),
         };
-        command.args(["run", "--config"]).arg(file.path()).env("SETU_LOG", filter);
+        command.env("SETU_LOG", filter);
+        Self::start_by(command, config, &[])
+    }
+
+    /// As [`Self::start`], by a command that takes the arguments of setu, and with more of them.
+    #[must_use]
+    pub fn start_by(mut command: Command, config: &str, more: &[&str]) -> Self {
+        let mut file = NamedTempFile::new().unwrap();
+        // The user that setu becomes must be able to read it again.
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)).unwrap();
+        file.write_all(config.as_bytes()).unwrap();
+        command.args(["run", "--config"]).arg(file.path()).args(more);
+        if !command.get_envs().any(|(key, _)| key == "SETU_LOG") {
+            command.env("SETU_LOG", "proxy_userspace=debug");
+        }
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -123,9 +136,17 @@ impl Setu {
                 lines.lock().unwrap().push(line);
             }
         });
-        let mut setu = Self { child, log, _config: file };
+        let mut setu = Self { child, log, config: file };
         setu.wait_for(PATIENCE, "ready", |line| line.contains("ready path="));
         setu
+    }
+
+    /// Writes another configuration and has setu reload it. Returns when it has, or has refused to.
+    pub fn reload(&mut self, config: &str) {
+        let seen = self.count("reloaded");
+        fs::write(self.config.path(), config).unwrap();
+        self.signal("HUP");
+        self.wait_count("reloaded", seen + 1);
     }
 
     /// The binary under test.
@@ -144,8 +165,11 @@ impl Setu {
     pub fn address(&self, listener: &str) -> SocketAddr {
         let prefix = format!("listening listener={listener} address=");
         let log = self.log.lock().unwrap();
-        let line =
-            log.iter().find_map(|line| line.split_once(&prefix)).expect("the listener is not in the log");
+        let line = log
+            .iter()
+            .rev()
+            .find_map(|line| line.split_once(&prefix))
+            .expect("the listener is not in the log");
         line.1.trim().parse().unwrap()
     }
 
@@ -205,9 +229,18 @@ impl Setu {
         errors.chain(end).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
+    /// Waits until setu has ended by itself, and returns as [`Self::stop`] does.
+    pub fn ended(mut self) -> (ExitStatus, BTreeMap<String, u64>) {
+        self.outcome()
+    }
+
     /// Sends SIGTERM, and returns how setu ended and how many connections ended for each reason.
     pub fn stop(mut self) -> (ExitStatus, BTreeMap<String, u64>) {
         self.signal("TERM");
+        self.outcome()
+    }
+
+    fn outcome(&mut self) -> (ExitStatus, BTreeMap<String, u64>) {
         let status = self.wait();
         let deadline = Instant::now() + PATIENCE;
         while self.count("stopped") == 0 && status.success() && Instant::now() < deadline {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use super::{
     history::{self, History, Totals},
@@ -26,7 +27,8 @@ const HASH_DIGITS: usize = 12;
 /// The running setu.
 #[derive(Debug)]
 pub(crate) struct Instance {
-    shared: Arc<Shared>,
+    /// Of the current configuration.
+    shared: watch::Receiver<Arc<Shared>>,
     kernel: Option<Handle>,
     /// The limit of open files.
     files: u64,
@@ -36,7 +38,7 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// It starts now.
-    pub(crate) fn new(shared: Arc<Shared>, kernel: Option<Handle>, files: u64) -> Self {
+    pub(crate) fn new(shared: watch::Receiver<Arc<Shared>>, kernel: Option<Handle>, files: u64) -> Self {
         Self { shared, kernel, files, started: SystemTime::now(), history: Mutex::default() }
     }
 
@@ -59,7 +61,8 @@ impl Instance {
     /// # Errors
     /// Why there is none.
     pub(super) fn share(&self, query: Option<&str>) -> Result<Link, ShareError> {
-        let config = &self.shared.config;
+        let shared = self.shared.borrow().clone();
+        let config = &shared.config;
         let named = || config.tls.names.first().map(ToString::to_string);
         let asked = query.and_then(|query| query.strip_prefix("host="));
         let host = asked.map(ToOwned::to_owned).or_else(named).ok_or(ShareError::NoHost)?;
@@ -68,7 +71,8 @@ impl Instance {
 
     /// As it is now.
     pub(crate) fn status(&self) -> Status {
-        let Shared { config, upstreams, limits, acceptor, counters, .. } = &*self.shared;
+        let shared = self.shared.borrow().clone();
+        let Shared { config, upstreams, limits, acceptor, counters, .. } = &*shared;
         let endpoints: Vec<_> = upstreams
             .status()
             .into_iter()
@@ -76,7 +80,7 @@ impl Instance {
             .map(endpoint)
             .collect();
         let problems = status::problems(&endpoints);
-        let stopping = counters.is_stopping();
+        let stopping = counters.is_draining();
         let closed = CloseReason::ALL.iter().map(|reason| (reason.name().into(), counters.closed(*reason)));
         let limit = |limit: Option<NonZero<u32>>| limit.map(|limit| limit.get().into());
         Status {

@@ -45,12 +45,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Sockets(Vec<net::TcpListener>);
 
 impl Sockets {
-    /// Binds what the configuration says; before privileges are dropped.
+    /// Binds what the configuration says; before privileges are dropped. With `beside` a setu that is being replaced may
+    /// have it still.
     ///
     /// # Errors
     /// What is in the way.
-    pub(crate) fn bind(config: &Config) -> Result<Self, BindError> {
-        bind_admin(config).map(Self)
+    pub(crate) fn bind(config: &Config, beside: bool) -> Result<Self, BindError> {
+        bind_admin(config, beside).map(Self)
     }
 
     /// Where they are.

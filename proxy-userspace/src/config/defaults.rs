@@ -92,6 +92,7 @@ pub(super) fn config() -> Config {
         admin: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8199)],
         client_addresses: ClientAddresses::Never,
         allow_private_upstreams: false,
+        user: None,
     }
 }
 

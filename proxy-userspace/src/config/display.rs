@@ -21,7 +21,11 @@ impl fmt::Display for Config {
         writeln!(formatter, "\n[dns]\nservers = [{}]", list(self.dns_servers.iter()))?;
         writeln!(formatter, "\n[admin]\nbind = [{}]", list(self.admin.iter()))?;
         writeln!(formatter, "\n[privacy]\nclient_addresses = \"{}\"", self.client_addresses)?;
-        writeln!(formatter, "\n[security]\nallow_private_upstreams = {}", self.allow_private_upstreams)
+        writeln!(formatter, "\n[security]\nallow_private_upstreams = {}", self.allow_private_upstreams)?;
+        match &self.user {
+            Some(user) => writeln!(formatter, "user = \"{user}\""),
+            None => writeln!(formatter, "# user: setu if there is one, else nobody"),
+        }
     }
 }
 

@@ -72,6 +72,7 @@ pub(super) const SOURCE: &str = "write an IP address of this machine";
 pub(super) const TIME: &str = "write a time such as \"500ms\", \"5s\" or \"3m\"";
 pub(super) const TLS_NAME: &str = "write a name such as \"proxy.example.org\", or an IP address";
 const FILE_NAME: &str = "write the name of a PEM file, relative to this file";
+pub(super) const USER: &str = "write the name of a user of this machine, or its number";
 const UPSTREAM: &str = "write the name of an upstream, for example \"chat\"";
 
 /// All keys.
@@ -87,7 +88,7 @@ const FILE: &[Key] = &[
     key("dns", Form::Table(&[key("servers", Form::Texts(SERVER))])),
     key("admin", Form::Table(&[key("bind", Form::Texts(BIND))])),
     key("privacy", Form::Table(&[key("client_addresses", Form::Text(CLIENT_ADDRESSES))])),
-    key("security", Form::Table(&[key("allow_private_upstreams", Form::Switch)])),
+    key("security", Form::Table(SECURITY)),
 ];
 
 const LISTENER: &[Key] = &[
@@ -136,6 +137,8 @@ const TLS: &[Key] = &[
     key("names", Form::Texts(TLS_NAME)),
     key("state_dir", Form::Text("write the name of a directory that setu may write to")),
 ];
+
+const SECURITY: &[Key] = &[key("allow_private_upstreams", Form::Switch), key("user", Form::Text(USER))];
 
 /// Holds a file against the table.
 pub(super) fn check(file: &Spanned<DeTable<'_>>) -> Result<(), Fault> {

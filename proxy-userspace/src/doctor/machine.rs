@@ -59,7 +59,7 @@ pub(super) fn reachable(bound: SocketAddr) -> SocketAddr {
 
 /// Whether names resolve, and servers answer, without setu between.
 pub(super) async fn upstreams(config: &Config) -> Vec<Finding> {
-    let (upstreams, background) = Upstreams::new(config, Vec::new());
+    let (upstreams, background) = Upstreams::new(config, Vec::new(), None);
     let look = async {
         let mut findings = Vec::new();
         for id in (0..config.upstreams.len()).map(UpstreamId).filter(|id| config.is_used(*id)) {
@@ -71,7 +71,7 @@ pub(super) async fn upstreams(config: &Config) -> Vec<Finding> {
     };
     tokio::select! {
         findings = look => findings,
-        () = background.run() => Vec::new(),
+        () = background.run(std::future::pending()) => Vec::new(),
     }
 }
 

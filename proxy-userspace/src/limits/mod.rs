@@ -11,7 +11,7 @@ mod sources;
 use std::{
     num::NonZero,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Instant,
@@ -34,12 +34,34 @@ const MIN_PENDING: u32 = 64;
 /// The limits, and what counts against them. All workers share one.
 #[derive(Debug)]
 pub struct Limits {
-    connections: u32,
-    pending: u32,
-    exempt: Ranges,
+    bounds: RwLock<Arc<Bounds>>,
     open_now: AtomicU32,
     pending_now: AtomicU32,
     sources: Sources,
+}
+
+/// How many there may be.
+#[derive(Debug)]
+struct Bounds {
+    connections: u32,
+    pending: u32,
+    per_source: Option<NonZero<u32>>,
+    per_source_rate: Option<NonZero<u32>>,
+    exempt: Ranges,
+}
+
+impl Bounds {
+    fn new(config: &config::Limits, possible: u32) -> Self {
+        let connections = config.connections.map_or(possible, |wanted| wanted.get().min(possible));
+        let pending = config.pending.map_or((connections / 4).max(MIN_PENDING), NonZero::get);
+        Self {
+            connections,
+            pending: pending.min(connections),
+            per_source: config.per_source,
+            per_source_rate: config.per_source_rate,
+            exempt: config.exempt.clone(),
+        }
+    }
 }
 
 /// Why a connection is not let in.
@@ -78,16 +100,23 @@ impl Limits {
     /// Nothing is counted yet. `possible` connections at most, whatever the configuration says.
     #[must_use]
     pub fn new(config: &config::Limits, possible: u32) -> Self {
-        let connections = config.connections.map_or(possible, |wanted| wanted.get().min(possible));
-        let pending = config.pending.map_or((connections / 4).max(MIN_PENDING), NonZero::get);
         Self {
-            connections,
-            pending: pending.min(connections),
-            exempt: config.exempt.clone(),
+            bounds: RwLock::new(Arc::new(Bounds::new(config, possible))),
             open_now: AtomicU32::new(0),
             pending_now: AtomicU32::new(0),
-            sources: Sources::new(config.per_source, config.per_source_rate),
+            sources: Sources::new(),
         }
+    }
+
+    /// Other limits from now on. What is counted stays: connections that are in are not affected, and where there are
+    /// more than the new limits allow, nobody is let in until some have ended.
+    pub fn change(&self, config: &config::Limits, possible: u32) {
+        *self.bounds.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Bounds::new(config, possible));
+    }
+
+    fn bounds(&self) -> Arc<Bounds> {
+        self.bounds.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets a connection in whose client is known at accept.
@@ -106,12 +135,13 @@ impl Limits {
     /// # Errors
     /// The limit that it would break.
     pub fn admit_unknown(self: &Arc<Self>) -> Result<Permit, Refused> {
-        if !increase(&self.open_now, self.connections) {
+        let bounds = self.bounds();
+        if !increase(&self.open_now, bounds.connections) {
             return Err(Refused::Total);
         }
         // From here on its drop counts down what was counted up.
         let mut permit = Permit { limits: self.clone(), pending: false, source: None };
-        if !increase(&self.pending_now, self.pending) {
+        if !increase(&self.pending_now, bounds.pending) {
             return Err(Refused::Pending);
         }
         permit.pending = true;
@@ -126,7 +156,7 @@ impl Limits {
     /// Connections that may be in at once.
     #[must_use]
     pub fn connections(&self) -> u32 {
-        self.connections
+        self.bounds().connections
     }
 
     /// Connections that are in.
@@ -138,7 +168,7 @@ impl Limits {
     /// Connections that may be in inspection or handshake at once.
     #[must_use]
     pub fn pending(&self) -> u32 {
-        self.pending
+        self.bounds().pending
     }
 
     /// Connections in inspection or handshake.
@@ -161,9 +191,10 @@ impl Permit {
     /// The limit that it would break. The permit is to be dropped then.
     pub fn charge(&mut self, client: ClientAddr, now: Instant) -> Result<(), Refused> {
         let ip = client.expose().ip();
-        if self.source.is_none() && !self.limits.exempt.contains(ip) {
+        let bounds = self.limits.bounds();
+        if self.source.is_none() && !bounds.exempt.contains(ip) {
             let source = Source::of(ip);
-            self.limits.sources.charge(source, now)?;
+            self.limits.sources.charge(source, bounds.per_source, bounds.per_source_rate, now)?;
             self.source = Some(source);
         }
         Ok(())
@@ -237,6 +268,25 @@ mod tests {
         assert_eq!(refused(&limits, v4(3), now), Refused::Total);
         drop(first);
         assert!(limits.admit(v4(3), now).is_ok());
+    }
+
+    #[test]
+    fn other_limits_hold_for_those_who_come() {
+        let (limits, now) = (limits(4, 2, 0, 4), Instant::now());
+        let mut held: Vec<_> = (0..4).map(|source| limits.admit(v4(source), now).unwrap()).collect();
+        let lower =
+            config::Limits { connections: NonZero::new(2), ..config::Config::load(None).unwrap().limits };
+        limits.change(&lower, 100);
+        assert_eq!(limits.open_now(), 4);
+        for _ in 0..2 {
+            held.pop();
+            assert_eq!(refused(&limits, v4(9), now), Refused::Total);
+        }
+        held.pop();
+        assert!(limits.admit(v4(9), now).is_ok());
+        let one = config::Limits { per_source: NonZero::new(1), ..lower };
+        limits.change(&one, 100);
+        assert_eq!(refused(&limits, v4(0), now), Refused::PerSource);
     }
 
     #[test]
@@ -320,10 +370,10 @@ mod tests {
         assert_eq!(possible(10, 64, 1 << 30), 1);
         let config = config::Config::load(None).unwrap().limits;
         let limits = Limits::new(&config, 1000);
-        assert_eq!((limits.connections, limits.pending), (1000, 250));
-        assert_eq!(Limits::new(&config, 10).pending, 10);
+        assert_eq!((limits.connections(), limits.bounds().pending), (1000, 250));
+        assert_eq!(Limits::new(&config, 10).bounds().pending, 10);
         assert_eq!(
-            Limits::new(&config::Limits { connections: NonZero::new(5000), ..config }, 1000).connections,
+            Limits::new(&config::Limits { connections: NonZero::new(5000), ..config }, 1000).connections(),
             1000
         );
     }

@@ -33,10 +33,6 @@ pub(super) enum Source {
 /// All sources.
 #[derive(Debug)]
 pub(super) struct Sources {
-    /// Connections at once.
-    most: Option<NonZero<u32>>,
-    /// Between two new connections, on average.
-    interval: Option<Duration>,
     /// Chooses the shard. Its key is random (SipHash), as are those of the maps, so that nobody can choose addresses
     /// that collide.
     hasher: RandomState,
@@ -78,18 +74,20 @@ impl fmt::Debug for Source {
 }
 
 impl Sources {
-    /// With so many connections at once from each, and so many new ones a second; `None` is no limit.
-    pub(super) fn new(most: Option<NonZero<u32>>, rate: Option<NonZero<u32>>) -> Self {
-        Self {
-            most,
-            interval: rate.map(|rate| Duration::from_secs(1) / rate.get()),
-            hasher: RandomState::new(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        }
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Counts a new connection; [`Self::release`] is its end.
-    pub(super) fn charge(&self, source: Source, now: Instant) -> Result<(), Refused> {
+    /// Counts a new connection; [`Self::release`] is its end. There may be `most` at once, and `rate` new ones each
+    /// second; `None` is no limit.
+    pub(super) fn charge(
+        &self,
+        source: Source,
+        most: Option<NonZero<u32>>,
+        rate: Option<NonZero<u32>>,
+        now: Instant,
+    ) -> Result<(), Refused> {
         let mut shard = self.shard(source);
         let shard = &mut *shard;
         shard.latest = shard.latest.max(Some(now));
@@ -98,10 +96,11 @@ impl Sources {
             shard.remembered += 1;
             Account { open: 0, clear_at: now }
         });
-        if self.most.is_some_and(|most| account.open >= most.get()) {
+        if most.is_some_and(|most| account.open >= most.get()) {
             return Err(Refused::PerSource);
         }
-        if let Some(interval) = self.interval {
+        if let Some(rate) = rate {
+            let interval = Duration::from_secs(1) / rate.get();
             let clear_at = account.clear_at.max(now) + interval;
             if clear_at - now > BURST {
                 return Err(Refused::Rate);
@@ -182,15 +181,15 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 mod tests {
     use super::*;
 
-    fn sources(most: u32, rate: u32) -> Sources {
-        Sources::new(NonZero::new(most), NonZero::new(rate))
+    fn charge(sources: &Sources, source: Source, rate: u32, now: Instant) -> Result<(), Refused> {
+        sources.charge(source, None, NonZero::new(rate), now)
     }
 
     #[test]
     fn a_rate_allows_a_burst_and_then_its_pace() {
-        let (sources, start) = (sources(0, 2), Instant::now());
+        let (sources, start) = (Sources::new(), Instant::now());
         let charge =
-            |source, millis| sources.charge(Source::V4(source), start + Duration::from_millis(millis));
+            |source, millis| charge(&sources, Source::V4(source), 2, start + Duration::from_millis(millis));
         assert_eq!((0..40).take_while(|_| charge(1, 0).is_ok()).count(), 20);
         assert_eq!(charge(1, 499), Err(Refused::Rate));
         assert_eq!(charge(1, 500), Ok(()));
@@ -202,14 +201,14 @@ mod tests {
 
     #[test]
     fn the_highest_rate_overflows_nothing() {
-        let (sources, now) = (sources(0, u32::MAX), Instant::now());
-        assert!((0..1000).all(|_| sources.charge(Source::V4(1), now).is_ok()));
+        let (sources, now) = (Sources::new(), Instant::now());
+        assert!((0..1000).all(|_| charge(&sources, Source::V4(1), u32::MAX, now).is_ok()));
     }
 
     #[test]
     fn sources_are_forgotten() {
-        let (sources, now) = (sources(0, 1), Instant::now());
-        sources.charge(Source::V4(1), now).unwrap();
+        let (sources, now) = (Sources::new(), Instant::now());
+        charge(&sources, Source::V4(1), 1, now).unwrap();
         sources.release(Source::V4(1));
         assert_eq!(sources.len(), 1, "its rate is remembered");
         sources.sweep(now + Duration::from_millis(999));
@@ -220,10 +219,10 @@ mod tests {
 
     #[test]
     fn a_flood_of_sources_holds_a_bounded_amount() {
-        let (sources, now) = (sources(0, 1), Instant::now());
-        sources.charge(Source::V4(1), now).unwrap();
+        let (sources, now) = (Sources::new(), Instant::now());
+        charge(&sources, Source::V4(1), 1, now).unwrap();
         for network in 0..4 * (SHARDS * REMEMBERED) as u64 {
-            sources.charge(Source::V6(network), now).unwrap();
+            charge(&sources, Source::V6(network), 1, now).unwrap();
             sources.release(Source::V6(network));
         }
         let count = sources.len();

@@ -20,10 +20,34 @@ const BACKLOG: i32 = 4096;
 pub struct Bound {
     /// Index of the listener.
     pub listener: usize,
+    /// As the configuration writes it.
+    pub wanted: SocketAddr,
     /// With the port that the kernel chose when the configuration says 0.
     pub address: SocketAddr,
-    /// One for each worker, nonblocking, all on the same port (`SO_REUSEPORT`).
+    /// Nonblocking, all on the same port: one for each worker (`SO_REUSEPORT`), or as many as were passed to setu.
     pub sockets: Vec<TcpListener>,
+}
+
+impl Bound {
+    /// The same sockets once more.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let sockets = self.sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+        Ok(Self { sockets, ..*self })
+    }
+
+    /// Duplicates of those that one of `workers` is to accept from: each socket has at least one worker, and each worker
+    /// one socket.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn share(&self, worker: usize, workers: usize) -> io::Result<Vec<TcpListener>> {
+        let count = self.sockets.len().max(workers);
+        let own = (worker..count).step_by(workers);
+        own.map(|number| self.sockets[number % self.sockets.len()].try_clone()).collect()
+    }
 }
 
 /// What is in the way.
@@ -65,21 +89,24 @@ pub enum BindError {
     },
 }
 
-/// Binds all addresses of the configuration, `workers` times each.
+/// Binds all addresses of the configuration, `workers` times each. Where one is among those that are `open` already its
+/// sockets are duplicated instead, so that no client is refused.
 ///
 /// # Errors
 /// The first thing in the way; but all ports for which the right is missing together.
-pub fn bind_all(config: &Config, workers: usize) -> Result<Vec<Bound>, BindError> {
+pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<Bound>, BindError> {
     let mut all = Vec::new();
+    let mut open: Vec<&Bound> = open.iter().collect();
     let mut forbidden: Vec<u16> = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         for address in &listener.bind {
-            match bind(*address, workers) {
-                Ok(sockets) => {
-                    let address =
-                        sockets.first().and_then(|socket| socket.local_addr().ok()).unwrap_or(*address);
-                    all.push(Bound { listener: index, address, sockets });
-                }
+            let known = open.iter().position(|open| open.wanted == *address);
+            let bound = match known.map(|at| open.swap_remove(at)) {
+                Some(open) => open.duplicate(),
+                None => bind(*address, workers),
+            };
+            match bound {
+                Ok(bound) => all.push(Bound { listener: index, ..bound }),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     forbidden.push(address.port())
                 }
@@ -97,13 +124,13 @@ pub fn bind_all(config: &Config, workers: usize) -> Result<Vec<Bound>, BindError
     if forbidden.is_empty() { Ok(all) } else { Err(privileged(forbidden)) }
 }
 
-/// Binds the addresses of the admin endpoint, once each.
+/// Binds the addresses of the admin endpoint, once each. With `beside` a setu that is being replaced may have them still.
 ///
 /// # Errors
 /// The first thing in the way.
-pub fn bind_admin(config: &Config) -> Result<Vec<TcpListener>, BindError> {
-    let bind = |address: &SocketAddr| match bind(*address, 1) {
-        Ok(sockets) => Ok(sockets),
+pub fn bind_admin(config: &Config, beside: bool) -> Result<Vec<TcpListener>, BindError> {
+    let bind = |address: &SocketAddr| match if beside { open(*address, 1) } else { bind(*address, 1) } {
+        Ok(bound) => Ok(bound.sockets),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(privileged(vec![address.port()]))
         }
@@ -123,11 +150,16 @@ fn privileged(mut forbidden: Vec<u16>) -> BindError {
     BindError::Privileged { ports }
 }
 
-fn bind(mut address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+fn bind(wanted: SocketAddr, workers: usize) -> io::Result<Bound> {
     // With SO_REUSEPORT two setus would share a port in silence: first see whether it is free without.
-    let probe = socket(address)?;
-    probe.bind(&address.into())?;
+    let probe = socket(wanted)?;
+    probe.bind(&wanted.into())?;
     drop(probe);
+    open(wanted, workers)
+}
+
+fn open(wanted: SocketAddr, workers: usize) -> io::Result<Bound> {
+    let mut address = wanted;
     let mut sockets = Vec::new();
     for _ in 0..workers {
         let socket = socket(address)?;
@@ -139,7 +171,7 @@ fn bind(mut address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>>
         address = socket.local_addr()?;
         sockets.push(socket);
     }
-    Ok(sockets)
+    Ok(Bound { listener: 0, wanted, address, sockets })
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
@@ -210,17 +242,31 @@ mod tests {
 
     #[test]
     fn one_port_for_all_workers() {
-        let bound = bind_all(&config("\"127.0.0.1:0\""), 3).unwrap();
+        let bound = bind_all(&config("\"127.0.0.1:0\""), 3, &[]).unwrap();
         let ports: Vec<u16> =
             bound[0].sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
         assert_eq!(ports, [bound[0].address.port(); 3]);
     }
 
     #[test]
+    fn open_sockets_stay_and_every_worker_has_one() {
+        let before = bind_all(&config("\"127.0.0.1:0\""), 3, &[]).unwrap();
+        let after = bind_all(&config("\"127.0.0.2:0\", \"127.0.0.1:0\""), 2, &before).unwrap();
+        assert_eq!([after[0].sockets.len(), after[1].sockets.len()], [2, 3]);
+        assert_ne!(after[0].address, before[0].address);
+        assert_eq!(after[1].address, before[0].address);
+        let shares = |bound: &Bound, workers| -> Vec<usize> {
+            (0..workers).map(|worker| bound.share(worker, workers).unwrap().len()).collect()
+        };
+        assert_eq!(shares(&after[1], 2), [2, 1]);
+        assert_eq!(shares(&after[1], 5), [1; 5]);
+    }
+
+    #[test]
     fn a_port_in_use_names_its_holder() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = bind_all(&config(&format!("\"127.0.0.1:{port}\"")), 2).unwrap_err().to_string();
+        let error = bind_all(&config(&format!("\"127.0.0.1:{port}\"")), 2, &[]).unwrap_err().to_string();
         assert!(error.contains(&format!("port {port} of 127.0.0.1 is in use by ")), "{error}");
         assert!(error.contains(&format!("(pid {})", std::process::id())), "{error}");
     }
@@ -228,10 +274,10 @@ mod tests {
     #[test]
     fn the_admin_endpoint_is_bound_and_refused_alike() {
         let config = |bind: &str| Config::parse("test", &format!("[admin]\nbind = [{bind}]")).unwrap();
-        assert_eq!(bind_admin(&config("\"127.0.0.1:0\", \"127.0.0.2:0\"")).unwrap().len(), 2);
-        assert!(bind_admin(&config("")).unwrap().is_empty());
+        assert_eq!(bind_admin(&config("\"127.0.0.1:0\", \"127.0.0.2:0\""), false).unwrap().len(), 2);
+        assert!(bind_admin(&config(""), false).unwrap().is_empty());
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let error = bind_admin(&config(&format!("\"{}\"", taken.local_addr().unwrap()))).unwrap_err();
+        let error = bind_admin(&config(&format!("\"{}\"", taken.local_addr().unwrap())), false).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("or give admin.bind another port") && text.contains(" in use by "), "{text}");
     }
@@ -266,7 +312,7 @@ mod tests {
 
     #[test]
     fn an_address_of_another_machine_is_refused() {
-        let error = bind_all(&config("\"203.0.113.7:0\""), 1).unwrap_err().to_string();
+        let error = bind_all(&config("\"203.0.113.7:0\""), 1, &[]).unwrap_err().to_string();
         assert!(error.contains("`ip address` lists them"), "{error}");
     }
 }

@@ -6,9 +6,11 @@ mod process;
 mod shared;
 mod socket;
 mod tcp_info;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
-pub(crate) use process::{clock_is_kept, raise_file_limit, total_memory};
+pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memory};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
     Pipe, bound_receive_buffer, cookie, discard, peek, queued, receive, set_bind_address_no_port,

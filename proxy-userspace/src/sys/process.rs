@@ -1,6 +1,10 @@
 //! Limits of the process and of the machine.
 
-use std::{io, mem::MaybeUninit};
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+};
 
 use super::check;
 
@@ -28,6 +32,17 @@ pub(crate) fn clock_is_kept() -> Option<bool> {
     // SAFETY: zeroed, it asks for no change (adjtimex(2), `modes`), and the kernel writes one `timex`.
     let state = unsafe { libc::adjtimex(clock.as_mut_ptr()) };
     (state >= 0).then_some(state != libc::TIME_ERROR)
+}
+
+/// Takes hold of a descriptor that this process was started with and that nothing else in it knows of.
+///
+/// # Errors
+/// It is not open.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
+    // SAFETY: it is open, and the caller says that nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The machine's memory, bytes.

@@ -28,14 +28,15 @@ pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(value)
 }
 
-/// Bounds what the socket holds for its reader to `bytes`, whatever the system's limit, and offers all of it as window
-/// (a fixed buffer keeps the window clamp that the socket was born with, which may be below one segment).
+/// Bounds what the socket holds for its reader to `bytes`, or to twice `net.core.rmem_max` where that is less, and offers
+/// all of it as window (a fixed buffer keeps the window clamp that the socket was born with, which may be below one
+/// segment).
 ///
 /// # Errors
-/// The socket's; without CAP_NET_ADMIN that of a missing permission.
+/// The socket's.
 pub(crate) fn bound_receive_buffer(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
     // The kernel doubles the value (`sock_setsockopt`, net/core/sock.c).
-    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes / 2)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes / 2)?;
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
 }
 

@@ -6,11 +6,12 @@ use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write as _},
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::process::geteuid;
 use rustls::{
     crypto::aws_lc_rs,
     pki_types::{
@@ -271,6 +272,11 @@ fn write(file: &Path, text: &str) -> io::Result<()> {
         let mut new =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         new.write_all(text.as_bytes())?;
+        if geteuid().is_root() {
+            // A setu that is root no longer is to read it.
+            let owner = fs::metadata(directory)?;
+            fchown(&new, Some(owner.uid()), Some(owner.gid()))?;
+        }
         new.sync_all()?;
         fs::rename(&temporary, file)?;
         fs::File::open(directory)?.sync_all()

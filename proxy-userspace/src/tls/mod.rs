@@ -126,13 +126,16 @@ impl Acceptor {
     pub fn reload(&self, settings: &TlsSettings) -> Result<(), CertificateError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken first: what changes while the files are read is seen by the next look.
-        loaded.stamps = stamps(settings);
+        let seen = stamps(settings);
+        let same = *settings == loaded.settings;
+        if same {
+            loaded.stamps.clone_from(&seen);
+        }
         let in_memory = loaded.description.source == Source::Memory && !loaded.description.is_due();
-        if in_memory && *settings == loaded.settings && loaded.stamps == [None] {
+        if in_memory && same && seen == [None] {
             // There is nowhere to keep a new one either.
             return Ok(());
         }
-        loaded.settings = settings.clone();
         let Certificate { certified, description } = certificate::load(settings)?;
         if description.fingerprint != loaded.description.fingerprint {
             announce(&description);
@@ -140,6 +143,8 @@ impl Acceptor {
         let config = server_config(certified, self.tickets.clone()).map_err(CertificateError::Crypto)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         loaded.description = description;
+        loaded.settings = settings.clone();
+        loaded.stamps = seen;
         // A certificate that setu just made is not a change to react to.
         if settings.certificate.is_none() {
             loaded.stamps = stamps(settings);

@@ -26,7 +26,7 @@ use tracing::debug;
 
 use crate::{
     close_reason::CloseReason,
-    config::{Config, Endpoint, Host, UpstreamId},
+    config::{self, Config, Endpoint, Host, UpstreamId},
 };
 use destinations::Destinations;
 use dns::Names;
@@ -39,6 +39,9 @@ pub(crate) use pool::Lease;
 
 /// The least time that an endpoint gets to answer: one SYN may be lost, and is sent again after a second (RFC 6298).
 const SHARE_MIN: Duration = Duration::from_millis(1_500);
+
+/// How long names are looked up after a configuration has retired: for connections that were being inspected then.
+const LAST_QUESTIONS: Duration = Duration::from_secs(60);
 
 /// All upstreams, shared by all workers.
 #[derive(Debug)]
@@ -87,12 +90,23 @@ pub(crate) struct Background {
 }
 
 impl Upstreams {
-    /// The upstreams of a configuration. `own`: where setu listens, which is never dialed.
-    pub(crate) fn new(config: &Config, own: Vec<SocketAddr>) -> (Arc<Self>, Background) {
+    /// The upstreams of a configuration. `own`: where setu listens, which is never dialed. Of those of `before`, the
+    /// configuration until now, what is known of names stays, and the health and connections of each upstream whose
+    /// endpoints are the same.
+    pub(crate) fn new(
+        config: &Config,
+        own: Vec<SocketAddr>,
+        before: Option<&Self>,
+    ) -> (Arc<Self>, Background) {
         let now = Instant::now();
-        let upstream = |upstream: &crate::config::Upstream| Upstream {
-            pool: Pool::new(upstream.name.clone(), upstream.endpoints.clone(), now),
-            sources: Sources::new(&upstream.sources),
+        let upstream = |upstream: &crate::config::Upstream| {
+            let config::Upstream { name, endpoints, sources, .. } = upstream;
+            let same = |before: &&Upstream| before.pool.is_of(name, endpoints);
+            let pool = before.and_then(|before| before.all.iter().find(same)).map(|same| same.pool.clone());
+            Upstream {
+                pool: pool.unwrap_or_else(|| Pool::new(name.clone(), endpoints.clone(), now)),
+                sources: Sources::new(sources),
+            }
         };
         let used =
             (0..config.upstreams.len()).map(UpstreamId).filter(|id| config.is_used(*id)).collect::<Vec<_>>();
@@ -102,6 +116,9 @@ impl Upstreams {
             Host::Ip(_) => None,
         });
         let (names, requests) = Names::new(configured, now);
+        if let Some(before) = before {
+            names.inherit(&before.names);
+        }
         let upstreams = Arc::new(Self {
             all: config.upstreams.iter().map(upstream).collect(),
             names,
@@ -257,13 +274,19 @@ impl Upstreams {
 }
 
 impl Background {
-    /// Works for ever; dropping the future ends it at once.
-    pub(crate) async fn run(self) {
+    /// Works until `retired` is over, when another configuration has taken its place, and then for as long as a
+    /// connection that came before may still ask for a name.
+    pub(crate) async fn run(self, retired: impl Future<Output = ()>) {
         let Self { upstreams, requests, servers, used } = self;
-        tokio::join!(
-            dns::run(&upstreams.names, requests, &servers, &upstreams.destinations),
-            health::run(&upstreams, &used),
-        );
+        let names = dns::run(&upstreams.names, requests, &servers, &upstreams.destinations);
+        tokio::pin!(names);
+        tokio::select! {
+            () = &mut names => {}
+            () = health::run(&upstreams, &used) => {}
+            () = retired => {}
+        }
+        // An error is the end that is meant.
+        let _ = timeout_at(Deadline::now() + LAST_QUESTIONS, names).await;
     }
 }
 

@@ -191,6 +191,11 @@ impl Pool {
         Arc::new(Self { name, endpoints, changed, shared: Mutex::new(Shared { members, turn: 0 }) })
     }
 
+    /// Whether it is a pool of these, by this name.
+    pub(crate) fn is_of(&self, name: &str, endpoints: &[Endpoint]) -> bool {
+        self.name == name && self.endpoints == endpoints
+    }
+
     /// An endpoint for a client that was not lucky with those in `tried`; `None` when nobody else is left.
     pub(crate) fn pick(self: &Arc<Self>, tried: &[usize], now: Instant) -> Option<Lease> {
         let (member, probe) = self.lock().pick(tried, now)?;

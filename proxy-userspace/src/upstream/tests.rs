@@ -17,7 +17,7 @@ fn upstreams(endpoints: &[String], more: &str, own: Vec<SocketAddr>) -> (Arc<Ups
         "[[listener]]\nname = \"test\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\nupstream = \"test\"\n\
          [upstream.test]\nendpoints = {endpoints:?}\n{more}\n[security]\nallow_private_upstreams = true\n"
     );
-    Upstreams::new(&Config::parse("test", &text).unwrap(), own)
+    Upstreams::new(&Config::parse("test", &text).unwrap(), own, None)
 }
 
 fn listen() -> (TcpListener, String) {
@@ -38,7 +38,7 @@ fn standings(upstreams: &Upstreams) -> Vec<Standing> {
 /// Runs a test beside the background.
 async fn beside(background: Background, test: impl Future<Output = ()>) {
     tokio::select! {
-        () = background.run() => unreachable!("it runs for ever"),
+        () = background.run(std::future::pending()) => unreachable!("it runs for ever"),
         () = test => {}
     }
 }
@@ -165,4 +165,29 @@ async fn an_upstream_that_moves_is_followed_before_its_name_expires() {
         assert_eq!(dialed.stream.peer_addr().unwrap().ip().to_string(), "127.0.0.2");
     })
     .await;
+}
+
+/// A reload must not make setu forget which endpoints are dead, nor ask for names that it knows.
+#[tokio::test]
+async fn what_is_known_survives_another_configuration() {
+    let dead = refused();
+    let (_listener, living) = listen();
+    let (before, _background) = upstreams(&[dead.clone(), living.clone()], "", Vec::new());
+    while standings(&before) != [Standing::Down, Standing::Up] {
+        before.dial(TEST).await.unwrap();
+    }
+    let held = before.dial(TEST).await.unwrap();
+    let config = |endpoints: &[String]| {
+        let text = format!(
+            "[upstream.test]\nendpoints = {endpoints:?}\n[security]\nallow_private_upstreams = true\n"
+        );
+        Config::parse("test", &text).unwrap()
+    };
+    let (same, _background) = Upstreams::new(&config(&[dead, living.clone()]), Vec::new(), Some(&before));
+    assert_eq!(standings(&same), [Standing::Down, Standing::Up]);
+    assert_eq!(same.status().iter().map(|status| status.connections).sum::<usize>(), 1);
+    drop(held);
+    assert_eq!(same.status().iter().map(|status| status.connections).sum::<usize>(), 0);
+    let (other, _background) = Upstreams::new(&config(&[living]), Vec::new(), Some(&same));
+    assert_eq!(standings(&other), [Standing::Untried]);
 }

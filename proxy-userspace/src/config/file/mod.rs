@@ -113,6 +113,7 @@ struct RawPrivacy {
 #[serde(deny_unknown_fields, default)]
 struct RawSecurity {
     allow_private_upstreams: bool,
+    user: Option<Text>,
 }
 
 /// Reads and validates the text of a file.
@@ -136,6 +137,9 @@ impl File {
             config.client_addresses = source.keyword(key, addresses, schema::CLIENT_ADDRESSES)?;
         }
         config.allow_private_upstreams = self.security.allow_private_upstreams;
+        if let Some(user) = &self.security.user {
+            config.user = Some(source.read("security.user", user, schema::USER, name)?);
+        }
         self.timeouts.validate(source, &mut config.timeouts)?;
         self.limits.validate(source, &mut config.limits)?;
         self.tls.validate(source, &mut config.tls)?;

@@ -13,12 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::MapError;
 use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, warn};
 
 use super::{
-    Command, Legs, Limits, Returned, Why, budget,
+    Command, Legs, Limits, Returned, StartError, Why, budget,
     counts::{Counts, Refusal},
     flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, direction_index},
     loader::{Kernel, Raw},
@@ -39,7 +40,8 @@ const QUIET: i32 = 32 * 1024;
 
 /// Bytes that a leg of a flow in the kernel holds for its reader at most. What the kernel forwards counts as read, so
 /// that the buffer would be tuned for a quick reader, up to `net.ipv4.tcp_rmem`, and be full of a slow one's bytes. At a
-/// round trip of 100 ms a sender still fills 100 Mbit/s.
+/// round trip of 100 ms a sender still fills 100 Mbit/s; with 416 KiB, all that the `net.core.rmem_max` of older kernels
+/// lets setu have without privileges, 20 Mbit/s.
 const RECEIVE_BUFFER: i32 = 2 << 20;
 /// Bytes taken out of a leaving leg together.
 const SCRATCH: usize = 256 * 1024;
@@ -90,6 +92,14 @@ impl Controller {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             next_sweep: Instant::now(),
         })
+    }
+
+    /// Whether this thread may use the maps.
+    pub(super) fn check_access(&self) -> Result<(), StartError> {
+        match self.kernel.sources.get(&0, 0) {
+            Ok(_) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(StartError::Access(error)),
+        }
     }
 
     /// Runs until told to stop, or until every worker is gone.
@@ -152,6 +162,11 @@ impl Controller {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Adopt(legs, ticket, returns)) => self.adopt(legs, ticket, returns),
+                Ok(Command::Idle(idle)) => self.limits.idle = idle,
+                Ok(Command::Ping(answer)) => {
+                    // An error means that nobody waits any more.
+                    let _ = answer.send(());
+                }
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
                 Err(mpsc::TryRecvError::Empty) => return true,
             }
@@ -183,6 +198,7 @@ impl Controller {
                     strained,
                     ticket,
                     returns,
+                    idle: self.limits.idle,
                     deadline: Instant::now() + self.limits.idle,
                     leaving: None,
                     seen: [0; 2],
@@ -390,10 +406,10 @@ impl Controller {
     }
 
     fn look_over(&mut self, id: u32, now: Instant, scarce: bool) {
-        let idle = self.limits.idle;
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
+        let idle = flow.idle;
         let mut congested = false;
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));

@@ -33,6 +33,8 @@ pub(super) struct Flow {
     pub(super) strained: u32,
     pub(super) ticket: Ticket,
     pub(super) returns: UnboundedSender<Returned>,
+    /// Close it when nothing moved for so long.
+    pub(super) idle: Duration,
     /// When to look whether it is idle.
     pub(super) deadline: Instant,
     /// Set while the flow leaves the kernel.

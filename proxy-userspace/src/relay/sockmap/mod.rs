@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
     close_reason::{CloseReason, Side, Ticket},
@@ -78,6 +78,10 @@ pub(crate) struct Limits {
 
 enum Command {
     Adopt(Legs, Ticket, UnboundedSender<Returned>),
+    /// Another idle timeout for flows that come from now on.
+    Idle(Duration),
+    /// Answer: the controller is alive.
+    Ping(oneshot::Sender<()>),
     Stop,
 }
 
@@ -96,7 +100,7 @@ impl Handle {
         match self.commands.send(Command::Adopt(legs, ticket, returns)) {
             Ok(()) => self.wake.wake(),
             Err(mpsc::SendError(Command::Adopt(_, ticket, _))) => ticket.close(CloseReason::Shutdown),
-            Err(mpsc::SendError(Command::Stop)) => {}
+            Err(mpsc::SendError(_)) => {}
         }
     }
 
@@ -110,11 +114,55 @@ impl Handle {
         self.budget
     }
 
-    /// Tells the controller to close every flow and end.
-    fn stop(&self) {
-        // An error means that it has ended already.
-        let _ = self.commands.send(Command::Stop);
+    /// Flows that come from now on have another idle timeout.
+    pub(crate) fn change_idle(&self, idle: Duration) {
+        self.tell(Command::Idle(idle));
+    }
+
+    /// Ends without an error when the controller is alive.
+    pub(crate) async fn ping(&self) -> Result<(), oneshot::error::RecvError> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Ping(answer));
+        answered.await
+    }
+
+    fn tell(&self, command: Command) {
+        // An error means that it has ended.
+        let _ = self.commands.send(command);
         self.wake.wake();
+    }
+}
+
+/// The kernel path, ready to go: what needs privileges is done.
+pub(crate) struct Loaded {
+    controller: controller::Controller,
+    handle: Handle,
+}
+
+impl Loaded {
+    /// Loads the program.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn new(limits: Limits) -> Result<Self, StartError> {
+        let (commands, receiver) = mpsc::channel();
+        let wake = Arc::new(EventFd::new()?);
+        let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
+        let counts = Arc::<Counts>::default();
+        let controller = controller::Controller::new(kernel, limits, receiver, counts.clone(), &wake)?;
+        Ok(Self { controller, handle: Handle { commands, wake, counts, budget: limits.budget } })
+    }
+
+    /// Starts the controller's thread.
+    ///
+    /// # Errors
+    /// Out of threads, or the kernel lets only the privileged change a map: all before Linux 5.19 where
+    /// `kernel.unprivileged_bpf_disabled` is set.
+    pub(crate) fn start(self) -> Result<Running, StartError> {
+        let Self { controller, handle } = self;
+        controller.check_access()?;
+        let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
+        Ok(Running { handle, thread: Some(thread) })
     }
 }
 
@@ -126,22 +174,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Loads the program and starts the controller's thread.
-    ///
-    /// # Errors
-    /// What the kernel refused.
-    pub(crate) fn start(limits: Limits) -> Result<Self, StartError> {
-        let (commands, receiver) = mpsc::channel();
-        let wake = Arc::new(EventFd::new()?);
-        let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
-        let counts = Arc::<Counts>::default();
-        let controller = controller::Controller::new(kernel, limits, receiver, counts.clone(), &wake)?;
-        let thread = std::thread::Builder::new().name("setu-kernel".into()).spawn(|| controller.run())?;
-        let handle = Handle { commands, wake, counts, budget: limits.budget };
-        Ok(Self { handle, thread: Some(thread) })
-    }
-
-    /// A way to the controller.
+    /// A way to the controller, for one worker.
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }
@@ -149,7 +182,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.handle.stop();
+        self.handle.tell(Command::Stop);
         if let Some(thread) = self.thread.take() {
             // A panic of the controller was reported by its thread.
             let _ = thread.join();
@@ -163,6 +196,12 @@ pub(crate) enum StartError {
     /// The kernel refused a part.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Without privileges maps cannot be changed.
+    #[error(
+        "this kernel lets only the privileged use eBPF maps, which setu is no longer: {0}; take Linux 5.19 or newer, or \
+         sysctl kernel.unprivileged_bpf_disabled=0"
+    )]
+    Access(#[source] aya::maps::MapError),
     /// Out of descriptors or threads.
     #[error("the controller could not start: {0}")]
     Io(#[from] io::Error),

@@ -14,7 +14,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{Legs, Limits, Returned, Running, StartError, Why};
+use super::{Legs, Limits, Loaded, Returned, Running, StartError, Why};
 use crate::{
     close_reason::{Side, Ticket},
     metrics::Counters,
@@ -44,7 +44,8 @@ pub struct Check {
 /// What the kernel refused.
 pub fn probe() -> Result<Vec<Check>, String> {
     let limits = Limits { flows: 8, budget: 64 << 20, idle: PATIENCE * 4, log_transitions: false };
-    let running = Running::start(limits).map_err(|error: StartError| error.to_string())?;
+    let running =
+        Loaded::new(limits).and_then(Loaded::start).map_err(|error: StartError| error.to_string())?;
     let checks: [(&'static str, Attempt); 5] = [
         ("a FIN without data is forwarded and breaks nothing", fin_only),
         ("bytes queued before the hand-over arrive", early_bytes),

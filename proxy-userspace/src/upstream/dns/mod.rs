@@ -105,6 +105,22 @@ impl Names {
         (names, receiver)
     }
 
+    /// Takes over what `before` knows and has counted, so that another configuration needs no resolver for names that
+    /// both have.
+    pub(crate) fn inherit(&self, before: &Self) {
+        let mut table = self.lock();
+        let known = before.lock();
+        for (name, entry) in table.iter_mut() {
+            if let Some(known) = known.get(name) {
+                *entry = Entry { configured: entry.configured, ..known.clone() };
+            }
+        }
+        for (failures, before) in self.failures.iter().zip(&before.failures) {
+            failures.store(before.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.stale.store(before.stale(), Ordering::Relaxed);
+    }
+
     /// The addresses of a name; at least one.
     ///
     /// # Errors

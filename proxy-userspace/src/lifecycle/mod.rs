@@ -1,0 +1,446 @@
+//! What happens to setu as a whole while it serves: reloads, the watchdog, its end.
+//!
+//! ```text
+//!                SIGHUP: reload, all or nothing
+//!                  ┌───┐
+//!   start ──► serving ─┘
+//!                │ SIGTERM, SIGINT, or a successor serves
+//!                ▼
+//!             draining ──► stopped
+//!                no connection left; timeouts.drain is over; another signal
+//! ```
+
+mod handover;
+mod reload;
+mod service;
+
+use std::{
+    io, mem,
+    net::SocketAddr,
+    num::NonZero,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    time::{interval, sleep, timeout},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    SPARE_DESCRIPTORS, admin,
+    cli::{RunArgs, ServeArgs},
+    close_reason::{CloseReason, Path},
+    config::{Config, Listener, Mode, PathChoice},
+    limits::{self, Limits},
+    listener::bind::{self, Bound},
+    metrics::{Counters, ListenerCounts},
+    relay::sockmap::{self, Loaded, Running},
+    sys,
+    tls::{Acceptor, CertificateError, TlsSettings},
+    upstream::{Background, Upstreams},
+    worker::{self, Order, Shared},
+};
+use handover::{Door, Predecessor, Request};
+use reload::Share;
+
+/// How often sources of connections are looked over.
+const FORGET: Duration = Duration::from_secs(5);
+/// While draining: how often connections are counted, and the rest is told.
+const COUNT: Duration = Duration::from_millis(50);
+const PROGRESS: Duration = Duration::from_secs(5);
+/// How long a worker may take to follow an order before setu goes on without its answer.
+const OBEY: Duration = Duration::from_secs(5);
+
+/// What is there before privileges are dropped.
+pub(crate) struct Prepared {
+    args: RunArgs,
+    config: Config,
+    files: u64,
+    workers: usize,
+    acceptor: Option<Arc<Acceptor>>,
+    bound: Vec<Bound>,
+    admin: admin::Sockets,
+    predecessor: Option<Predecessor>,
+}
+
+/// A setu that serves.
+struct Server {
+    args: RunArgs,
+    files: u64,
+    /// Of the current configuration.
+    shared: Arc<Shared>,
+    bound: Vec<Bound>,
+    /// Where the admin endpoint is.
+    admin: Vec<SocketAddr>,
+    /// Tells the admin endpoint of another `shared`.
+    current: watch::Sender<Arc<Shared>>,
+    workers: Vec<worker::Running>,
+    kernel: Option<Running>,
+    /// Dropped, it retires what works for the current configuration.
+    background: Option<oneshot::Sender<()>>,
+}
+
+impl Prepared {
+    /// Does what needs privileges, save for the kernel path: reads, and binds or takes over what is open.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub(crate) fn new(args: ServeArgs) -> anyhow::Result<Self> {
+        let ServeArgs { run: args, replace } = args;
+        let config = args.config()?;
+        let files = sys::raise_file_limit().context("the limit of open files cannot be read")?;
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let mut open = service::sockets().context("the sockets that setu was started with")?;
+        let mut predecessor = None;
+        if replace {
+            match Predecessor::find(&config.tls.state_dir) {
+                Ok((found, sockets)) => {
+                    open.extend(sockets);
+                    predecessor = Some(found);
+                }
+                Err(error) => {
+                    let state_dir = config.tls.state_dir.display();
+                    warn!(%state_dir, %error, "there is no setu to replace, starting without");
+                }
+            }
+        }
+        let acceptor = start_tls(&config)?;
+        let bound = bind::bind_all(&config, workers, &open)?;
+        for unused in open.iter().filter(|open| !bound.iter().any(|bound| bound.address == open.address)) {
+            warn!(address = %unused.address, "a socket that was passed to setu is in no listener's bind, it is closed");
+        }
+        let admin = admin::Sockets::bind(&config, predecessor.is_some())?;
+        Ok(Self { args, config, files, workers, acceptor, bound, admin, predecessor })
+    }
+
+    /// The configuration.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its file.
+    pub(crate) fn file(&self) -> Option<&std::path::Path> {
+        self.args.file()
+    }
+
+    /// The limit of open files.
+    pub(crate) fn files(&self) -> u64 {
+        self.files
+    }
+
+    /// Serves until the end.
+    ///
+    /// # Errors
+    /// Out of threads, or signals cannot be awaited.
+    pub(crate) fn serve(self, kernel: Option<Loaded>) -> anyhow::Result<()> {
+        let kernel = match kernel.map(Loaded::start).transpose() {
+            Err(error) if self.config.path == PathChoice::Auto => {
+                warn!(%error, "the kernel path is not available, bytes go through userspace");
+                None
+            }
+            kernel => kernel?,
+        };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(self.run(kernel))
+    }
+
+    async fn run(self, kernel: Option<Running>) -> anyhow::Result<()> {
+        let Self { args, config, files, workers, acceptor, bound, admin, predecessor } = self;
+        // They must be awaited before anyone is told that setu is ready.
+        let mut signals = Signals::new().context("signals cannot be awaited")?;
+        let addresses: Vec<SocketAddr> = admin.addresses().collect();
+        let own = bound.iter().map(|bound| bound.address).chain(addresses.iter().copied()).collect();
+        let (upstreams, background) = Upstreams::new(&config, own, None);
+        let possible = possible(files, &bound);
+        let limits = Arc::new(Limits::new(&config.limits, possible));
+        info!(connections = limits.connections(), files, "limits");
+        let counters = Arc::<Counters>::default();
+        let listeners = listener_counts(&config, &counters);
+        let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });
+        let (current, shown) = watch::channel(shared.clone());
+        let workers = (0..workers)
+            .map(|number| worker::start(number, shared.clone(), kernel.as_ref().map(Running::handle)))
+            .collect::<io::Result<Vec<_>>>()
+            .context("a worker could not start")?;
+        let path = if kernel.is_some() { Path::Sockmap } else { Path::Userspace };
+        let mut server = Server {
+            args,
+            files,
+            shared,
+            bound,
+            admin: addresses,
+            current,
+            workers,
+            kernel,
+            background: None,
+        };
+        let shares = reload::share(&server.bound, server.workers.len())?;
+        server.run_background(background);
+        if let Some(acceptor) = &server.shared.acceptor {
+            watch_certificate(acceptor.clone());
+        }
+        server.serve(shares).await;
+        for bound in &server.bound {
+            let listener = &server.shared.listeners[bound.listener].name;
+            info!(%listener, address = %bound.address, "listening");
+        }
+        admin.announce();
+        let admin = tokio::spawn(admin.serve(admin::Instance::new(
+            shown,
+            server.kernel.as_ref().map(Running::handle),
+            files,
+        )));
+        info!(%path, "ready");
+
+        let (requests, received) = mpsc::unbounded_channel();
+        let state_dir = &server.shared.config.tls.state_dir;
+        let door = Door::open(state_dir, predecessor.is_some(), requests).inspect_err(|error| {
+            info!(state_dir = %state_dir.display(), %error, "no successor can take over from this setu");
+        });
+        if let Some(predecessor) = predecessor {
+            predecessor.drain();
+        }
+        let orders = server.workers.iter().map(|worker| worker.orders.downgrade()).collect();
+        tokio::spawn(service::watchdog(orders, server.kernel.as_ref().map(Running::handle)));
+        service::ready(&format!("serving, {path} path"));
+        if server.until_told(&mut signals, received, door.ok()).await == Told::Succeeded {
+            // The successor has an admin endpoint of its own, on the same address.
+            admin.abort();
+        }
+        server.drain(&mut signals).await;
+        server.stop();
+        Ok(())
+    }
+}
+
+impl Server {
+    /// Serves until it is time to go.
+    async fn until_told(
+        &mut self,
+        signals: &mut Signals,
+        mut requests: mpsc::UnboundedReceiver<Request>,
+        mut door: Option<Door>,
+    ) -> Told {
+        let mut forget = interval(FORGET);
+        loop {
+            tokio::select! {
+                () = signals.end.recv() => {
+                    info!("stopping");
+                    return Told::Stop;
+                }
+                _ = signals.hangup.recv() => {
+                    service::reloading();
+                    match self.reload().await {
+                        Ok(()) => {
+                            info!("reloaded");
+                            service::ready("serving");
+                        }
+                        Err(error) => {
+                            let error = format!("{error:#}");
+                            error!(error, "not reloaded, nothing has changed");
+                            service::ready(&format!("serving as before; not reloaded: {error}"));
+                        }
+                    }
+                }
+                Some(request) = requests.recv() => match request {
+                    Request::Sockets(reply) => {
+                        let sockets = self.bound.iter().map(Bound::duplicate).collect::<io::Result<_>>();
+                        match sockets {
+                            // An error means that the successor is gone.
+                            Ok(sockets) => drop(reply.send(sockets)),
+                            Err(error) => warn!(%error, "the sockets cannot be passed to a successor"),
+                        }
+                    }
+                    Request::Drain => {
+                        if let Some(door) = &mut door {
+                            door.pass_on();
+                        }
+                        info!("stopping: a successor serves");
+                        return Told::Succeeded;
+                    }
+                },
+                _ = forget.tick() => self.shared.limits.sweep(Instant::now()),
+            }
+        }
+    }
+
+    /// Stops to listen, and waits for the connections to end.
+    async fn drain(&mut self, signals: &mut Signals) {
+        self.shared.counters.drain();
+        self.serve(self.workers.iter().map(|_| Share::new()).collect()).await;
+        self.bound.clear();
+        let limits = self.shared.limits.clone();
+        let patience = self.shared.config.timeouts.drain;
+        let begun = Instant::now();
+        let progress = async {
+            let mut ticks = interval(PROGRESS);
+            loop {
+                ticks.tick().await;
+                let (connections, seconds) =
+                    (limits.open_now(), patience.saturating_sub(begun.elapsed()).as_secs());
+                if connections > 0 {
+                    info!(connections, seconds, "draining");
+                }
+                service::stopping(&format!("draining, {connections} connections left"), PROGRESS * 3);
+            }
+        };
+        let all_gone = async {
+            while limits.open_now() > 0 {
+                sleep(COUNT).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = all_gone => {}
+            () = progress => {}
+            () = sleep(patience) => warn!(connections = limits.open_now(), "connections are closed"),
+            () = signals.end.recv() => warn!(connections = limits.open_now(), "connections are closed: told again"),
+        }
+    }
+
+    /// Closes what is left, and says how all connections ended.
+    fn stop(self) {
+        let Self { shared, workers, kernel, .. } = self;
+        shared.counters.stop();
+        let threads: Vec<_> = workers.into_iter().map(|worker| worker.thread).collect();
+        for thread in threads {
+            if thread.join().is_err() {
+                warn!("a worker had panicked");
+            }
+        }
+        if let Some(kernel) = kernel {
+            let handle = kernel.handle();
+            drop(kernel);
+            tell_kernel_counts(handle.counts());
+        }
+        for reason in CloseReason::ALL {
+            let count = shared.counters.closed(*reason);
+            if count > 0 {
+                info!(%reason, count, "closed connections");
+            }
+        }
+        for (failure, count) in shared.upstreams.name_failures() {
+            if count > 0 {
+                info!(reason = failure.name(), count, "failed lookups");
+            }
+        }
+        let stale = shared.upstreams.stale_answers();
+        if stale > 0 {
+            info!(stale, "connections by addresses past their time");
+        }
+        info!("stopped");
+    }
+
+    /// Makes the workers accept from these sockets and no others, under the current configuration. When it returns, what
+    /// they accepted from before is closed.
+    async fn serve(&self, shares: Vec<Share>) {
+        let mut done = Vec::new();
+        for (worker, sockets) in self.workers.iter().zip(shares) {
+            let (tell, told) = oneshot::channel();
+            // An error means that the worker has panicked.
+            let _ = worker.orders.send(Order::Serve { shared: self.shared.clone(), sockets, done: tell });
+            done.push(told);
+        }
+        for told in done {
+            if !matches!(timeout(OBEY, told).await, Ok(Ok(()))) {
+                error!("a worker does not answer");
+            }
+        }
+    }
+
+    /// Lets names be resolved and endpoints be checked for the current configuration, and retires those of before.
+    fn run_background(&mut self, background: Background) {
+        let (retire, retired) = oneshot::channel();
+        mem::drop(self.background.replace(retire));
+        tokio::spawn(background.run(async {
+            // An error is what it waits for.
+            let _ = retired.await;
+        }));
+    }
+}
+
+/// Why it is time to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// By a signal.
+    Stop,
+    /// Another setu serves.
+    Succeeded,
+}
+
+/// The signals that setu follows.
+struct Signals {
+    end: End,
+    hangup: Signal,
+}
+
+/// Those that end setu.
+struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let end =
+            End { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        Ok(Self { end, hangup: signal(SignalKind::hangup())? })
+    }
+}
+
+impl End {
+    /// Waits for one.
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What is counted for each listener of a configuration.
+fn listener_counts(config: &Config, counters: &Counters) -> Vec<Arc<ListenerCounts>> {
+    config.listeners.iter().map(|listener| counters.listener(&listener.name)).collect()
+}
+
+/// How many connections are possible beside the listening sockets, of which workers have duplicates.
+fn possible(files: u64, bound: &[Bound]) -> u32 {
+    let listening: usize = bound.iter().map(|bound| bound.sockets.len() * 2).sum();
+    limits::possible(files, SPARE_DESCRIPTORS + listening as u64, sys::total_memory())
+}
+
+/// Logs what became of flows in the kernel.
+fn tell_kernel_counts(counts: &sockmap::Counts) {
+    for refusal in sockmap::Refusal::ALL {
+        let count = counts.refused(refusal);
+        if count > 0 {
+            info!(reason = refusal.name(), count, "flows that the kernel did not take");
+        }
+    }
+    let (congested, resumed) = (counts.congested(), counts.resumed());
+    if congested > 0 {
+        info!(congested, resumed, "flows that left the kernel for a slow reader, and came back");
+    }
+}
+
+/// Loads the certificate, where a listener needs one.
+fn start_tls(config: &Config) -> Result<Option<Arc<Acceptor>>, CertificateError> {
+    let ends_tls = |listener: &Listener| matches!(listener.mode, Mode::ChatTls { .. } | Mode::Auto { .. });
+    if !config.listeners.iter().any(ends_tls) {
+        return Ok(None);
+    }
+    let acceptor = Acceptor::new(TlsSettings::from(&config.tls))?;
+    info!(certificate = %acceptor.description().source, "TLS");
+    Ok(Some(Arc::new(acceptor)))
+}
+
+/// Takes up new certificate files, for ever.
+fn watch_certificate(acceptor: Arc<Acceptor>) {
+    tokio::spawn(async move { acceptor.watch().await });
+}

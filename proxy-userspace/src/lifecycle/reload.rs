@@ -1,0 +1,107 @@
+//! Another configuration for a running setu: all of it, or nothing.
+//!
+//! Whatever can fail comes first and changes nothing; what changes cannot fail. Connections are not touched: each keeps
+//! the [`Shared`] under which it was accepted.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tracing::{info, warn};
+
+use super::{Server, listener_counts, possible, start_tls, watch_certificate};
+use crate::{
+    config::Config,
+    listener::bind::{self, Bound},
+    tls::TlsSettings,
+    upstream::Upstreams,
+    worker::Shared,
+};
+
+impl Server {
+    /// Reads the configuration again and applies it.
+    ///
+    /// # Errors
+    /// What is wrong. Then everything is as it was.
+    pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
+        let config = self.args.config()?;
+        let bound = bind::bind_all(&config, self.workers.len(), &self.bound)?;
+        let shares = share(&bound, self.workers.len()).context("a listener cannot be shared")?;
+        let acceptor = match &self.shared.acceptor {
+            Some(acceptor) => {
+                acceptor.reload(&TlsSettings::from(&config.tls))?;
+                Some(acceptor.clone())
+            }
+            None => start_tls(&config)?,
+        };
+
+        warn_of_fixed(&self.shared.config, &config);
+        log_listeners(&self.bound, &bound, &config);
+        self.shared.limits.change(&config.limits, possible(self.files, &bound));
+        if let Some(kernel) = &self.kernel {
+            kernel.handle().change_idle(config.timeouts.idle);
+        }
+        let own = bound.iter().map(|bound| bound.address).chain(self.admin.iter().copied()).collect();
+        let (upstreams, background) = Upstreams::new(&config, own, Some(&self.shared.upstreams));
+        self.run_background(background);
+        if self.shared.acceptor.is_none()
+            && let Some(acceptor) = &acceptor
+        {
+            watch_certificate(acceptor.clone());
+        }
+        self.shared = Arc::new(Shared {
+            listeners: listener_counts(&config, &self.shared.counters),
+            config,
+            upstreams,
+            limits: self.shared.limits.clone(),
+            acceptor,
+            counters: self.shared.counters.clone(),
+        });
+        // An error means that the admin endpoint is off.
+        let _ = self.current.send(self.shared.clone());
+        self.serve(shares).await;
+        self.bound = bound;
+        Ok(())
+    }
+}
+
+/// Sockets of one worker, each with the index of its listener.
+pub(super) type Share = Vec<(usize, std::net::TcpListener)>;
+
+/// Deals the sockets out.
+pub(super) fn share(bound: &[Bound], workers: usize) -> std::io::Result<Vec<Share>> {
+    let of = |worker| {
+        let mut share = Share::new();
+        for bound in bound {
+            share.extend(bound.share(worker, workers)?.into_iter().map(|socket| (bound.listener, socket)));
+        }
+        Ok(share)
+    };
+    (0..workers).map(of).collect()
+}
+
+/// What only a restart can change.
+fn warn_of_fixed(before: &Config, after: &Config) {
+    let differs = [
+        ("relay.path", before.path != after.path),
+        ("limits.kernel_bytes", before.limits.kernel_bytes != after.limits.kernel_bytes),
+        ("tls.state_dir", before.tls.state_dir != after.tls.state_dir),
+        ("admin.bind", before.admin != after.admin),
+        ("security.user", before.user != after.user),
+    ];
+    for (key, differs) in differs {
+        if differs {
+            warn!(key, "it has changed; that takes effect with the next start");
+        }
+    }
+}
+
+fn log_listeners(before: &[Bound], after: &[Bound], config: &Config) {
+    let has = |all: &[Bound], bound: &Bound| all.iter().any(|other| other.address == bound.address);
+    for bound in after.iter().filter(|bound| !has(before, bound)) {
+        let listener = &config.listeners[bound.listener].name;
+        info!(%listener, address = %bound.address, "listening");
+    }
+    for bound in before.iter().filter(|bound| !has(after, bound)) {
+        info!(address = %bound.address, "no longer listening");
+    }
+}
