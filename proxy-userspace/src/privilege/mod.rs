@@ -62,6 +62,9 @@ pub enum PrivilegeError {
 /// What cannot be dropped. What an old kernel does not have is said in a warning, and done without.
 pub(crate) fn drop_all(config: &Config, file: Option<&Path>) -> Result<(), PrivilegeError> {
     alone()?;
+    // The status page asks for both. They come from the auxiliary vector, which is read once, when it is first asked for;
+    // after this it could not be, and the library takes that for impossible.
+    let _ = (procfs::page_size(), procfs::ticks_per_second());
     restrict(config, file)
 }
 
