@@ -61,6 +61,9 @@ impl Network {
     #[must_use]
     pub fn setu_with_log(&self, path: Path, endpoints: &[String], more: &str, level: &str) -> Setu {
         let config = config(path, &endpoints.join("\", \""), more);
+        // Only a process of its own user may change its limits (prlimit(2)); capabilities it drops all the same.
+        let user = "allow_private_upstreams = true\nuser = \"root\"";
+        let config = config.replace("allow_private_upstreams = true", user);
         let config = config.replace("127.0.0.1:0", &format!("{PROXY}:0"));
         let setu = Setu::start_with_log(&config, Some(&self.proxy), level);
         // Workers take their reserves once they accept, which may be after setu is ready.
