@@ -4,7 +4,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{bench, ebpf, page, process, setup, test};
+use crate::{bench, ebpf, fuzz, page, process, setup, test};
+
+/// For each target.
+const FUZZ_SECONDS: u32 = 120;
 
 pub(crate) fn run() -> Result<()> {
     setup::run(false)?;
@@ -32,5 +35,6 @@ pub(crate) fn run() -> Result<()> {
     ebpf::check()?;
     page::run()?;
     bench::check()?;
+    fuzz::run(FUZZ_SECONDS, Vec::new())?;
     test::run(&[])
 }
