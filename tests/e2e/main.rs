@@ -13,6 +13,7 @@ mod doctor;
 mod faults;
 mod front_door;
 mod hostile;
+mod idle_tls;
 mod kernel;
 mod kernel_faults;
 mod lifecycle;

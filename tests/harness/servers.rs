@@ -67,6 +67,12 @@ impl Server {
         Self { child, addresses, folder }
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self, socket: usize) -> SocketAddr {
