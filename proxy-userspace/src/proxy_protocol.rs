@@ -243,9 +243,11 @@ fn check_tlvs(header: &[u8], mut at: usize) -> Step<()> {
             return malformed(at + 1, "a TLV longer than its header");
         };
         if kind == TLV_CRC32C {
+            if bytes.len() != 4 {
+                return malformed(at + 1, "a checksum that is not of 4 bytes");
+            }
             // It is over the whole header, with zeros in its own place.
-            let zeroed =
-                header[..value].iter().chain(&[0; 4]).chain(header.get(value + 4..).unwrap_or_default());
+            let zeroed = header[..value].iter().chain(&[0; 4]).chain(&header[end..]);
             if bytes != crc32c(zeroed).to_be_bytes() {
                 return malformed(value, "a wrong checksum");
             }
@@ -369,6 +371,7 @@ v1-trailing-field: at 34: more than two addresses and two ports
 v1-two-spaces: at 11: not an address of that family
 v1-unknown-with-rest: unknown, then 4
 v1-wrong-family: at 11: not an address of that family
+v2-checksum-empty: at 41: a checksum that is not of 4 bytes
 v2-datagram: unknown, then 0
 v2-family: at 13: no such family or transport
 v2-local-with-rest: local, then 0
