@@ -23,6 +23,7 @@ crate::on_both_paths! {
     two_of_three_are_killed_during_ten_thousand_connections
     one_of_three_flaps
     one_of_three_is_silent
+    the_last_falls_while_the_others_are_left_alone
     all_are_down_and_one_comes_back
     an_upstream_moves_while_flows_run
     resolvers_fail_and_lie
@@ -188,6 +189,28 @@ fn one_of_three_is_silent(path: Path) {
         }
     });
     setu.wait_count("endpoint is down", 1);
+    let (_, reasons) = setu.stop();
+    for reason in NOT_PLACED {
+        assert_eq!(reasons.get(reason), None, "{reasons:?}");
+    }
+}
+
+fn the_last_falls_while_the_others_are_left_alone(path: Path) {
+    let addresses: Vec<_> = (0..3).map(|_| free_address()).collect();
+    let mut last = Killable::start(&addresses[2]);
+    let mut setu = Setu::start(&several(path, &addresses, ONE_SOURCE));
+    let proxy = setu.address("chat");
+    (0..30).for_each(|_| attempt(proxy).unwrap());
+    setu.wait_count("endpoint is down", 2);
+    // Their back-offs grow: tried after 1 s and 3 s, they would be left alone until 7 s.
+    thread::sleep(Duration::from_secs(5));
+    let _others: Vec<_> = addresses[..2].iter().map(|address| Killable::start(address)).collect();
+    last.kill();
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| (0..20).for_each(|_| attempt(proxy).unwrap()));
+        }
+    });
     let (_, reasons) = setu.stop();
     for reason in NOT_PLACED {
         assert_eq!(reasons.get(reason), None, "{reasons:?}");

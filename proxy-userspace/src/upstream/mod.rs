@@ -140,7 +140,7 @@ impl Upstreams {
         let deadline = Deadline::now() + self.connect;
         let mut tried: Vec<usize> = Vec::new();
         let mut reason = CloseReason::UpstreamDown;
-        while let Some(mut lease) = pool.pick(&tried, Instant::now()) {
+        while let Some(mut lease) = pool.lease(&tried, deadline).await {
             // A silent endpoint must leave time for the others.
             let now = Deadline::now();
             let left = deadline.saturating_duration_since(now);

@@ -12,15 +12,19 @@
 //!   └──────────────── connected (from any state, by whomever) ──────────────────────┘
 //! ```
 //!
-//! A client gets the least used of the endpoints that are up; only when none is, one client at a time probes one
-//! whose back-off is over. The checks of [`super::health`] probe as well, so that clients rarely have to.
+//! A client gets the least used of the endpoints that are up. When none is left, a back-off says little: what was ejected
+//! long ago may be well by now. So one client at a time probes one that nobody has tried for [`CHECK_PAUSE`], and those
+//! that come meanwhile wait a moment for what it finds. The checks of [`super::health`] probe as well.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant as Deadline, timeout_at},
+};
 use tracing::{info, warn};
 
 use super::health::{EndpointStatus, Standing};
@@ -37,8 +41,10 @@ const STEADY: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(2);
 /// While no endpoint is up, every one is checked at least this often: clients are being turned away.
 const ALL_DOWN: Duration = Duration::from_secs(5);
-/// No endpoint is checked more often than this.
+/// No endpoint that is down is tried more often than this.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
+/// How long a client waits for what another one's probe finds: a round trip around the world, and half as much again.
+const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The endpoints of one upstream, shared by all workers.
 #[derive(Debug)]
@@ -49,6 +55,8 @@ pub(crate) struct Pool {
     endpoints: Vec<Endpoint>,
     /// One for each endpoint, told when its health has changed.
     changed: Vec<Notify>,
+    /// Told of every verdict on an endpoint that was down.
+    probed: Notify,
     shared: Mutex<Shared>,
 }
 
@@ -66,6 +74,8 @@ struct Member {
     /// When it last went up or down.
     since: Instant,
     back_off: Duration,
+    /// When an attempt last failed.
+    failed: Option<Instant>,
     /// Whether anyone has heard of it yet.
     tried: bool,
     last_error: Option<CloseReason>,
@@ -93,7 +103,7 @@ enum Change {
 impl Member {
     fn new(now: Instant) -> Self {
         let state = State::Up { failures: 0 };
-        Self { state, since: now, back_off: BACK_OFF, tried: false, last_error: None, live: 0 }
+        Self { state, since: now, back_off: BACK_OFF, failed: None, tried: false, last_error: None, live: 0 }
     }
 
     fn is_up(&self) -> bool {
@@ -114,6 +124,7 @@ impl Member {
     /// `jitter` is between 0 and 1.
     fn failed(&mut self, reason: CloseReason, now: Instant, jitter: f64) -> Change {
         self.tried = true;
+        self.failed = Some(now);
         self.last_error = Some(reason);
         match self.state {
             State::Up { failures } if failures + 1 < EJECT_AFTER => {
@@ -136,6 +147,12 @@ impl Member {
         }
     }
 
+    /// Whether it is down, and was left alone for long enough to be tried when nobody better is left.
+    fn may_be_probed(&self, now: Instant) -> bool {
+        let rested = self.failed.is_none_or(|failed| failed + CHECK_PAUSE <= now);
+        matches!(self.state, State::Ejected { until } if until <= now || rested)
+    }
+
     fn eject(&mut self, now: Instant, jitter: f64) {
         // Endpoints that fell together must not be probed together.
         self.state = State::Ejected { until: now + self.back_off.mul_f64(0.75 + 0.5 * jitter) };
@@ -150,10 +167,9 @@ impl Shared {
         let turn = self.turn;
         let order = || (0..count).map(|step| (turn % count + step) % count).filter(|at| !tried.contains(at));
         let least = order().filter(|at| self.members[*at].is_up()).min_by_key(|at| self.members[*at].live);
-        let is_due = |at: &usize| matches!(self.members[*at].state, State::Ejected { until } if until <= now);
         let (at, probe) = match least {
             Some(at) => (at, false),
-            None => (order().find(is_due)?, true),
+            None => (order().find(|at| self.members[*at].may_be_probed(now))?, true),
         };
         let member = &mut self.members[at];
         member.live += 1;
@@ -188,7 +204,8 @@ impl Pool {
     pub(crate) fn new(name: String, endpoints: Vec<Endpoint>, now: Instant) -> Arc<Self> {
         let members = vec![Member::new(now); endpoints.len()];
         let changed = endpoints.iter().map(|_| Notify::new()).collect();
-        Arc::new(Self { name, endpoints, changed, shared: Mutex::new(Shared { members, turn: 0 }) })
+        let shared = Mutex::new(Shared { members, turn: 0 });
+        Arc::new(Self { name, endpoints, changed, probed: Notify::new(), shared })
     }
 
     /// Whether it is a pool of these, by this name.
@@ -196,8 +213,30 @@ impl Pool {
         self.name == name && self.endpoints == endpoints
     }
 
-    /// An endpoint for a client that was not lucky with those in `tried`; `None` when nobody else is left.
-    pub(crate) fn pick(self: &Arc<Self>, tried: &[usize], now: Instant) -> Option<Lease> {
+    /// An endpoint for a client that was not lucky with those in `tried`; `None` when nobody else is left. Where one is
+    /// just being probed it waits for that, but not beyond `deadline`.
+    pub(crate) async fn lease(self: &Arc<Self>, tried: &[usize], deadline: Deadline) -> Option<Lease> {
+        let patience = deadline.min(Deadline::now() + PROBE_PATIENCE);
+        loop {
+            // It hears of verdicts from now on, so that none between the look and the wait is missed.
+            let probed = self.probed.notified();
+            if let Some(lease) = self.pick(tried, Instant::now()) {
+                return Some(lease);
+            }
+            if !self.is_probing(tried) || timeout_at(patience, probed).await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Whether somebody probes an endpoint that is not in `tried`.
+    fn is_probing(&self, tried: &[usize]) -> bool {
+        let shared = self.lock();
+        let mut members = shared.members.iter().enumerate();
+        members.any(|(at, member)| member.state == State::Probing && !tried.contains(&at))
+    }
+
+    fn pick(self: &Arc<Self>, tried: &[usize], now: Instant) -> Option<Lease> {
         let (member, probe) = self.lock().pick(tried, now)?;
         Some(Lease { pool: self.clone(), member, probe })
     }
@@ -219,9 +258,13 @@ impl Pool {
             (Change::Up, _) => info!(upstream = self.name, %endpoint, "endpoint is up again"),
             _ => {}
         }
-        if change != Change::None {
-            self.changed[member].notify_one();
+        match change {
+            Change::None => return,
+            Change::Worse | Change::Up => self.changed[member].notify_one(),
+            // It may have been the last: then the others are due.
+            Change::Down => self.changed.iter().for_each(Notify::notify_one),
         }
+        self.probed.notify_waiters();
     }
 
     /// Ends when the health of an endpoint has changed since the last call.
@@ -305,6 +348,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.pool.lock().release(self.member, self.probe, Instant::now());
+        if self.probe {
+            self.pool.probed.notify_waiters();
+        }
     }
 }
 
@@ -368,6 +414,52 @@ mod tests {
         assert!(pool.pick(&[1], back).is_some());
         assert_eq!(pool.status()[0].standing, Standing::Up);
         assert_eq!(pool.status()[0].since, back);
+    }
+
+    #[test]
+    fn when_the_last_one_falls_a_back_off_holds_nobody_up() {
+        let now = Instant::now();
+        let pool = pool(2, now);
+        fail(&pool, 0, EJECT_AFTER, now);
+        for _ in 0..8 {
+            let back = until(&pool, 0).unwrap();
+            fail(&pool, 0, 1, back);
+        }
+        let now = until(&pool, 0).unwrap() - BACK_OFF_MAX / 2;
+        assert_eq!(pool.pick(&[], now).unwrap().member(), 1);
+        fail(&pool, 1, EJECT_AFTER, now);
+        assert!(pool.pick(&[0], now).is_none(), "it has just failed");
+        let mut probe = pool.pick(&[], now).unwrap();
+        assert_eq!(probe.member(), 0);
+        assert!(pool.pick(&[], now).is_none(), "one probes at a time");
+        probe.connected(now);
+        assert_eq!(pool.pick(&[], now).unwrap().member(), 0);
+    }
+
+    #[tokio::test]
+    async fn clients_wait_for_what_a_probe_finds() {
+        let pool = pool(1, Instant::now());
+        fail(&pool, 0, EJECT_AFTER, Instant::now() - CHECK_PAUSE);
+        let deadline = Deadline::now() + Duration::from_secs(5);
+        for well in [false, true] {
+            let mut probe = pool.lease(&[], deadline).await.unwrap();
+            let (lease, ()) = tokio::join!(pool.lease(&[], deadline), async {
+                tokio::time::sleep(PROBE_PATIENCE / 20).await;
+                if well {
+                    probe.connected(Instant::now());
+                } else {
+                    // Given up: its turn is the next one's.
+                    drop(probe);
+                }
+            });
+            assert_eq!(lease.unwrap().probe, !well);
+        }
+        fail(&pool, 0, EJECT_AFTER, Instant::now() - CHECK_PAUSE);
+        let _silent = pool.lease(&[], deadline).await.unwrap();
+        let before = Instant::now();
+        assert!(pool.lease(&[0], deadline).await.is_none(), "there is nothing to wait for");
+        assert!(pool.lease(&[], deadline).await.is_none());
+        assert!(before.elapsed() >= PROBE_PATIENCE);
     }
 
     #[test]
