@@ -4,19 +4,19 @@ use std::{fs, process::Command};
 
 use anyhow::Result;
 
-use crate::{build_setu, process};
+use crate::{build_setu, process, test::SETU_BIN};
 
 /// Where runs are committed, in folders whose names begin with the date.
 const RUNS: &str = "bench/runs";
 
 /// Builds setu and the bench, and runs a task of the bench. What is only rendered needs no setu.
 pub(crate) fn run(task: &str, args: &[String]) -> Result<()> {
-    if !args.iter().any(|arg| arg.starts_with("--render")) {
-        build_setu()?;
-    }
     process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "setu-bench"]))?;
-    let setu = std::env::current_dir()?.join("target/release/setu");
-    process::run(Command::new("target/release/setu-bench").arg(task).args(args).env("SETU_BIN", setu))
+    let mut bench = Command::new("target/release/setu-bench");
+    if !args.iter().any(|arg| arg.starts_with("--render")) {
+        bench.env(SETU_BIN, build_setu()?);
+    }
+    process::run(bench.arg(task).args(args))
 }
 
 /// Fails when summary, plots or the README's table are not what the newest committed run's raw data makes of them.

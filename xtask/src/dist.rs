@@ -22,7 +22,7 @@ use crate::{
 };
 
 const OUT: &str = "target/dist";
-const BINARY: &str = "target/dist/setu";
+pub(crate) const BINARY: &str = "target/dist/setu";
 const IMAGE: &str = "target/dist/setu-image.tar";
 const IMAGE_NAME: &str = "localhost/setu:latest";
 /// The user `setu` inside the image, as in dist/container/passwd.

@@ -11,7 +11,11 @@ mod process;
 mod setup;
 mod test;
 
-use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -102,7 +106,7 @@ fn main() -> Result<()> {
         Task::Bench { args } => bench::run("bench", &args),
         Task::Dist { check: false } => dist::build(),
         Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),
-        Task::Page => page::run(),
+        Task::Page => page::run(&build_setu()?),
         Task::Ci => ci::run(),
     }
 }
@@ -113,6 +117,7 @@ fn run(args: &[String]) -> Result<()> {
     Err(Command::new("target/release/setu").arg("run").args(args).exec().into())
 }
 
-fn build_setu() -> Result<()> {
-    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "proxy-userspace"]))
+fn build_setu() -> Result<PathBuf> {
+    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "proxy-userspace"]))?;
+    Ok(std::env::current_dir()?.join("target/release/setu"))
 }

@@ -8,16 +8,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build_setu, process, setup};
+use crate::{process, setup};
 
 /// Where the browser's modules, the pages and the screenshots go.
 const OUT: &str = "target/page";
 /// What is checked with, pinned; and states of setu that a test cannot wait for.
 const SOURCE: &str = "tests/page";
 
-pub(crate) fn run() -> Result<()> {
+/// `setu` is the binary.
+pub(crate) fn run(setu: &Path) -> Result<()> {
     setup::page()?;
-    build_setu()?;
     fs::create_dir_all(OUT)?;
     install_modules()?;
     let mut pages = Vec::new();
@@ -29,7 +29,7 @@ pub(crate) fn run() -> Result<()> {
         bail!("{SOURCE}/status has no states");
     }
     let check = Path::new(SOURCE).join("check.mjs");
-    process::run(Command::new("node").arg(check).args(["target/release/setu", OUT, OUT]).args(pages))
+    process::run(Command::new("node").arg(check).arg(setu).args([OUT, OUT]).args(pages))
 }
 
 /// Installs what the lock file names, unless that is there.
@@ -51,7 +51,7 @@ fn render(status: &Path) -> Result<PathBuf> {
     let page = Path::new(OUT).join(name).with_extension("html");
     let mut example = process::cargo();
     example
-        .args(["run", "--quiet", "--release", "--package", "proxy-userspace", "--example", "status_page"])
+        .args(["run", "--quiet", "--package", "proxy-userspace", "--example", "status_page"])
         .stdin(fs::File::open(status)?)
         .stdout(fs::File::create(&page)?);
     process::run(&mut example)?;

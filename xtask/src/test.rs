@@ -9,16 +9,19 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build_setu, process, setup};
 
+/// The variable that names the binary for the end-to-end tests; without it one is built.
+pub(crate) const SETU_BIN: &str = "SETU_BIN";
+
 /// The real binary for the end-to-end tests, then every test of the workspace.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     setup::run_quietly()?;
-    build_setu()?;
+    let setu = std::env::var_os(SETU_BIN).map_or_else(build_setu, |setu| Ok(setu.into()))?;
     let mut cargo = process::cargo();
     // Two at a time: the end-to-end tests share two cores with the proxies and peers that they start.
     cargo
         .args(["test", "--workspace", "--no-fail-fast", "--", "--test-threads=2"])
         .args(args)
-        .env("SETU_BIN", std::env::current_dir()?.join("target/release/setu"))
+        .env(SETU_BIN, setu)
         .stdout(Stdio::piped());
     let mut child = cargo.spawn().context("cargo test could not be started")?;
     let mut counts = [0_u64; 2];

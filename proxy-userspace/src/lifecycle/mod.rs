@@ -27,7 +27,7 @@ use anyhow::Context as _;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{interval, sleep, timeout},
 };
 use tracing::{error, info, warn};
@@ -84,6 +84,8 @@ struct Server {
     kernel: Option<Running>,
     /// Dropped, it retires what works for the current configuration.
     background: Option<oneshot::Sender<()>>,
+    /// Told when that has panicked.
+    broken: Arc<Notify>,
 }
 
 impl Prepared {
@@ -179,6 +181,7 @@ impl Prepared {
             workers,
             kernel,
             background: None,
+            broken: Arc::default(),
         };
         let shares = reload::share(&server.bound, server.workers.len())?;
         server.run_background(background);
@@ -209,12 +212,14 @@ impl Prepared {
         let orders = server.workers.iter().map(|worker| worker.orders.downgrade()).collect();
         tokio::spawn(service::watchdog(orders, server.kernel.as_ref().map(Running::handle)));
         service::ready(&format!("serving, {path} path"));
-        if server.until_told(&mut signals, received, door.ok()).await == Told::Succeeded {
+        let told = server.until_told(&mut signals, received, door.ok()).await;
+        if told == Told::Succeeded {
             // The successor has an admin endpoint of its own, on the same address.
             admin.abort();
         }
         server.drain(&mut signals).await;
         server.stop();
+        anyhow::ensure!(told != Told::Broken, "what resolves names and checks upstreams had panicked");
         Ok(())
     }
 }
@@ -265,6 +270,10 @@ impl Server {
                         return Told::Succeeded;
                     }
                 },
+                () = self.broken.notified() => {
+                    error!("a defect: names are resolved no more. Stopping, to be started anew");
+                    return Told::Broken;
+                }
                 _ = forget.tick() => self.shared.limits.sweep(Instant::now()),
             }
         }
@@ -358,10 +367,16 @@ impl Server {
     fn run_background(&mut self, background: Background) {
         let (retire, retired) = oneshot::channel();
         mem::drop(self.background.replace(retire));
-        tokio::spawn(background.run(async {
+        let running = tokio::spawn(background.run(async {
             // An error is what it waits for.
             let _ = retired.await;
         }));
+        let broken = self.broken.clone();
+        tokio::spawn(async move {
+            if running.await.is_err() {
+                broken.notify_one();
+            }
+        });
     }
 }
 
@@ -372,6 +387,8 @@ enum Told {
     Stop,
     /// Another setu serves.
     Succeeded,
+    /// By a panic.
+    Broken,
 }
 
 /// The signals that setu follows.
