@@ -18,19 +18,14 @@ use rustls::{
 use setu_tests::Setu;
 use sha2::{Digest as _, Sha256};
 
-/// What a phone sends first: routing information, then the header of the protocol. Captured from a client.
-const HELLO: [u8; 18] = [
-    0x45, 0x44, 0x00, 0x01, 0x00, 0x00, 0x04, 0x08, 0x0d, 0x08, 0x02, 0x57, 0x41, 0x04, 0x02, 0x00, 0x01,
-    0x18,
-];
+use crate::stand_in::{HELLO, MEDIA_HOST};
+
 const CHATS: usize = 50;
 const MESSAGES: usize = 1_000;
 /// Media bytes each way.
 const MEDIA: usize = 64 << 20;
 /// Every wait ends after this.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A name of WhatsApp's, as the app puts it into the SNI.
-const MEDIA_HOST: &str = "mmg.whatsapp.net";
 
 struct Row {
     listener: &'static str,

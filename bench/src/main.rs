@@ -11,9 +11,10 @@ mod report;
 mod run;
 mod scenarios;
 mod soak;
+mod stand_in;
 mod topology;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
@@ -46,6 +47,12 @@ enum Task {
     /// The server of a run
     #[command(hide = true)]
     LoadServer,
+    /// Servers that play WhatsApp's, for the test of the package
+    #[command(hide = true)]
+    StandInServers { dns: SocketAddr, authority: PathBuf },
+    /// Users of a setu on this machine, for the test of the package
+    #[command(hide = true)]
+    StandInUsers { authority: PathBuf },
 }
 
 #[derive(Args)]
@@ -79,6 +86,8 @@ fn main() -> Result<()> {
         Task::Siege => soak::siege::run(),
         Task::LoadClient => load::client::run(),
         Task::LoadServer => load::server::run(),
+        Task::StandInServers { dns, authority } => stand_in::servers(dns, &authority),
+        Task::StandInUsers { authority } => stand_in::users(&authority),
     }
 }
 

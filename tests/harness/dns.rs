@@ -57,7 +57,13 @@ impl DnsServer {
     /// Starts on a free port of another address.
     #[must_use]
     pub fn on(ip: &str) -> Self {
-        let socket = UdpSocket::bind((ip, 0)).unwrap();
+        Self::at(SocketAddr::new(ip.parse().unwrap(), 0))
+    }
+
+    /// Starts there.
+    #[must_use]
+    pub fn at(address: SocketAddr) -> Self {
+        let socket = UdpSocket::bind(address).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let address = socket.local_addr().unwrap();
         let shared = Arc::<Shared>::default();

@@ -45,6 +45,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 pub(crate) fn run(minutes: f64) -> Result<()> {
     ensure!(machine::is_root(), "network namespaces need root: run it as root, or by sudo");
     machine::raise_file_limit();
+    interrupt::watch()?;
     let time = Duration::from_secs_f64(minutes * 60.0 / 2.0);
     let mut findings = Vec::new();
     for path in [Path::Sockmap, Path::Userspace] {

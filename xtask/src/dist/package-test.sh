@@ -1,49 +1,105 @@
 #!/bin/sh
-# The life of the package on a Debian with systemd, without any network: installed, started, changed, upgraded, removed,
-# purged. Called as: package-test.sh PACKAGE, inside of what machine.sh made.
+# The life of the package on a Debian with systemd, without any network: installed, started, changed, asked how it is,
+# upgraded under 500 flows, removed, purged. Called as: package-test.sh PACKAGE BENCH, inside of what machine.sh made;
+# BENCH is setu-bench, which plays WhatsApp's servers and the users.
 set -eu
 package=$1
+bench=$2
+authority=/root/authority.pem
 fail() {
     echo "package: $1" >&2
     systemctl status --no-pager --lines=30 setu.service >&2 || true
     exit 1
 }
-# Waits for a port of setu: a line of /proc/net/tcp in state LISTEN (0A).
-listens() {
-    port=$(printf '%04X' "$1")
-    for _ in $(seq 100); do
-        ! grep -q "^ *[0-9]*: 00000000:$port 00000000:0000 0A" /proc/net/tcp || return 0
+# Waits for something, for as long as an upgrade may take.
+wait_for() {
+    what=$1
+    shift
+    for _ in $(seq 600); do
+        ! "$@" 2>/dev/null || return 0
         sleep 0.1
     done
-    fail "nothing listens on port $1"
+    fail "not within a minute: $what"
+}
+# Whether a port of setu listens: a line of /proc/net/tcp in state LISTEN (0A).
+listens() {
+    grep -q "^ *[0-9]*: 00000000:$(printf '%04X' "$1") 00000000:0000 0A" /proc/net/tcp
+}
+main_pid() {
+    systemctl show --property MainPID --value setu.service
 }
 
 dpkg --install "$package" >/dev/null
 setu --version
 id setu >/dev/null || fail "there is no user setu"
-test "$(systemctl is-enabled setu.service || true)" = disabled || fail "the installation opened a proxy unasked"
+for unit in setu.service setu.socket; do
+    test "$(systemctl is-enabled $unit || true)" = disabled || fail "the installation opened a proxy unasked"
+done
 systemd-analyze verify --man=no setu.service setu.socket || fail "systemd does not like the units"
 setu share --host proxy.example.org | grep -q '^https://wa.me/proxy?host=proxy.example.org&' || fail "no link"
 for file in man/man1/setu.1.gz man/man1/setu-run.1.gz bash-completion/completions/setu doc/setu/copyright; do
     test -s "/usr/share/$file" || fail "/usr/share/$file is missing"
 done
 
-systemctl start setu.service || fail "it does not start"
-listens 5222
-pid=$(systemctl show --property MainPID --value setu.service)
+echo "nameserver 127.0.0.53" >/etc/resolv.conf
+"$bench" stand-in-servers 127.0.0.53:53 "$authority" >/root/servers 2>&1 &
+servers=$!
+trap 'kill $servers' EXIT
+wait_for "the servers" test -s "$authority"
+
+systemctl enable --now --quiet setu.socket setu.service || fail "it does not start"
+wait_for "port 5222" listens 5222
+pid=$(main_pid)
 test "$(stat --format %U "/proc/$pid")" = setu || fail "it does not run as setu"
 test "$(stat --format '%U %a' /var/lib/setu)" = "setu 700" || fail "its state is not its own alone"
 grep -q '^NoNewPrivs:.1' "/proc/$pid/status" || fail "it could gain privileges"
+grep -q '^CapEff:.0000000000000000' "/proc/$pid/status" || fail "it kept capabilities"
+
+cat >>/etc/setu/setu.toml <<'END'
+# changed by the operator: WhatsApp's servers are on this machine
+[upstream.chat]
+endpoints = ["g.whatsapp.net:15222"]
+[upstream.chat-http]
+endpoints = ["g.whatsapp.net:15222"]
+[upstream.media]
+endpoints = ["whatsapp.net:1443"]
+[security]
+allow_private_upstreams = true
+END
 systemctl reload setu.service || fail "it does not reload"
+test "$(main_pid)" = "$pid" || fail "a reload is no restart"
+doctor=$(SSL_CERT_FILE=$authority setu doctor --config /etc/setu/setu.toml) || fail "the doctor finds: $doctor"
+echo "$doctor" | tail -n 1
+setu status --once | grep -q working || fail "the status is not that it works: $(setu status --once)"
 
-echo '# changed by the operator' >>/etc/setu/setu.toml
-dpkg --install "$package" >/dev/null 2>&1 || fail "the upgrade fails"
+mkfifo /root/told
+"$bench" stand-in-users "$authority" </root/told >/root/users 2>&1 &
+users=$!
+exec 3>/root/told
+wait_for "flows: $(cat /root/users)" grep -q 'flows are open' /root/users
+dpkg --install "$package" >/root/upgrade 2>&1 &
+upgrade=$!
+draining() {
+    systemctl show --property StatusText --value setu.service | grep -q '^draining, [1-9]'
+}
+wait_for "the old one drains" draining
+# The flows go on meanwhile, and end before timeouts.drain is over.
+sleep 10
+draining || fail "flows were cut: $(cat /root/users)"
+echo finish >&3
+wait "$upgrade" || fail "the upgrade fails: $(cat /root/upgrade)"
 grep -q 'changed by the operator' /etc/setu/setu.toml || fail "the upgrade lost the configuration"
-listens 5222
-test "$(systemctl show --property MainPID --value setu.service)" != "$pid" || fail "the old one still runs"
+test "$(main_pid)" != "$pid" || fail "the old one still runs"
+sleep 3
+echo stop >&3
+wait "$users" || fail "upgrade: $(cat /root/users)"
+tail -n 1 /root/users
 
-dpkg --remove setu >/dev/null
-test "$(systemctl is-active setu.service || true)" = inactive || fail "it runs on after its removal"
+systemctl is-active --quiet setu.socket || fail "the upgrade stopped setu.socket"
+dpkg --remove setu >/dev/null 2>&1
+for unit in setu.service setu.socket; do
+    test "$(systemctl is-active $unit || true)" = inactive || fail "$unit is active after the removal"
+done
 test -e /etc/setu/setu.toml || fail "the removal took the configuration"
 dpkg --purge setu >/dev/null 2>&1
 for path in /etc/setu/setu.toml /var/lib/setu /usr/bin/setu; do

@@ -106,13 +106,13 @@ impl Names {
     }
 
     /// Takes over what `before` knows and has counted, so that another configuration needs no resolver for names that
-    /// both have.
+    /// both have. Failures are not among that: the configuration may have changed what was their cause.
     pub(crate) fn inherit(&self, before: &Self) {
         let mut table = self.lock();
         let known = before.lock();
         for (name, entry) in table.iter_mut() {
             if let Some(known) = known.get(name) {
-                *entry = Entry { configured: entry.configured, ..known.clone() };
+                *entry = Entry { configured: entry.configured, failure: None, ..known.clone() };
             }
         }
         for (failures, before) in self.failures.iter().zip(&before.failures) {

@@ -103,6 +103,30 @@ async fn failures_are_named_counted_and_remembered() {
 }
 
 #[tokio::test]
+async fn another_configuration_inherits_answers_and_no_failures() {
+    let server = DnsServer::new();
+    server.set("private.test", Says::addresses(&["10.0.0.1"], 60));
+    server.set("public.test", Says::addresses(&["157.240.1.1"], 60));
+    let (wanted, servers) = (["private.test", "public.test"], [server.address()]);
+    with(&[], &servers, false, async |before| {
+        assert_eq!(before.addresses(wanted[0]).await, Err(NameFailure::Refused));
+        assert_eq!(before.addresses(wanted[1]).await, ips(&["157.240.1.1"]));
+        let (names, requests) = Names::new(wanted.iter().map(|name| (*name).into()), Instant::now());
+        names.inherit(before);
+        server.set("public.test", Says::Silence);
+        let destinations = Destinations::new(true, Vec::new());
+        tokio::select! {
+            () = run(&names, requests, &servers, &destinations) => unreachable!("it runs for ever"),
+            () = async {
+                assert_eq!(names.addresses(wanted[0]).await, ips(&["10.0.0.1"]));
+                assert_eq!(names.addresses(wanted[1]).await, ips(&["157.240.1.1"]));
+            } => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn configured_names_follow_a_move_by_themselves() {
     let server = DnsServer::new();
     server.set("a.test", Says::addresses(&["157.240.1.1"], 60));
