@@ -286,7 +286,7 @@ fn a_retransmission_that_repeats_bytes(path: Path) {
 fn thousand_short_connections(path: Path) {
     let upstream = Upstream::new();
     let mut setu = start(path, &upstream);
-    let before = setu.descriptors();
+    let before = setu.descriptors_at_rest();
     for round in 0..1000 {
         let (client, server) = upstream.connect(setu.address("chat"));
         exchange(&client, &server, b"a message of a short connection");

@@ -197,7 +197,7 @@ fn a_flood_of_half_open_connections(path: Path) {
     // Their answers are lost, so that the last step is never made.
     scene.network.proxy.nft(&format!("add rule ip faults leaving ip daddr {HARM} drop"));
     let to = scene.setu.address("chat");
-    let descriptors = scene.setu.descriptors();
+    let descriptors = scene.setu.descriptors_at_rest();
     let half_open: Vec<Socket> = scene.serve_while(|| {
         scene.network.clients.within(|| {
             let open = |_| {

@@ -154,7 +154,7 @@ fn one_of_three_flaps(path: Path) {
     let addresses: Vec<_> = (0..3).map(|_| free_address()).collect();
     let _steady: Vec<_> = addresses[1..].iter().map(|address| Killable::start(address)).collect();
     let setu = Setu::start(&several(path, &addresses, ""));
-    let descriptors = setu.descriptors();
+    let descriptors = setu.descriptors_at_rest();
     let proxy = setu.address("chat");
     let (mut failed, mut flaps) = (0, Vec::new());
     for _ in 0..4 {
@@ -337,7 +337,7 @@ fn out_of_ephemeral_ports(path: Path) {
         set_range("32768 60999");
         let mut setu = Setu::start_in(&setup, Some(&namespace));
         set_range("50000 50003");
-        let descriptors = setu.descriptors();
+        let descriptors = setu.descriptors_at_rest();
         let proxy = setu.address("chat");
         let mut flows: Vec<_> = (0..ports).map(|_| upstream.connect(proxy)).collect();
         assert_eq!(end_of(&connect(proxy)).unwrap_or(0), 0);

@@ -4,7 +4,7 @@
 //! clients 10.79.1.2 ── veth ── 10.79.1.1 proxy 10.79.2.1 ── veth ── 10.79.2.2, .3, .4 servers
 //! ```
 
-use std::{net::TcpStream, process::Command, thread, time::Duration};
+use std::{net::TcpStream, process::Command};
 
 use crate::{
     Path, Setu, config,
@@ -66,11 +66,7 @@ impl Network {
         let config = config.replace("allow_private_upstreams = true", user);
         let config = config.replace("127.0.0.1:0", &format!("{PROXY}:0"));
         let setu = Setu::start_with_log(&config, Some(&self.proxy), level);
-        // Workers take their reserves once they accept, which may be after setu is ready.
-        let mut before = 0;
-        while std::mem::replace(&mut before, setu.descriptors()) != before {
-            thread::sleep(Duration::from_millis(200));
-        }
+        let _ = setu.descriptors_at_rest();
         setu
     }
 

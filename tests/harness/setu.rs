@@ -334,6 +334,21 @@ impl Setu {
         fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
     }
 
+    /// Its open descriptors, once there are no more: workers take their reserves when they accept, which may be after setu
+    /// is ready.
+    #[must_use]
+    pub fn descriptors_at_rest(&self) -> usize {
+        let mut before = 0;
+        loop {
+            let now = self.descriptors();
+            if now == before {
+                return now;
+            }
+            before = now;
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Its open descriptors.
     #[must_use]
     pub fn descriptors(&self) -> usize {
