@@ -46,6 +46,7 @@ pub(crate) fn build() -> Result<()> {
     let target = host()?;
     binary(&target)?;
     println!("{BINARY}: static, for {target}");
+    println!("(for another architecture: run this on such a machine; its standard library is not here)");
     manual()?;
     println!("{OUT}/manual: man pages and completions");
     println!("{}", debian_package(&target)?.display());
