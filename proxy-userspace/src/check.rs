@@ -135,7 +135,11 @@ fn kernel(lines: &mut Lines, config: &Config) {
         Ok("0") => lines.note("eBPF is interpreted, which is slow; sysctl net.core.bpf_jit_enable=1"),
         Ok(_) => lines.fine("eBPF is compiled (JIT)"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            lines.note("eBPF is interpreted, which is slow; the kernel is built without CONFIG_BPF_JIT");
+            // Other network namespaces than the first do not have it (net/core/sysctl_net_core.c): containers.
+            lines.note(
+                "whether eBPF is compiled cannot be seen here; on the host: sysctl net.core.bpf_jit_enable; if it is not \
+                 there either, the kernel is built without CONFIG_BPF_JIT, and eBPF is slow",
+            );
         }
         // Only root may read it (net/core/sysctl_net_core.c).
         Err(error) => {
