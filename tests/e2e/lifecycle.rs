@@ -15,7 +15,7 @@ use std::{
 };
 
 use setu_tests::{
-    Path, Setu, config,
+    ONE_SOURCE, Path, Setu, config,
     machine::{is_root, raise_file_limit},
     peers::{Upstream, connect, end_of, exchange, finish},
 };
@@ -27,11 +27,8 @@ crate::on_both_paths! {
     a_successor_takes_over_without_refusing_a_client
 }
 
-/// Any number of clients may come from one address.
-const NO_LIMITS: &str = "[limits]\nper_source = 0\nper_source_rate = 0\n";
-
 fn drain(time: &str) -> String {
-    format!("[timeouts]\ndrain = \"{time}\"\n{NO_LIMITS}")
+    format!("[timeouts]\ndrain = \"{time}\"\n{ONE_SOURCE}")
 }
 
 /// An address that nobody has, for a listener that must keep it.
@@ -121,7 +118,7 @@ fn a_reload_touches_no_flow(path: Path) {
     raise_file_limit();
     let (before, after) = (Upstream::new(), Upstream::new());
     let text =
-        |upstream: &Upstream, more: &str| config(path, &upstream.address(), &format!("{NO_LIMITS}{more}"));
+        |upstream: &Upstream, more: &str| config(path, &upstream.address(), &format!("{ONE_SOURCE}{more}"));
     let added = |name: &str| {
         format!(
             "[[listener]]\nname = \"{name}\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\nupstream = \"test\"\n"
@@ -178,7 +175,7 @@ fn a_reload_touches_no_flow(path: Path) {
 #[test]
 fn an_invalid_reload_changes_nothing_and_says_why() {
     let upstream = Upstream::new();
-    let text = config(Path::Userspace, &upstream.address(), NO_LIMITS);
+    let text = config(Path::Userspace, &upstream.address(), ONE_SOURCE);
     let mut setu = Setu::start(&text);
     let (client, server) = upstream.connect(setu.address("chat"));
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -213,7 +210,7 @@ fn an_invalid_reload_changes_nothing_and_says_why() {
 #[test]
 fn what_only_a_restart_changes_is_said() {
     let upstream = Upstream::new();
-    let text = config(Path::Userspace, &upstream.address(), NO_LIMITS);
+    let text = config(Path::Userspace, &upstream.address(), ONE_SOURCE);
     let mut setu = Setu::start(&text);
     setu.reload(
         &text.replace("\"userspace\"", "\"auto\"").replace("[limits]", "[limits]\nkernel_bytes = \"1MiB\""),
@@ -269,7 +266,7 @@ impl Visitors {
 #[test]
 fn reloads_refuse_no_client() {
     let echo = Upstream::new();
-    let text = config(Path::Userspace, &echo.address(), NO_LIMITS);
+    let text = config(Path::Userspace, &echo.address(), ONE_SOURCE);
     echo.echo();
     let mut setu = Setu::start(&text);
     let address = setu.address("chat");
@@ -295,16 +292,14 @@ fn a_successor_takes_over_without_refusing_a_client(path: Path) {
         let more = format!("{}[tls]\nstate_dir = \"{}\"\n", drain("1h"), state.path().display());
         config(path, &upstream.address(), &more)
     };
-    let old = Setu::start(&text(&upstream));
+    let mut old = Setu::start(&text(&upstream));
     let address = old.address("chat");
     let flows: Vec<_> = (0..500).map(|_| upstream.connect(address)).collect();
     for (client, server) in &flows {
         exchange(client, server, b"before");
     }
-    let mut old = old;
     let next = text(&echo);
-    let same = text(&upstream).replace(&upstream.address(), &echo.address());
-    old.reload(&same);
+    old.reload(&next);
     echo.echo();
     let visitors = Visitors::none();
     let mut new = thread::scope(|scope| {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use setu_tests::{
-    ONE_SOURCE, Path, Setu, config,
+    NOT_PLACED, ONE_SOURCE, Path, Setu, config,
     dns::{Answer, DnsServer},
     netns::Netns,
     peers::{PATIENCE, Silent, Upstream, connect, end_of, exchange},
@@ -30,17 +30,6 @@ crate::on_both_paths! {
     stopping_waits_for_no_resolver
     out_of_ephemeral_ports
 }
-
-/// Ends of connections that mean that setu found no endpoint.
-const NOT_PLACED: [&str; 7] = [
-    "connect_refused",
-    "connect_unreachable",
-    "connect_timeout",
-    "upstream_down",
-    "resolve_failed",
-    "out_of_resources",
-    "internal_error",
-];
 
 /// A configuration before several endpoints.
 fn several(path: Path, endpoints: &[String], more: &str) -> String {

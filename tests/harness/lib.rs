@@ -14,4 +14,4 @@ pub mod servers;
 mod setu;
 pub mod tls;
 
-pub use setu::{ONE_SOURCE, Path, Setu, config, front_door, listener, upstream};
+pub use setu::{NOT_PLACED, ONE_SOURCE, Path, Setu, config, front_door, listener, upstream};

@@ -78,6 +78,17 @@ pub fn upstream(name: &str, endpoint: impl Display, proxy_protocol: &str) -> Str
 /// For [`config`]: no limits for each source, since all clients of a test may come from one address.
 pub const ONE_SOURCE: &str = "[limits]\nper_source = 0\nper_source_rate = 0\n";
 
+/// Ends of connections that mean that setu found no endpoint, or has a defect.
+pub const NOT_PLACED: [&str; 7] = [
+    "connect_refused",
+    "connect_unreachable",
+    "connect_timeout",
+    "upstream_down",
+    "resolve_failed",
+    "out_of_resources",
+    "internal_error",
+];
+
 /// A running setu. Dropping it kills it.
 #[derive(Debug)]
 pub struct Setu {

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use setu_tests::{
-    Path, Setu,
+    NOT_PLACED, ONE_SOURCE, Path, Setu,
     level::Level,
     machine,
     network::{Network, PROXY, SERVERS},
@@ -37,17 +37,6 @@ const FAULT_EVERY: Duration = Duration::from_secs(12);
 const DEAD_FOR: Duration = Duration::from_secs(3);
 /// What setu may still hold is looked for so long.
 const SETTLE: Duration = Duration::from_secs(60);
-
-/// Ends that no client may see, since two of the endpoints are always well; and one that is a defect.
-const NEVER: [&str; 7] = [
-    "connect_refused",
-    "connect_unreachable",
-    "connect_timeout",
-    "upstream_down",
-    "resolve_failed",
-    "out_of_resources",
-    "internal_error",
-];
 
 /// Runs both paths in turn, each for half of the time.
 ///
@@ -75,9 +64,8 @@ pub(crate) fn run(minutes: f64) -> Result<()> {
 fn one(path: Path, network: &Network, time: Duration) -> Result<Vec<String>> {
     let mut endpoints = Endpoints::start(network, &SERVERS)?;
     // One source stands for all clients, as behind the NAT of a carrier.
-    let more = "[limits]\nper_source = 0\nper_source_rate = 0\n";
     let media = format!(
-        "[[listener]]\nname = \"media\"\nbind = [\"{}:0\"]\nmode = \"media\"\nupstream = \"test\"\n{more}",
+        "[[listener]]\nname = \"media\"\nbind = [\"{}:0\"]\nmode = \"media\"\nupstream = \"test\"\n{ONE_SOURCE}",
         PROXY
     );
     let setu = network.setu_with_log(path, &endpoints.addresses(), &media, "info");
@@ -141,7 +129,8 @@ fn one(path: Path, network: &Network, time: Duration) -> Result<Vec<String>> {
     if let Some(grown) = watch.growth() {
         find(true, grown);
     }
-    for reason in NEVER {
+    // Two of the endpoints are always well.
+    for reason in NOT_PLACED {
         let count = reasons.get(reason).copied().unwrap_or(0);
         find(count > 0, format!("{count} connections ended for {reason}"));
     }

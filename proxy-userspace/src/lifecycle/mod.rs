@@ -4,7 +4,7 @@
 //!                SIGHUP: reload, all or nothing
 //!                  ┌───┐
 //!   start ──► serving ─┘
-//!                │ SIGTERM, SIGINT, or a successor serves
+//!                │ SIGTERM, SIGINT, a successor serves, or a defect
 //!                ▼
 //!             draining ──► stopped
 //!                no connection left; timeouts.drain is over; another signal

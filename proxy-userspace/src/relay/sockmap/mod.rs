@@ -174,7 +174,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// A way to the controller, for one worker.
+    /// A way to the controller.
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }
