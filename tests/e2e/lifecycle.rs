@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, Permissions},
-    io,
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::OwnedFd,
@@ -368,18 +368,25 @@ fn sockets_of_the_service_manager_survive_a_restart() {
     let address = listener.local_addr().unwrap();
     let text = config(Path::Userspace, &upstream.address(), &drain("1h"))
         .replace("127.0.0.1:0", &address.to_string());
-    let first = Setu::start_by(activated(&listener), &text, &[]);
+    let mut first = Setu::start_by(activated(&listener), &text, &[]);
     assert_eq!(first.address("chat"), address);
     let (client, server) = upstream.connect(address);
     exchange(&client, &server, b"before");
     first.signal("TERM");
+    first.wait_count("draining connections=1", 1);
     // Nobody accepts now, and nobody is refused.
     let waiting: Vec<_> = (0..10).map(|_| connect(address)).collect();
     exchange(&client, &server, b"the old one drains");
     let second = Setu::start_by(activated(&listener), &text, &[]);
-    for client in &waiting {
-        let server = upstream.accept();
-        exchange(&server, client, b"for the one that waited");
+    for (number, mut client) in (0..).zip(&waiting) {
+        client.write_all(&[number]).unwrap();
+    }
+    // Two workers accept: in which order, nobody knows.
+    for _ in &waiting {
+        let mut server = upstream.accept();
+        let mut number = [0];
+        server.read_exact(&mut number).unwrap();
+        exchange(&server, &waiting[usize::from(number[0])], b"for the one that waited");
     }
     drop((client, server));
     assert!(first.ended().0.success());
