@@ -215,7 +215,8 @@ impl Dialed {
             }
             (Stream::Plain(client), kernel) => {
                 let calm = kernel.as_ref().map(|_| PROBATION);
-                let flow = Flow { client, upstream, first: None, collected: Default::default(), calm };
+                let collected = Default::default();
+                let flow = Flow { client, upstream, first: None, collected, unproven: true, calm };
                 in_userspace(flow, 0, ticket, worker).await;
             }
             (Stream::Terminated(terminated), _) => {
@@ -339,7 +340,8 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
     let (Ok(client), Ok(upstream)) = (stream(client), stream(upstream)) else {
         return ticket.close(CloseReason::OutOfResources);
     };
-    let flow = Flow { client, upstream, first, collected, calm };
+    let unproven = matches!(why, Why::NotTaken(_));
+    let flow = Flow { client, upstream, first, collected, unproven, calm };
     in_userspace(flow, strained, ticket, &worker).await;
 }
 

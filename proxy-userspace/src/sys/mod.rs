@@ -13,8 +13,8 @@ pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memory};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
-    Pipe, bound_receive_buffer, cookie, discard, peek, queued, receive, set_bind_address_no_port,
-    set_receive_low_water, splice_in, splice_out,
+    Pipe, bound_receive_buffer, cookie, discard, lock_receive_buffer, peek, queued, receive,
+    set_bind_address_no_port, set_receive_low_water, splice_in, splice_out,
 };
 pub(crate) use tcp_info::{TcpInfo, tcp_info};
 

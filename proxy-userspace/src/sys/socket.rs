@@ -40,6 +40,17 @@ pub(crate) fn bound_receive_buffer(socket: BorrowedFd<'_>, bytes: i32) -> io::Re
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
 }
 
+/// Keeps the receive buffer from growing by itself, or lets it (`SO_BUF_LOCK`, Linux 5.14).
+///
+/// # Errors
+/// The kernel does not know the option; the socket's.
+pub(crate) fn lock_receive_buffer(socket: &impl AsFd, locked: bool) -> io::Result<()> {
+    // include/uapi/linux/socket.h
+    const SOCK_RCVBUF_LOCK: i32 = 2;
+    let locks = if locked { SOCK_RCVBUF_LOCK } else { 0 };
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_BUF_LOCK, locks)
+}
+
 /// Sets how many bytes must have arrived before the socket is told of them. Takes the socket's lock.
 ///
 /// # Errors

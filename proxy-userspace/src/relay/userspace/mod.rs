@@ -5,6 +5,7 @@
 //! its destination cannot take them. A direction that turns out to be bulk goes through a pipe by splice(2).
 
 mod pump;
+mod restraint;
 
 use std::{future::poll_fn, io, pin::pin, task::Poll, time::Duration};
 
@@ -18,6 +19,7 @@ use crate::{
     metrics::Counters,
 };
 use pump::{Flowed, Pump};
+use restraint::Restraint;
 
 /// A flow whose bytes go through userspace from now on.
 pub(crate) struct Flow {
@@ -27,6 +29,8 @@ pub(crate) struct Flow {
     pub(crate) first: Option<Side>,
     /// Bytes to be sent before all others, by the side that they came from.
     pub(crate) collected: [Vec<u8>; 2],
+    /// Its readers have not shown yet that they read.
+    pub(crate) unproven: bool,
     /// Give the flow up when both sides have kept up for so long.
     pub(crate) calm: Option<Duration>,
 }
@@ -41,10 +45,11 @@ pub(crate) enum Ended {
 
 /// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow is calm.
 pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
-    let Flow { mut client, mut upstream, first, collected, calm } = flow;
+    let Flow { mut client, mut upstream, first, collected, unproven, calm } = flow;
     let [from_client, from_upstream] = collected;
-    let out = Pump::new(from_client, counters.meter(Side::Client));
-    let back = Pump::new(from_upstream, counters.meter(Side::Upstream));
+    let restraint = if unproven { Restraint::Untouched } else { Restraint::Lifted };
+    let out = Pump::new(from_client, counters.meter(Side::Client), restraint);
+    let back = Pump::new(from_upstream, counters.meter(Side::Upstream), restraint);
     match run(&mut client, &mut upstream, [out, back], first, calm, timeouts).await {
         Ok(Some(reason)) => Ended::Closed(reason),
         Ok(None) => Ended::Calm(client, upstream),
@@ -102,6 +107,8 @@ async fn run(
         let look = calm.is_some() && finished == [false; 2] && silence.take_fired();
         // Both must be asked.
         if over.is_pending() && look && !(out.take_strained() | back.take_strained()) {
+            out.release(client_read.as_ref(), upstream_read.as_ref());
+            back.release(upstream_read.as_ref(), client_read.as_ref());
             return Poll::Ready(Ok(None));
         }
         over.map(|reason| Ok(Some(reason)))

@@ -18,10 +18,13 @@ use std::{
 
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, Interest, ReadBuf},
-    net::tcp::{ReadHalf, WriteHalf},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
 };
 
-use super::Broken;
+use super::{Broken, restraint::Restraint};
 use crate::{
     close_reason::Side,
     metrics::Meter,
@@ -65,6 +68,7 @@ pub(super) struct Pump<'a> {
     ended: bool,
     /// The destination did not take all that there was, since [`Self::take_strained`].
     strained: bool,
+    restraint: Restraint,
 }
 
 #[derive(Debug)]
@@ -102,9 +106,20 @@ impl Pending {
 
 impl<'a> Pump<'a> {
     /// A direction whose destination is to get these bytes first.
-    pub(super) fn new(collected: Vec<u8>, meter: Meter<'a>) -> Self {
+    pub(super) fn new(collected: Vec<u8>, meter: Meter<'a>, restraint: Restraint) -> Self {
         let pending = Pending { bytes: collected, sent: 0 };
-        Self { mode: Mode::Copying { pending, full_reads: 0 }, meter, ended: false, strained: false }
+        Self {
+            mode: Mode::Copying { pending, full_reads: 0 },
+            meter,
+            ended: false,
+            strained: false,
+            restraint,
+        }
+    }
+
+    /// Gives the direction up: another path has it from now on.
+    pub(super) fn release(&mut self, source: &TcpStream, destination: &TcpStream) {
+        self.restraint.lift(source, destination);
     }
 
     /// Whether the destination did not take all that there was since this was asked last, or does not now.
@@ -146,6 +161,8 @@ impl<'a> Pump<'a> {
                 }
                 Mode::Copying { pending, full_reads } => {
                     let copied = BUFFER.with_borrow_mut(|buffer| {
+                        let len = SCRATCH.min(self.restraint.read_limit());
+                        let buffer = &mut buffer[..len];
                         copy(cx, source, destination, buffer, &mut pending.bytes)
                             .map_ok(|count| (count, count == buffer.len()))
                     });
@@ -155,7 +172,12 @@ impl<'a> Pump<'a> {
                             Poll::Ready(())
                         }
                         Poll::Ready(Ok((count, full))) => {
-                            self.meter.add(count - pending.bytes.len());
+                            let taken = count - pending.bytes.len();
+                            self.meter.add(taken);
+                            if full {
+                                self.restraint.hold(source.as_ref(), destination.as_ref());
+                            }
+                            self.restraint.taken(taken, source.as_ref(), destination.as_ref());
                             *full_reads = if full { *full_reads + 1 } else { 0 };
                             self.strained |= !pending.bytes.is_empty();
                             if *full_reads >= BULK && pending.bytes.is_empty() {
@@ -173,8 +195,12 @@ impl<'a> Pump<'a> {
                     }
                 }
                 Mode::Splicing { pipe, inside } => {
-                    let ended = &mut self.ended;
-                    match splice(cx, source, destination, pipe, inside, ended, &mut self.meter) {
+                    let (source, destination) = ((*source).as_ref(), (*destination).as_ref());
+                    let taken = |count| {
+                        self.meter.add(count);
+                        self.restraint.taken(count, source, destination);
+                    };
+                    match splice(cx, source, destination, pipe, inside, &mut self.ended, taken) {
                         Ok(Spliced::Again) => {
                             cx.waker().wake_by_ref();
                             Poll::Pending
@@ -247,14 +273,13 @@ enum Spliced {
 
 fn splice(
     cx: &mut Context<'_>,
-    source: &mut ReadHalf<'_>,
-    destination: &mut WriteHalf<'_>,
+    source: &TcpStream,
+    destination: &TcpStream,
     pipe: &Pipe,
     inside: &mut usize,
     ended: &mut bool,
-    meter: &mut Meter<'_>,
+    mut taken: impl FnMut(usize),
 ) -> Result<Spliced, Failed> {
-    let (source, destination) = (source.as_ref(), destination.as_ref());
     for _ in 0..ROUNDS {
         if *inside == 0 {
             if *ended {
@@ -272,7 +297,7 @@ fn splice(
         }
         match destination.try_io(Interest::WRITABLE, || sys::splice_out(pipe, destination.as_fd(), *inside)) {
             Ok(count) => {
-                meter.add(count);
+                taken(count);
                 *inside -= count.min(*inside);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

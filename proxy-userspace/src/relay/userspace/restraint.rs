@@ -1,0 +1,126 @@
+//! Small buffers for a reader that has not read much yet.
+//!
+//! The kernel lets a socket's buffers grow with what moves through it, and the first of a stream moves as fast as the
+//! destination's send buffer takes it, whether or not anybody reads at its end: a reader that never reads would cost
+//! megabytes. So the buffers of a direction grow only after its destination took more than the buffers on the way hold.
+//! A direction of small messages never comes so far as to be held.
+
+use std::io;
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::sys;
+
+/// Bytes to read at most before a direction is held. The receive buffer grows with a later read than the first, and
+/// only if more was read than the sender's first window (`tcp_rcv_space_adjust`, net/ipv4/tcp_input.c).
+const FIRST: usize = 16 * 1024;
+/// Bytes that may wait in the destination's send buffer, besides those on their way, while it is held.
+const UNSENT: u32 = 128 * 1024;
+/// Bytes that the destination must take: more than [`UNSENT`], one write beyond it, and a receive buffer of the kernel's
+/// default size.
+const PROOF: usize = 320 * 1024;
+
+/// The buffers of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restraint {
+    /// As the kernel made them: little has moved.
+    Untouched,
+    /// They do not grow until the destination has taken so many bytes.
+    Held { left: usize },
+    /// They grow.
+    Lifted,
+}
+
+impl Restraint {
+    /// Bytes to read at once.
+    pub(super) fn read_limit(self) -> usize {
+        if self == Self::Untouched { FIRST } else { usize::MAX }
+    }
+
+    /// There is more to read than small messages.
+    pub(super) fn hold(&mut self, source: &TcpStream, destination: &TcpStream) {
+        if *self == Self::Untouched {
+            *self = Self::Held { left: PROOF };
+            // Without the one or the other the flow works as well.
+            let _ = sys::lock_receive_buffer(source, true);
+            let _ = SockRef::from(destination).set_tcp_notsent_lowat(UNSENT);
+        }
+    }
+
+    /// The destination has taken so many bytes more.
+    pub(super) fn taken(&mut self, bytes: usize, source: &TcpStream, destination: &TcpStream) {
+        if let Self::Held { left } = self {
+            *left = left.saturating_sub(bytes);
+            if *left == 0 {
+                self.lift(source, destination);
+            }
+        }
+    }
+
+    /// Lets the buffers grow from now on. The kernel path needs that: it writes beyond `UNSENT` once a jiffy only.
+    pub(super) fn lift(&mut self, source: &TcpStream, destination: &TcpStream) {
+        if matches!(self, Self::Held { .. }) {
+            let _ = grow(source);
+            // 0 stands for the system's setting.
+            let _ = SockRef::from(destination).set_tcp_notsent_lowat(0);
+        }
+        *self = Self::Lifted;
+    }
+}
+
+/// Doubles the receive buffer and lets it grow: while it was locked the kernel went on to measure, and it would grow
+/// only when more is read at once than ever before.
+fn grow(socket: &TcpStream) -> io::Result<()> {
+    let buffer = SockRef::from(socket);
+    // The kernel doubles the value (`sock_setsockopt`, net/core/sock.c).
+    buffer.set_recv_buffer_size(buffer.recv_buffer_size()?)?;
+    sys::lock_receive_buffer(socket, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> [TcpStream; 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        [client, listener.accept().await.unwrap().0]
+    }
+
+    fn unsent(socket: &TcpStream) -> u32 {
+        SockRef::from(socket).tcp_notsent_lowat().unwrap()
+    }
+
+    #[tokio::test]
+    async fn buffers_are_held_until_enough_was_taken() {
+        let [source, destination] = pair().await;
+        let mut restraint = Restraint::Untouched;
+        let size = || SockRef::from(&source).recv_buffer_size().unwrap();
+        let before = (size(), unsent(&destination));
+        restraint.taken(PROOF, &source, &destination);
+        assert_eq!((restraint, restraint.read_limit()), (Restraint::Untouched, FIRST));
+        restraint.hold(&source, &destination);
+        assert_eq!((size(), unsent(&destination)), (before.0, UNSENT));
+        restraint.taken(PROOF - 1, &source, &destination);
+        assert_eq!(unsent(&destination), UNSENT);
+        restraint.taken(1, &source, &destination);
+        assert_eq!((restraint, unsent(&destination)), (Restraint::Lifted, before.1));
+        assert!(size() > before.0, "{} after {}", size(), before.0);
+        // Once is enough.
+        restraint.hold(&source, &destination);
+        assert_eq!(unsent(&destination), before.1);
+    }
+
+    #[tokio::test]
+    async fn a_flow_that_is_given_up_is_not_held() {
+        let [source, destination] = pair().await;
+        let before = unsent(&destination);
+        let mut restraint = Restraint::Untouched;
+        restraint.hold(&source, &destination);
+        restraint.lift(&source, &destination);
+        assert_eq!((restraint, unsent(&destination)), (Restraint::Lifted, before));
+    }
+}
