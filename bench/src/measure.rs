@@ -2,12 +2,13 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use procfs::{
     Current as _, CurrentSI as _, KernelStats, Meminfo,
     process::{Process, all_processes},
 };
 use serde::{Deserialize, Serialize};
+use setu_tests::netns::Netns;
 
 /// A share of the machine above which others disturb a round.
 const FOREIGN_LIMIT: f64 = 0.03;
@@ -153,6 +154,8 @@ fn switches(pid: i32) -> u64 {
 pub(crate) struct Memory {
     /// Of the proxy's processes, shared pages by their share.
     pub(crate) resident: i64,
+    /// What the proxy's connections hold, received and to be sent, as the kernel charges it to their sockets.
+    pub(crate) buffers: i64,
     /// The kernel's objects, of the whole machine: sockets are among them, their buffers not.
     pub(crate) slab: i64,
     /// What is not available any more, of the whole machine: all of the above, buffers, and the load's own.
@@ -160,11 +163,11 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Reads it; `proxy` is the proxy's first process.
+    /// Reads it; `proxy` is the proxy's first process, `host` where it runs, alone.
     ///
     /// # Errors
-    /// When /proc cannot be read.
-    pub(crate) fn read(proxy: Option<u32>) -> Result<Self> {
+    /// When /proc cannot be read, or `ss` fails.
+    pub(crate) fn read(proxy: Option<u32>, host: &Netns) -> Result<Self> {
         let info = Meminfo::current()?;
         let proxies = match proxy {
             Some(proxy) => Family::read()?.descendants(proxy as i32),
@@ -172,13 +175,14 @@ impl Memory {
         };
         let resident = proxies.into_iter().map(resident).sum();
         let unavailable = info.mem_total as i64 - info.mem_available.unwrap_or(info.mem_free) as i64;
-        Ok(Self { resident, slab: info.slab as i64, unavailable })
+        Ok(Self { resident, buffers: buffers(host)?, slab: info.slab as i64, unavailable })
     }
 
     /// What was added from here to `later`.
     pub(crate) fn until(&self, later: &Self) -> Self {
         Self {
             resident: later.resident - self.resident,
+            buffers: later.buffers - self.buffers,
             slab: later.slab - self.slab,
             unavailable: later.unavailable - self.unavailable,
         }
@@ -192,6 +196,19 @@ fn resident(pid: i32) -> i64 {
     maps.filter_map(|map| map.extension.map.get("Pss").copied()).sum::<u64>() as i64
 }
 
+/// What the connections of a host hold.
+fn buffers(host: &Netns) -> Result<i64> {
+    let output = host.command("ss").args(["-Htnm", "state", "established"]).output()?;
+    ensure!(output.status.success(), "ss failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).split("skmem:(").skip(1).map(charged).sum())
+}
+
+/// Of one socket, from the memory that `ss` tells of: `r`, received, and `w`, to be sent.
+fn charged(memory: &str) -> i64 {
+    let values = memory.split([',', ')']);
+    values.filter_map(|value| value.strip_prefix(['r', 'w'])?.parse::<i64>().ok()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -201,18 +218,24 @@ mod tests {
     #[test]
     fn own_time_and_memory_are_seen() {
         let myself = Some(std::process::id());
-        let before = (Counters::read(myself).unwrap(), Memory::read(myself).unwrap());
+        let before = (Counters::read(myself).unwrap(), resident(std::process::id() as i32));
         let begun = Instant::now();
         let mut filled = Vec::new();
         while begun.elapsed() < Duration::from_millis(300) {
             filled.extend([1_u8; 4096]);
             filled.truncate(64 << 20);
         }
-        let after = (Counters::read(myself).unwrap(), Memory::read(myself).unwrap());
+        let after = (Counters::read(myself).unwrap(), resident(std::process::id() as i32));
         let cost = before.0.until(&after.0, 1);
         assert!(cost.own > 0.0 && cost.own < 2.0 * cost.seconds, "{cost:?}");
-        let grown = before.1.until(&after.1).resident;
+        let grown = after.1 - before.1;
         assert!(grown > 0 && filled.capacity() as i64 > grown / 4, "{grown}");
+    }
+
+    #[test]
+    fn what_sockets_hold_is_read() {
+        let line = "skmem:(r1280,rb131072,t0,tb87040,f2816,w512,o0,bl0,d0) bbr";
+        assert_eq!(line.split("skmem:(").skip(1).map(charged).sum::<i64>(), 1792);
     }
 
     #[test]

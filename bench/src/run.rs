@@ -181,12 +181,12 @@ impl Bench<'_> {
         thread::sleep(SETTLE);
 
         let mut client = Agent::client(&self.topology.clients)?;
-        let memory = Memory::read(peer.pid())?;
+        let memory = Memory::read(peer.pid(), &self.topology.proxy)?;
         client.prepare(&order(&scenario.load, time))?;
         let before = Counters::read(peer.pid())?;
         let outcome = client.go(time)?;
         let cost = before.until(&Counters::read(peer.pid())?, self.processors);
-        let memory = memory.until(&Memory::read(peer.pid())?);
+        let memory = memory.until(&Memory::read(peer.pid(), &self.topology.proxy)?);
         Ok(Ok(Round {
             scenario: scenario.name.into(),
             peer: kind,

@@ -34,11 +34,11 @@ struct Bar {
     bound: Bound,
 }
 
-const BARS: [Bar; 18] = {
+const BARS: [Bar; 19] = {
     use Beside::{Best, Haproxy, One};
     use Bound::{AtLeast, AtMost};
     use Kind::{HaproxyReference, HaproxyTuned, Nginx};
-    use Metric::{Added, Memory, Own, P99, Rate, Resident};
+    use Metric::{Added, Held, Memory, Own, P99, Rate, Resident};
     const fn bar(scenario: &'static str, metric: Metric, beside: Beside, bound: Bound) -> Bar {
         Bar { scenario, metric, beside, bound }
     }
@@ -57,6 +57,7 @@ const BARS: [Bar; 18] = {
         bar("connections", Rate, Best, AtLeast(1.0)),
         bar("sni-connections", Rate, Best, AtLeast(1.0)),
         bar("idle", Resident, Best, AtMost(0.25)),
+        bar("stalled", Held, One(HaproxyReference), AtMost(1.5)),
         bar("stalled", Memory, One(HaproxyReference), AtMost(1.5)),
         bar("tls-handshakes", Own, One(HaproxyReference), AtMost(0.1)),
         bar("tls-handshakes", Own, One(HaproxyTuned), AtMost(1.0)),
@@ -111,23 +112,11 @@ impl Bar {
         format!(
             "| {} | {} | {} | {} | {} | {bound} | {verdict} |",
             scenario.name,
-            self.what(scenario),
+            self.metric.name(scenario.unit),
             side(ours),
             side(theirs),
             ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
         )
-    }
-
-    fn what(&self, scenario: &Scenario) -> String {
-        match self.metric {
-            Metric::Rate => scenario.unit.rate_name(),
-            Metric::Added => format!("cost of the proxy, {}", scenario.unit.cost_name()),
-            Metric::Own => format!("proxy's CPU, {}", scenario.unit.cost_name()),
-            Metric::P99 => "p99, µs".into(),
-            Metric::Resident => "resident, KiB each".into(),
-            Metric::Memory => "all memory, KiB each".into(),
-            other => format!("{other:?}"),
-        }
     }
 
     /// The peer with the best median, and that.

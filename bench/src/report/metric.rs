@@ -25,6 +25,10 @@ pub(super) enum Metric {
     P999,
     /// The proxy's own memory for a connection, KiB.
     Resident,
+    /// What its sockets hold for a connection, KiB.
+    Buffers,
+    /// Both together.
+    Held,
     /// The machine's memory for a connection, KiB, less that of direct.
     Memory,
     /// The kernel's objects for a connection, KiB, less those of direct.
@@ -45,6 +49,30 @@ impl Metric {
         matches!(self, Self::Added | Self::Memory | Self::Slab)
     }
 
+    /// With its unit.
+    pub(super) fn name(self, unit: Unit) -> String {
+        let cost = unit.cost_name();
+        match self {
+            Self::Rate => unit.rate_name(),
+            Self::Busy => format!("busy, {cost}"),
+            Self::Added => format!("cost of the proxy, {cost}"),
+            Self::Own => format!("own CPU, {cost}"),
+            Self::Switches => match unit {
+                Unit::Bytes => "context switches/GB".into(),
+                Unit::Count(_) => "context switches/million".into(),
+                Unit::Paced | Unit::Memory => "context switches/s".into(),
+            },
+            Self::P50 => "p50, µs".into(),
+            Self::P99 => "p99, µs".into(),
+            Self::P999 => "p99.9, µs".into(),
+            Self::Resident => "resident, KiB each".into(),
+            Self::Buffers => "buffers, KiB each".into(),
+            Self::Held => "resident and buffers, KiB each".into(),
+            Self::Memory => "all memory, KiB each".into(),
+            Self::Slab => "slab, KiB each".into(),
+        }
+    }
+
     fn of(self, round: &Round, unit: Unit) -> Option<f64> {
         let (outcome, cost) = (&round.outcome, &round.cost);
         let share = unit.share(outcome.work, outcome.seconds);
@@ -59,6 +87,8 @@ impl Metric {
             Self::P99 => percentile(1),
             Self::P999 => percentile(2),
             Self::Resident => round.memory.as_ref().map(|memory| each(memory.resident)),
+            Self::Buffers => round.memory.as_ref().map(|memory| each(memory.buffers)),
+            Self::Held => round.memory.as_ref().map(|memory| each(memory.resident + memory.buffers)),
             Self::Memory => round.memory.as_ref().map(|memory| each(memory.unavailable)),
             Self::Slab => round.memory.as_ref().map(|memory| each(memory.slab)),
         }

@@ -117,8 +117,11 @@ impl Round {
         let mut line = format!("{:18}", self.peer.name());
         if let Some(memory) = &self.memory {
             let each = |bytes: i64| bytes as f64 / 1024.0 / *work as f64;
-            let (resident, slab, all) = (each(memory.resident), each(memory.slab), each(memory.unavailable));
-            line += &format!(" KiB each: resident {resident:.1}, slab {slab:.1}, all {all:.1}");
+            let (resident, buffers) = (each(memory.resident), each(memory.buffers));
+            let (slab, all) = (each(memory.slab), each(memory.unavailable));
+            line += &format!(
+                " KiB each: resident {resident:.1}, buffers {buffers:.1}, slab {slab:.1}, all {all:.1}"
+            );
         } else {
             let share = unit.share(*work, *seconds);
             line += &format!(

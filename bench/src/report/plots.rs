@@ -14,10 +14,7 @@ use super::{
     Run,
     metric::{Metric, Spread, digits},
 };
-use crate::{
-    peers::Kind,
-    scenarios::{self, Scenario},
-};
+use crate::{peers::Kind, scenarios};
 
 /// Colours on light, and what a style sheet makes of them on dark. All differ, so that each stands for one thing.
 const PAPER: RGBColor = RGBColor(255, 255, 255);
@@ -98,7 +95,7 @@ const FIGURES: [Figure; 8] = [
     Figure {
         file: "memory.svg",
         title: "Memory",
-        panels: &[("idle", Metric::Resident), ("idle", Metric::Memory), ("stalled", Metric::Memory)],
+        panels: &[("idle", Metric::Resident), ("idle", Metric::Memory), ("stalled", Metric::Held)],
     },
     Figure { file: "phones.svg", title: "Phones", panels: &[("phones", Metric::Added)] },
 ];
@@ -131,23 +128,7 @@ fn panel(run: &Run, name: &str, metric: Metric) -> Option<Panel> {
     let peers = run.peers(&scenario).into_iter().filter(|kind| !(about_proxies && kind.is_ceiling()));
     let bars: Vec<_> = peers.filter_map(|kind| Some((kind, run.spread(&scenario, kind, metric)?))).collect();
     (!bars.is_empty())
-        .then(|| Panel { title: format!("{} · {}", scenario.title, what(&scenario, metric)), bars })
-}
-
-fn what(scenario: &Scenario, metric: Metric) -> String {
-    match metric {
-        Metric::Rate => scenario.unit.rate_name(),
-        Metric::Busy => format!("busy, {}", scenario.unit.cost_name()),
-        Metric::Added => format!("cost of the proxy, {}", scenario.unit.cost_name()),
-        Metric::Own => format!("proxy's CPU, {}", scenario.unit.cost_name()),
-        Metric::Switches => "context switches".into(),
-        Metric::P50 => "p50, µs".into(),
-        Metric::P99 => "p99, µs".into(),
-        Metric::P999 => "p99.9, µs".into(),
-        Metric::Resident => "resident, KiB each".into(),
-        Metric::Memory => "all memory, KiB each".into(),
-        Metric::Slab => "slab, KiB each".into(),
-    }
+        .then(|| Panel { title: format!("{} · {}", scenario.title, metric.name(scenario.unit)), bars })
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -23,8 +23,10 @@ speed, so it is a comparison and not an account.
 the context of whoever sent, is not in it: for setu's kernel path nearly all.
 - Percentiles are of a closed loop: each connection has one message on its way. They grow with the number of \
 connections, and do not say what a lightly loaded proxy adds (but for one connection).
-- *resident* is the proxy's processes alone, without the kernel's sockets and buffers; *slab* and *all memory* are of \
-the whole machine, less direct's, and as rough as anything else that runs makes them.
+- *resident* is the proxy's processes alone; *buffers* is what the kernel charges to the sockets of their \
+connections, which leaves out what is on its way between the sockets of setu's kernel path; *slab* and *all memory* \
+are of the whole machine, less direct's, with the buffers of clients and servers, and as rough as anything else that \
+runs makes them.
 - New connections that end at a proxy without TLS carry one message; names are not resolved.
 - TLS handshakes are full ones; clients of one machine share its cores with the proxy, so the proxy's own CPU time for \
 each is the number to compare, not their rate.
@@ -102,35 +104,24 @@ pub(super) fn tables(run: &Run) -> String {
 }
 
 fn table(run: &Run, scenario: &Scenario) -> String {
-    let cost = scenario.unit.cost_name();
-    let mut columns = match scenario.unit {
-        Unit::Memory => vec![
-            (Metric::Resident, "resident, KiB each".into()),
-            (Metric::Slab, "slab, KiB each".into()),
-            (Metric::Memory, "all memory, KiB each".into()),
-        ],
-        unit => vec![
-            (Metric::Rate, unit.rate_name()),
-            (Metric::Busy, format!("busy, {cost}")),
-            (Metric::Added, format!("cost of the proxy, {cost}")),
-            (Metric::Own, format!("own CPU, {cost}")),
-            (Metric::Switches, switches_name(unit).into()),
-        ],
+    let unit = scenario.unit;
+    let mut columns = match unit {
+        Unit::Memory => vec![Metric::Resident, Metric::Buffers, Metric::Slab, Metric::Memory],
+        _ => vec![Metric::Rate, Metric::Busy, Metric::Added, Metric::Own, Metric::Switches],
     };
-    if matches!(scenario.unit, Unit::Count(_) | Unit::Paced) {
-        let percentiles = [(Metric::P50, "p50, µs"), (Metric::P99, "p99, µs"), (Metric::P999, "p99.9, µs")];
-        columns.extend(percentiles.map(|(metric, name)| (metric, name.into())));
+    if matches!(unit, Unit::Count(_) | Unit::Paced) {
+        columns.extend([Metric::P50, Metric::P99, Metric::P999]);
     }
     let mut text = String::from("| peer |");
-    for (_, name) in &columns {
-        let _ = write!(text, " {name} |");
+    for metric in &columns {
+        let _ = write!(text, " {} |", metric.name(unit));
     }
     text.push_str("\n| --- |");
     text.push_str(&" ---: |".repeat(columns.len()));
     text.push('\n');
     for peer in run.peers(scenario) {
         let _ = write!(text, "| {} |", peer.name());
-        for (metric, _) in &columns {
+        for metric in &columns {
             let _ = write!(text, " {} |", cell(run, scenario, peer, *metric));
         }
         text.push('\n');
@@ -140,20 +131,12 @@ fn table(run: &Run, scenario: &Scenario) -> String {
 
 fn cell(run: &Run, scenario: &Scenario, peer: Kind, metric: Metric) -> String {
     let beside_direct = matches!(metric, Metric::Added | Metric::Memory | Metric::Slab);
-    let own = matches!(metric, Metric::Own | Metric::Switches | Metric::Resident);
+    let own = matches!(metric, Metric::Own | Metric::Switches | Metric::Resident | Metric::Buffers);
     // Direct beside itself, and the processes of what has none.
     if beside_direct && peer == Kind::Direct || own && peer.is_ceiling() {
         return "–".into();
     }
     run.spread(scenario, peer, metric).map_or_else(|| "–".into(), Spread::text)
-}
-
-fn switches_name(unit: Unit) -> &'static str {
-    match unit {
-        Unit::Bytes => "context switches/GB",
-        Unit::Count(_) => "context switches/million",
-        Unit::Paced | Unit::Memory => "context switches/s",
-    }
 }
 
 /// What did not go as it should.
