@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 
 use crate::{
@@ -19,9 +19,11 @@ use crate::{
     opening::{Rules, Stream, Wish},
     proxy_protocol::{self, Command, Header, Parsed},
     relay::{
+        LASTING,
         sockmap::{Handle, Legs, Returned, Why},
         terminated,
         userspace::{self, Ended, Flow},
+        vanished,
     },
     route::{self, Destination},
     tls,
@@ -32,16 +34,6 @@ use crate::{
 /// Where servers that a client names are dialed.
 const HTTPS: u16 = 443;
 
-/// Of `timeouts.vanished`, a leg is silent for one part in so many before it is asked for a sign of life, and is asked
-/// again after one part in so many.
-const KEEPALIVE_IDLE_PART: u32 = 2;
-const KEEPALIVE_INTERVAL_PART: u32 = 8;
-/// The kernel counts these times in seconds.
-const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
-
-/// With `relay.path = "auto"` a flow that has lasted for so long goes to the kernel. For shorter ones, a probe's or a
-/// health check's, the way there and back would cost more than all that they move.
-const PROBATION: Duration = Duration::from_millis(250);
 /// A flow that left the kernel because a leg could not keep up goes back after it did for so long; doubled each time
 /// that it leaves again, [`CALM_DOUBLINGS`] times at most.
 const CALM: Duration = Duration::from_secs(1);
@@ -208,20 +200,22 @@ impl Dialed {
         let Self { client, upstream, lease } = self;
         ticket.lease = lease;
         let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
-        prepare(&upstream, timeouts.vanished);
+        prepare(&upstream);
         match (client, &worker.kernel) {
             (Stream::Plain(client), Some(kernel)) if worker.shared.config.path == PathChoice::Sockmap => {
+                vanished::watch([&client, &upstream], timeouts.vanished);
                 hand_over(client, upstream, 0, ticket, kernel, worker);
             }
             (Stream::Plain(client), kernel) => {
-                let calm = kernel.as_ref().map(|_| PROBATION);
+                let calm = kernel.as_ref().map(|_| LASTING);
                 let collected = Default::default();
-                let flow = Flow { client, upstream, first: None, collected, unproven: true, calm };
+                let flow = Flow { client, upstream, first: None, collected, is_new: true, calm };
                 in_userspace(flow, 0, ticket, worker).await;
             }
             (Stream::Terminated(terminated), _) => {
                 ticket.set_path(Path::Userspace);
-                ticket.close(terminated::relay(*terminated, upstream, timeouts, counters).await);
+                let relay = Box::pin(terminated::relay(*terminated, upstream, timeouts, counters));
+                ticket.close(relay.await);
             }
         }
     }
@@ -340,8 +334,8 @@ pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
     let (Ok(client), Ok(upstream)) = (stream(client), stream(upstream)) else {
         return ticket.close(CloseReason::OutOfResources);
     };
-    let unproven = matches!(why, Why::NotTaken(_));
-    let flow = Flow { client, upstream, first, collected, unproven, calm };
+    let is_new = matches!(why, Why::NotTaken(_));
+    let flow = Flow { client, upstream, first, collected, is_new, calm };
     in_userspace(flow, strained, ticket, &worker).await;
 }
 
@@ -361,15 +355,8 @@ async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Wo
     }
 }
 
-/// Sets what every leg needs; a client's inherits it from its listening socket. Errors mean that the connection is gone,
-/// which the relay finds out.
-pub(crate) fn prepare(socket: &impl AsFd, vanished: Duration) {
-    let socket = SockRef::from(socket);
-    let keepalive = TcpKeepalive::new()
-        .with_time((vanished / KEEPALIVE_IDLE_PART).max(KEEPALIVE_MIN))
-        .with_interval((vanished / KEEPALIVE_INTERVAL_PART).max(KEEPALIVE_MIN));
-    let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    // For bytes on their way, and for the questions above (`tcp_keepalive_timer`, net/ipv4/tcp_timer.c).
-    let _ = socket.set_tcp_user_timeout(Some(vanished));
+/// Sets what every leg needs; a client's inherits it from its listening socket.
+pub(crate) fn prepare(socket: &impl AsFd) {
+    // An error means that the connection is gone, which the relay finds out.
+    let _ = SockRef::from(socket).set_tcp_nodelay(true);
 }

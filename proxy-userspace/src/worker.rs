@@ -115,7 +115,7 @@ async fn run(shared: Arc<Shared>, kernel: Option<Handle>, mut orders: mpsc::Unbo
                     accepting.shutdown().await;
                     worker = Arc::new(Worker { shared, kernel: kernel.clone(), returns: returns.clone() });
                     for (listener, socket) in sockets {
-                        connection::prepare(&socket, worker.shared.config.timeouts.vanished);
+                        connection::prepare(&socket);
                         match TcpListener::from_std(socket) {
                             Ok(socket) => {
                                 accepting.spawn(accept(listener, socket, worker.clone()));

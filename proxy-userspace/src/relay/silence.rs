@@ -15,6 +15,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use super::{LASTING, vanished};
 use crate::{close_reason::CloseReason, config::Timeouts, sys};
 
 /// A flow's timer.
@@ -23,14 +24,32 @@ pub(super) struct Silence<'a> {
     is_set: bool,
     half: bool,
     fired: bool,
+    /// The kernel does not watch the legs yet.
+    is_new: bool,
     timeouts: &'a Timeouts,
     look: Option<Duration>,
 }
 
 impl<'a> Silence<'a> {
-    /// A timer for a flow of which no side has finished. It fires each `look` as well, if that is given.
-    pub(super) fn new(timer: Pin<&'a mut Sleep>, timeouts: &'a Timeouts, look: Option<Duration>) -> Self {
-        Self { timer, is_set: false, half: false, fired: false, timeouts, look }
+    /// Puts a timer in charge of a flow of which no side has finished. It fires each `look` as well, if that is given.
+    /// A flow that `is_new` is watched from [`LASTING`] on.
+    pub(super) fn new(
+        timer: Pin<&'a mut Sleep>,
+        timeouts: &'a Timeouts,
+        look: Option<Duration>,
+        is_new: bool,
+    ) -> Self {
+        let mut silence = Self { timer, is_set: false, half: false, fired: false, is_new, timeouts, look };
+        silence.set(timeouts.idle);
+        silence
+    }
+
+    /// Lets the timer fire after `rest`, or sooner where there is something to do.
+    fn set(&mut self, rest: Duration) {
+        let new = self.is_new.then_some(LASTING);
+        let after = [self.look, new].into_iter().flatten().fold(rest, Duration::min);
+        self.timer.as_mut().reset(Instant::now() + after);
+        self.is_set = false;
     }
 
     /// Whether it has fired since this was asked last.
@@ -41,8 +60,8 @@ impl<'a> Silence<'a> {
     /// One side has finished: from now on `timeouts.half_close` counts.
     pub(super) fn half_closed(&mut self) {
         self.half = true;
-        self.timer.as_mut().reset(Instant::now() + self.timeouts.half_close);
-        self.is_set = false;
+        self.look = None;
+        self.set(self.timeouts.half_close);
     }
 
     /// Ready when nothing has moved for too long. `moved` says that bytes woke the task.
@@ -56,7 +75,6 @@ impl<'a> Silence<'a> {
         if moved && self.is_set && !self.timer.is_elapsed() {
             return Poll::Pending;
         }
-        self.is_set = true;
         let (limit, reason) = if self.half {
             (self.timeouts.half_close, CloseReason::HalfCloseTimeout)
         } else {
@@ -64,15 +82,18 @@ impl<'a> Silence<'a> {
         };
         while self.timer.as_mut().poll(cx).is_ready() {
             self.fired = true;
+            if std::mem::take(&mut self.is_new) {
+                vanished::watch(legs, self.timeouts.vanished);
+            }
             let silent =
                 legs.iter().filter_map(|leg| sys::tcp_info(leg.as_fd()).ok()).map(|info| info.silent);
             let silent = silent.min().unwrap_or(Duration::MAX);
             if silent >= limit {
                 return Poll::Ready(reason);
             }
-            let rest = limit - silent;
-            self.timer.as_mut().reset(Instant::now() + self.look.map_or(rest, |look| look.min(rest)));
+            self.set(limit - silent);
         }
+        self.is_set = true;
         Poll::Pending
     }
 }

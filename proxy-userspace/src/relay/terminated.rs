@@ -113,7 +113,7 @@ async fn run(
     let mut finished = [false; 2];
     let mut reason = None;
     let timer = pin!(sleep(timeouts.idle));
-    let mut silence = Silence::new(timer, timeouts, None);
+    let mut silence = Silence::new(timer, timeouts, None, true);
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {

@@ -29,8 +29,9 @@ pub(crate) struct Flow {
     pub(crate) first: Option<Side>,
     /// Bytes to be sent before all others, by the side that they came from.
     pub(crate) collected: [Vec<u8>; 2],
-    /// Its readers have not shown yet that they read.
-    pub(crate) unproven: bool,
+    /// No path has had it before: the kernel does not watch for peers that vanish, and readers have yet to show that
+    /// they read.
+    pub(crate) is_new: bool,
     /// Give the flow up when both sides have kept up for so long.
     pub(crate) calm: Option<Duration>,
 }
@@ -45,12 +46,14 @@ pub(crate) enum Ended {
 
 /// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow is calm.
 pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
-    let Flow { mut client, mut upstream, first, collected, unproven, calm } = flow;
+    let Flow { mut client, mut upstream, first, collected, is_new, calm } = flow;
     let [from_client, from_upstream] = collected;
-    let restraint = if unproven { Restraint::Untouched } else { Restraint::Lifted };
+    let restraint = if is_new { Restraint::Untouched } else { Restraint::Lifted };
     let out = Pump::new(from_client, counters.meter(Side::Client), restraint);
     let back = Pump::new(from_upstream, counters.meter(Side::Upstream), restraint);
-    match run(&mut client, &mut upstream, [out, back], first, calm, timeouts).await {
+    let timer = pin!(sleep(timeouts.idle));
+    let silence = Silence::new(timer, timeouts, calm, is_new);
+    match run(&mut client, &mut upstream, [out, back], first, calm.is_some(), silence).await {
         Ok(Some(reason)) => Ended::Closed(reason),
         Ok(None) => Ended::Calm(client, upstream),
         Err(Broken { side, error }) => {
@@ -73,14 +76,12 @@ async fn run(
     upstream: &mut TcpStream,
     [mut out, mut back]: [Pump<'_>; 2],
     mut first: Option<Side>,
-    calm: Option<Duration>,
-    timeouts: &Timeouts,
+    may_leave: bool,
+    mut silence: Silence<'_>,
 ) -> Result<Option<CloseReason>, Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
     let mut finished = [false; 2];
-    let timer = pin!(sleep(calm.map_or(timeouts.idle, |calm| calm.min(timeouts.idle))));
-    let mut silence = Silence::new(timer, timeouts, calm);
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {
@@ -104,7 +105,7 @@ async fn run(
             return Poll::Ready(Ok(Some(CloseReason::finished(first.unwrap_or(Side::Client)))));
         }
         let over = silence.poll(cx, any_moved, [client_read.as_ref(), upstream_read.as_ref()]);
-        let look = calm.is_some() && finished == [false; 2] && silence.take_fired();
+        let look = may_leave && finished == [false; 2] && silence.take_fired();
         // Both must be asked.
         if over.is_pending() && look && !(out.take_strained() | back.take_strained()) {
             out.release(client_read.as_ref(), upstream_read.as_ref());
