@@ -5,7 +5,7 @@
 //! megabytes. So the buffers of a direction grow only after its destination took more than the buffers on the way hold.
 //! A direction of small messages never comes so far as to be held.
 
-use std::io;
+use std::{io, os::fd::AsFd as _};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -69,12 +69,11 @@ impl Restraint {
     }
 }
 
-/// Doubles the receive buffer and lets it grow: while it was locked the kernel went on to measure, and it would grow
-/// only when more is read at once than ever before.
+/// Doubles the receive buffer, with the window that it offers, and lets it grow: while it was locked the kernel went on
+/// to measure, and it would grow only when more is read at once than ever before, which the old window may not let come.
 fn grow(socket: &TcpStream) -> io::Result<()> {
-    let buffer = SockRef::from(socket);
-    // The kernel doubles the value (`sock_setsockopt`, net/core/sock.c).
-    buffer.set_recv_buffer_size(buffer.recv_buffer_size()?)?;
+    let size = SockRef::from(socket).recv_buffer_size()?;
+    sys::bound_receive_buffer(socket.as_fd(), i32::try_from(size.saturating_mul(2)).unwrap_or(i32::MAX))?;
     sys::lock_receive_buffer(socket, false)
 }
 
