@@ -48,7 +48,7 @@ pub(crate) enum Ended {
 pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
     let Flow { mut client, mut upstream, first, collected, is_new, calm } = flow;
     let [from_client, from_upstream] = collected;
-    let restraint = if is_new { Restraint::Untouched } else { Restraint::Lifted };
+    let restraint = if is_new { Restraint::NEW } else { Restraint::Lifted };
     let out = Pump::new(from_client, counters.meter(Side::Client), restraint);
     let back = Pump::new(from_upstream, counters.meter(Side::Upstream), restraint);
     let timer = pin!(sleep(timeouts.idle));

@@ -153,6 +153,7 @@ impl<'a> Pump<'a> {
                         Poll::Ready(Ok(count)) => {
                             pending.advance(count);
                             self.meter.add(count);
+                            self.restraint.taken(count, source.as_ref(), destination.as_ref());
                             Poll::Ready(())
                         }
                         Poll::Ready(Err(error)) => return Err(writing(error)),
@@ -174,9 +175,6 @@ impl<'a> Pump<'a> {
                         Poll::Ready(Ok((count, full))) => {
                             let taken = count - pending.bytes.len();
                             self.meter.add(taken);
-                            if full {
-                                self.restraint.hold(source.as_ref(), destination.as_ref());
-                            }
                             self.restraint.taken(taken, source.as_ref(), destination.as_ref());
                             *full_reads = if full { *full_reads + 1 } else { 0 };
                             self.strained |= !pending.bytes.is_empty();

@@ -3,7 +3,6 @@
 //! The kernel lets a socket's buffers grow with what moves through it, and the first of a stream moves as fast as the
 //! destination's send buffer takes it, whether or not anybody reads at its end: a reader that never reads would cost
 //! megabytes. So the buffers of a direction grow only after its destination took more than the buffers on the way hold.
-//! A direction of small messages never comes so far as to be held.
 
 use std::{io, os::fd::AsFd as _};
 
@@ -12,20 +11,20 @@ use tokio::net::TcpStream;
 
 use crate::sys;
 
-/// Bytes to read at most before a direction is held. The receive buffer grows with a later read than the first, and
-/// only if more was read than the sender's first window (`tcp_rcv_space_adjust`, net/ipv4/tcp_input.c).
+/// Bytes that the destination has taken when a direction is held, and bytes to read at once until then. The receive
+/// buffer grows when more is read than the sender's first window (`tcp_rcv_space_adjust`, net/ipv4/tcp_input.c).
 const FIRST: usize = 16 * 1024;
 /// Bytes that may wait in the destination's send buffer, besides those on their way, while it is held.
 const UNSENT: u32 = 128 * 1024;
-/// Bytes that the destination must take: more than [`UNSENT`], one write beyond it, and a receive buffer of the kernel's
-/// default size.
-const PROOF: usize = 320 * 1024;
+/// Bytes that the destination must take: more than a receive buffer of the kernel's default size holds (128 KiB, and
+/// the segment that fills it, up to 64 KiB when merged), [`UNSENT`], and one write beyond it (64 KiB).
+const PROOF: usize = 448 * 1024;
 
 /// The buffers of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Restraint {
-    /// As the kernel made them: little has moved.
-    Untouched,
+    /// As the kernel made them: the destination has taken so many bytes.
+    Untouched { taken: usize },
     /// They do not grow until the destination has taken so many bytes.
     Held { left: usize },
     /// They grow.
@@ -33,28 +32,33 @@ pub(super) enum Restraint {
 }
 
 impl Restraint {
+    /// Of a direction in which nothing has moved.
+    pub(super) const NEW: Self = Self::Untouched { taken: 0 };
+
     /// Bytes to read at once.
     pub(super) fn read_limit(self) -> usize {
-        if self == Self::Untouched { FIRST } else { usize::MAX }
-    }
-
-    /// There is more to read than small messages.
-    pub(super) fn hold(&mut self, source: &TcpStream, destination: &TcpStream) {
-        if *self == Self::Untouched {
-            *self = Self::Held { left: PROOF };
-            // Without the one or the other the flow works as well.
-            let _ = sys::lock_receive_buffer(source, true);
-            let _ = SockRef::from(destination).set_tcp_notsent_lowat(UNSENT);
-        }
+        if matches!(self, Self::Untouched { .. }) { FIRST } else { usize::MAX }
     }
 
     /// The destination has taken so many bytes more.
     pub(super) fn taken(&mut self, bytes: usize, source: &TcpStream, destination: &TcpStream) {
-        if let Self::Held { left } = self {
-            *left = left.saturating_sub(bytes);
-            if *left == 0 {
-                self.lift(source, destination);
+        match self {
+            Self::Untouched { taken } => {
+                *taken += bytes;
+                if *taken >= FIRST {
+                    *self = Self::Held { left: PROOF };
+                    // Without the one or the other the flow works as well.
+                    let _ = sys::lock_receive_buffer(source, true);
+                    let _ = SockRef::from(destination).set_tcp_notsent_lowat(UNSENT);
+                }
             }
+            Self::Held { left } => {
+                *left = left.saturating_sub(bytes);
+                if *left == 0 {
+                    self.lift(source, destination);
+                }
+            }
+            Self::Lifted => {}
         }
     }
 
@@ -96,12 +100,12 @@ mod tests {
     #[tokio::test]
     async fn buffers_are_held_until_enough_was_taken() {
         let [source, destination] = pair().await;
-        let mut restraint = Restraint::Untouched;
+        let mut restraint = Restraint::NEW;
         let size = || SockRef::from(&source).recv_buffer_size().unwrap();
         let before = (size(), unsent(&destination));
-        restraint.taken(PROOF, &source, &destination);
-        assert_eq!((restraint, restraint.read_limit()), (Restraint::Untouched, FIRST));
-        restraint.hold(&source, &destination);
+        restraint.taken(FIRST - 1, &source, &destination);
+        assert_eq!((unsent(&destination), restraint.read_limit()), (before.1, FIRST));
+        restraint.taken(1, &source, &destination);
         assert_eq!((size(), unsent(&destination)), (before.0, UNSENT));
         restraint.taken(PROOF - 1, &source, &destination);
         assert_eq!(unsent(&destination), UNSENT);
@@ -109,7 +113,7 @@ mod tests {
         assert_eq!((restraint, unsent(&destination)), (Restraint::Lifted, before.1));
         assert!(size() > before.0, "{} after {}", size(), before.0);
         // Once is enough.
-        restraint.hold(&source, &destination);
+        restraint.taken(FIRST, &source, &destination);
         assert_eq!(unsent(&destination), before.1);
     }
 
@@ -117,8 +121,9 @@ mod tests {
     async fn a_flow_that_is_given_up_is_not_held() {
         let [source, destination] = pair().await;
         let before = unsent(&destination);
-        let mut restraint = Restraint::Untouched;
-        restraint.hold(&source, &destination);
+        let mut restraint = Restraint::NEW;
+        restraint.taken(FIRST, &source, &destination);
+        assert_eq!(unsent(&destination), UNSENT);
         restraint.lift(&source, &destination);
         assert_eq!((restraint, unsent(&destination)), (Restraint::Lifted, before));
     }
