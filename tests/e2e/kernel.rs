@@ -2,10 +2,9 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
     sync::Mutex,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use socket2::SockRef;
@@ -13,7 +12,7 @@ use socket2::SockRef;
 use setu_tests::{
     ONE_SOURCE, Path, Setu, config,
     machine::{available_kib, raise_file_limit},
-    peers::{Manner, Upstream, exchange, receive, receive_some, send},
+    peers::{Manner, Upstream, exchange, fill, receive, receive_some, send},
 };
 
 /// These tests look at the whole machine's memory: one at a time.
@@ -26,24 +25,6 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 fn start(upstream: &Upstream) -> Option<Setu> {
     raise_file_limit();
     crate::may_use_kernel().then(|| Setu::start(&config(Path::Sockmap, &upstream.address(), ONE_SOURCE)))
-}
-
-/// Writes until nothing is taken for 300 ms; returns how much was taken.
-fn fill(stream: &TcpStream) -> usize {
-    let mut stream = stream;
-    stream.set_nonblocking(true).unwrap();
-    let (mut total, mut blocked) = (0, Instant::now());
-    while blocked.elapsed() < Duration::from_millis(300) {
-        match stream.write(&[7; 65_536]) {
-            Ok(count) => {
-                total += count;
-                blocked = Instant::now();
-            }
-            Err(_) => thread::sleep(Duration::from_millis(5)),
-        }
-    }
-    stream.set_nonblocking(false).unwrap();
-    total
 }
 
 #[test]
@@ -82,7 +63,7 @@ fn two_hundred_stalled_readers_are_bounded_together() {
     let before = available_kib();
     thread::scope(|scope| {
         for chunk in stalled.chunks(50) {
-            scope.spawn(|| chunk.iter().for_each(|(_, server)| assert!(fill(server) > 0)));
+            scope.spawn(|| chunk.iter().for_each(|(_, server)| assert!(fill(server, 65_536) > 0)));
         }
     });
     let grown = before - available_kib();

@@ -6,7 +6,6 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +14,7 @@ use setu_tests::{
     Path, Setu,
     level::Level,
     network::{Network, SERVERS, TO_CLIENTS, TO_SERVERS},
-    peers::{Manner, PATIENCE, Upstream, end_of, exchange, finish, receive, receive_some, reset, send},
+    peers::{Manner, PATIENCE, Upstream, end_of, exchange, fill, finish, receive, receive_some, reset, send},
 };
 
 const MB: usize = 1_000_000;
@@ -302,36 +301,20 @@ fn link_is_cut_for_thirty_seconds(path: Path) {
 fn a_reader_that_never_reads_costs_little() {
     /// Twice a receive buffer of the kernel's default size on either leg, what setu lets wait, and the sender's own.
     const HELD: usize = 1024 * 1024;
-    const ALL: usize = 8 * MB;
     let Some(network) = network() else { return };
     let upstream = network.upstream(SERVERS[0]);
     let setu = network.setu(Path::Userspace, &[upstream.address()], "");
     for _ in 0..5 {
         let (client, server) = network.flow(&setu, &upstream);
-        for (from, to) in [(&server, &client), (&client, &server)] {
+        for (from, mut to) in [(&server, &client), (&client, &server)] {
             socket2::SockRef::from(from).set_send_buffer_size(32 * 1024).unwrap();
-            let sent = AtomicUsize::new(0);
-            thread::scope(|scope| {
-                scope.spawn(|| {
-                    while sent.load(Ordering::Relaxed) < ALL {
-                        let count = { from }.write(&[7; 4096]).unwrap();
-                        sent.fetch_add(count, Ordering::Relaxed);
-                    }
-                });
-                let mut held = 0;
-                while held == 0 || held < sent.load(Ordering::Relaxed) {
-                    held = sent.load(Ordering::Relaxed);
-                    thread::sleep(Duration::from_millis(300));
-                }
-                println!("{held} bytes are held");
-                // Whoever reads in the end has all of it.
-                let mut buffer = vec![0; 65_536];
-                let mut received = 0;
-                while received < ALL {
-                    received += { to }.read(&mut buffer).unwrap();
-                }
-                assert!(held < HELD, "{held} bytes are held");
-            });
+            let held = fill(from, 4096);
+            println!("{held} bytes are held");
+            assert!(held < HELD, "{held} bytes are held");
+            // Whoever reads in the end has all of it.
+            let mut received = vec![0; held];
+            to.read_exact(&mut received).unwrap();
+            assert!(received.iter().all(|byte| *byte == 7));
         }
     }
 }

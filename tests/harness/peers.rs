@@ -4,7 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -105,6 +105,25 @@ pub fn send(mut to: &TcpStream, seed: u64, len: usize, manner: Manner) {
         stream.at += count;
         manner.rest(&mut random);
     }
+}
+
+/// Writes chunks of so many bytes, all 7, until nothing is taken for 300 ms; returns how much was taken.
+#[must_use]
+pub fn fill(mut to: &TcpStream, chunk: usize) -> usize {
+    let block = vec![7; chunk];
+    to.set_nonblocking(true).unwrap();
+    let (mut total, mut blocked) = (0, Instant::now());
+    while blocked.elapsed() < Duration::from_millis(300) {
+        match to.write(&block) {
+            Ok(count) => {
+                total += count;
+                blocked = Instant::now();
+            }
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    to.set_nonblocking(false).unwrap();
+    total
 }
 
 /// Reads to the end and checks every byte; returns how many there were.

@@ -97,8 +97,8 @@ impl Bar {
                 |(kind, value)| format!("{} ({})", digits(value), kind.name()),
             )
         };
-        // What is left after direct's share may be nothing, or less: it has no ratio then.
-        let ratio = ours.zip(theirs).map(|(ours, theirs)| ours.1 / theirs.1);
+        // What is left after direct's share may be nothing, or less: there is no ratio to that.
+        let ratio = ours.zip(theirs).map(|(ours, theirs)| ours.1.max(0.0) / theirs.1);
         let ratio = ratio.filter(|_| theirs.is_some_and(|theirs| theirs.1 > 0.0));
         let (bound, holds) = match self.bound {
             Bound::AtLeast(bound) => (format!("≥ {bound:.2}"), ratio.map(|ratio| ratio >= bound)),

@@ -8,6 +8,9 @@ use std::{
 
 use super::{check, check_size};
 
+/// Of `SO_BUF_LOCK` (include/uapi/linux/socket.h).
+pub(super) const SOCK_RCVBUF_LOCK: i32 = 2;
+
 /// The kernel's name of a socket, unique until the next boot.
 ///
 /// # Errors
@@ -45,8 +48,6 @@ pub(crate) fn bound_receive_buffer(socket: BorrowedFd<'_>, bytes: i32) -> io::Re
 /// # Errors
 /// The kernel does not know the option; the socket's.
 pub(crate) fn lock_receive_buffer(socket: &impl AsFd, locked: bool) -> io::Result<()> {
-    // include/uapi/linux/socket.h
-    const SOCK_RCVBUF_LOCK: i32 = 2;
     let locks = if locked { SOCK_RCVBUF_LOCK } else { 0 };
     set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_BUF_LOCK, locks)
 }

@@ -1,8 +1,23 @@
-//! Calls that nothing in setu makes, for tests that they are refused.
+//! Calls that nothing in setu makes: tests look at sockets by them, or that they are refused.
 
-use std::{io, ptr};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _},
+    ptr,
+};
 
-use super::check_size;
+use super::{check, check_size, socket::SOCK_RCVBUF_LOCK};
+
+/// Whether the receive buffer does not grow by itself.
+pub(crate) fn is_receive_buffer_locked(socket: &impl AsFd) -> bool {
+    let mut locks = 0_i32;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    let value = (&raw mut locks).cast();
+    // SAFETY: the kernel writes at most `len` bytes into `locks`, which is that long.
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, value, &raw mut len) }).unwrap();
+    locks & SOCK_RCVBUF_LOCK != 0
+}
 
 /// A command of bpf(2) with attributes that are all zero.
 ///

@@ -116,3 +116,45 @@ async fn run(
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::{relay::LASTING, sys, tls::testing::TIMEOUTS};
+
+    /// The two ends of a connection.
+    pub(super) async fn pair() -> [TcpStream; 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        [peer, listener.accept().await.unwrap().0]
+    }
+
+    #[tokio::test]
+    async fn a_calm_flow_leaves_with_buffers_that_grow() {
+        let [mut phone, client] = pair().await;
+        let [mut server, upstream] = pair().await;
+        let unsent = |socket: &TcpStream| SockRef::from(socket).tcp_notsent_lowat().unwrap();
+        let before = unsent(&upstream);
+        let collected = Default::default();
+        let flow = Flow { client, upstream, first: None, collected, is_new: true, calm: Some(LASTING) };
+        let counters = Counters::default();
+        let peers = async {
+            // More than is moved before buffers are held, less than lets them go.
+            let mut bytes = vec![7; 64 * 1024];
+            phone.write_all(&bytes).await.unwrap();
+            server.read_exact(&mut bytes).await.unwrap();
+        };
+        let (ended, ()) = tokio::join!(relay(flow, &TIMEOUTS, &counters), peers);
+        let Ended::Calm(client, upstream) = ended else { panic!("it did not leave") };
+        assert_eq!(unsent(&upstream), before);
+        assert!(!sys::testing::is_receive_buffer_locked(&client));
+        for leg in [&client, &upstream] {
+            assert!(SockRef::from(leg).keepalive().unwrap());
+        }
+    }
+}

@@ -25,8 +25,8 @@ const PROOF: usize = 448 * 1024;
 pub(super) enum Restraint {
     /// As the kernel made them: the destination has taken so many bytes.
     Untouched { taken: usize },
-    /// They do not grow until the destination has taken so many bytes.
-    Held { left: usize },
+    /// They do not grow until the destination has taken so many bytes; the receive buffer is locked if the kernel can.
+    Held { left: usize, locked: bool },
     /// They grow.
     Lifted,
 }
@@ -46,13 +46,13 @@ impl Restraint {
             Self::Untouched { taken } => {
                 *taken += bytes;
                 if *taken >= FIRST {
-                    *self = Self::Held { left: PROOF };
-                    // Without the one or the other the flow works as well.
-                    let _ = sys::lock_receive_buffer(source, true);
+                    let locked = sys::lock_receive_buffer(source, true).is_ok();
+                    *self = Self::Held { left: PROOF, locked };
+                    // Without it the flow works as well.
                     let _ = SockRef::from(destination).set_tcp_notsent_lowat(UNSENT);
                 }
             }
-            Self::Held { left } => {
+            Self::Held { left, .. } => {
                 *left = left.saturating_sub(bytes);
                 if *left == 0 {
                     self.lift(source, destination);
@@ -62,10 +62,14 @@ impl Restraint {
         }
     }
 
-    /// Lets the buffers grow from now on. The kernel path needs that: it writes beyond `UNSENT` once a jiffy only.
+    /// Lets the buffers grow from now on. The kernel path needs that: what a socket does not take it offers again a
+    /// jiffy later, not when there is room (`sk_psock_backlog`, net/core/skmsg.c).
     pub(super) fn lift(&mut self, source: &TcpStream, destination: &TcpStream) {
-        if matches!(self, Self::Held { .. }) {
-            let _ = grow(source);
+        if let Self::Held { locked, .. } = *self {
+            // A size that is set where there is no lock to take off stays for ever.
+            if locked {
+                let _ = grow(source);
+            }
             // 0 stands for the system's setting.
             let _ = SockRef::from(destination).set_tcp_notsent_lowat(0);
         }
@@ -83,15 +87,7 @@ fn grow(socket: &TcpStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    async fn pair() -> [TcpStream; 2] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        [client, listener.accept().await.unwrap().0]
-    }
+    use super::{super::tests::pair, *};
 
     fn unsent(socket: &TcpStream) -> u32 {
         SockRef::from(socket).tcp_notsent_lowat().unwrap()
@@ -107,11 +103,13 @@ mod tests {
         assert_eq!((unsent(&destination), restraint.read_limit()), (before.1, FIRST));
         restraint.taken(1, &source, &destination);
         assert_eq!((size(), unsent(&destination)), (before.0, UNSENT));
+        assert!(sys::testing::is_receive_buffer_locked(&source));
         restraint.taken(PROOF - 1, &source, &destination);
         assert_eq!(unsent(&destination), UNSENT);
         restraint.taken(1, &source, &destination);
         assert_eq!((restraint, unsent(&destination)), (Restraint::Lifted, before.1));
         assert!(size() > before.0, "{} after {}", size(), before.0);
+        assert!(!sys::testing::is_receive_buffer_locked(&source));
         // Once is enough.
         restraint.taken(FIRST, &source, &destination);
         assert_eq!(unsent(&destination), before.1);
@@ -126,5 +124,16 @@ mod tests {
         assert_eq!(unsent(&destination), UNSENT);
         restraint.lift(&source, &destination);
         assert_eq!((restraint, unsent(&destination)), (Restraint::Lifted, before));
+        assert!(!sys::testing::is_receive_buffer_locked(&source));
+    }
+
+    #[tokio::test]
+    async fn a_buffer_that_could_not_be_locked_is_left_alone() {
+        let [source, destination] = pair().await;
+        let size = || SockRef::from(&source).recv_buffer_size().unwrap();
+        let before = size();
+        Restraint::Held { left: 1, locked: false }.taken(1, &source, &destination);
+        assert_eq!(size(), before);
+        assert!(!sys::testing::is_receive_buffer_locked(&source));
     }
 }
