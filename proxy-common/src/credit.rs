@@ -125,8 +125,10 @@ impl Window {
         let window = if room < share { room } else { share };
         let after = outstanding + cost(len);
         if after <= window {
-            self.credit = window - after;
-            Refreshed { admit: true, reserve: window }
+            // Ahead as much again as is on its way: a direction reserves what it queues, not what it could, and a stream
+            // is looked at a few times for each window.
+            self.credit = if window - after < after { window - after } else { after };
+            Refreshed { admit: true, reserve: after + self.credit }
         } else if outstanding == 0 {
             // Nothing is on its way: a segment larger than the window must pass all the same, or never would.
             self.credit = 0;

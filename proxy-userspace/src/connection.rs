@@ -11,20 +11,14 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use crate::{
     addr::ClientAddr,
     close_reason::{CloseReason, Path, Side, Ticket},
-    config::{Config, Listener, Mode, PathChoice, SendProxyProtocol},
+    config::{Config, Listener, Mode, SendProxyProtocol},
     inspect::{
         LIMIT,
         peek::{self, Bounds, Undecided, peek},
     },
     opening::{Rules, Stream, Wish},
     proxy_protocol::{self, Command, Header, Parsed},
-    relay::{
-        LASTING,
-        sockmap::{Handle, Legs, Returned, Why},
-        terminated,
-        userspace::{self, Ended, Flow},
-        vanished,
-    },
+    relay::{self, terminated},
     route::{self, Destination},
     tls,
     upstream::Lease,
@@ -33,11 +27,6 @@ use crate::{
 
 /// Where servers that a client names are dialed.
 const HTTPS: u16 = 443;
-
-/// A flow that left the kernel because a leg could not keep up goes back after it did for so long; doubled each time
-/// that it leaves again, [`CALM_DOUBLINGS`] times at most.
-const CALM: Duration = Duration::from_secs(1);
-const CALM_DOUBLINGS: u32 = 6;
 
 /// A client's connection, of which nothing is known but where it came in.
 struct Accepted {
@@ -201,18 +190,9 @@ impl Dialed {
         ticket.lease = lease;
         let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
         prepare(&upstream);
-        match (client, &worker.kernel) {
-            (Stream::Plain(client), Some(kernel)) if worker.shared.config.path == PathChoice::Sockmap => {
-                vanished::watch([&client, &upstream], timeouts.vanished);
-                hand_over(client, upstream, 0, ticket, kernel, worker);
-            }
-            (Stream::Plain(client), kernel) => {
-                let calm = kernel.as_ref().map(|_| LASTING);
-                let collected = Default::default();
-                let flow = Flow { client, upstream, first: None, collected, is_new: true, calm };
-                in_userspace(flow, 0, ticket, worker).await;
-            }
-            (Stream::Terminated(terminated), _) => {
+        match client {
+            Stream::Plain(client) => relay::relay(client, upstream, ticket, worker.means()).await,
+            Stream::Terminated(terminated) => {
                 ticket.set_path(Path::Userspace);
                 let relay = Box::pin(terminated::relay(*terminated, upstream, timeouts, counters));
                 ticket.close(relay.await);
@@ -297,61 +277,6 @@ async fn read_header(
         }
         Ok(Parsed::Incomplete) | Err(Undecided::TooLong) => Err(CloseReason::ProxyMalformed),
         Err(undecided) => Err(undecided.into()),
-    }
-}
-
-/// Gives a flow to the kernel. It ends there, or comes to [`carry_on`].
-fn hand_over(
-    client: TcpStream,
-    upstream: TcpStream,
-    strained: u32,
-    ticket: Ticket,
-    kernel: &Handle,
-    worker: &Worker,
-) {
-    match (client.into_std(), upstream.into_std()) {
-        (Ok(client), Ok(upstream)) => {
-            let legs = Legs { client: client.into(), upstream: upstream.into(), strained };
-            kernel.adopt(legs, ticket, worker.returns.clone());
-        }
-        (Err(_), _) | (_, Err(_)) => ticket.close(CloseReason::InternalError),
-    }
-}
-
-/// Carries on a flow that left the kernel.
-pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
-    let Returned { legs: Legs { client, upstream, strained }, ticket, why, collected } = returned;
-    let first = match why {
-        Why::Finished(side) => Some(side),
-        Why::Congested => None,
-        Why::NotTaken(refusal) => {
-            tracing::debug!(reason = refusal.name(), "not handed over to the kernel");
-            None
-        }
-    };
-    let calm = (why == Why::Congested).then(|| CALM * (1 << strained.saturating_sub(1).min(CALM_DOUBLINGS)));
-    let stream = |leg| TcpStream::from_std(std::net::TcpStream::from(leg));
-    let (Ok(client), Ok(upstream)) = (stream(client), stream(upstream)) else {
-        return ticket.close(CloseReason::OutOfResources);
-    };
-    let is_new = matches!(why, Why::NotTaken(_));
-    let flow = Flow { client, upstream, first, collected, is_new, calm };
-    in_userspace(flow, strained, ticket, &worker).await;
-}
-
-/// Relays a flow in userspace, to its end or until the kernel can have it.
-async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Worker) {
-    // What ends in userspace after it was handed over was in the kernel as long as there was something to move.
-    if flow.first.is_none() {
-        ticket.set_path(Path::Userspace);
-    }
-    match userspace::relay(flow, &worker.shared.config.timeouts, &worker.shared.counters).await {
-        Ended::Closed(reason) => ticket.close(reason),
-        Ended::Calm(client, upstream) => match &worker.kernel {
-            Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, worker),
-            // Only flows for which there is a kernel path are given up.
-            None => ticket.close(CloseReason::InternalError),
-        },
     }
 }
 

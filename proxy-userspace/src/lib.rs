@@ -27,7 +27,7 @@ pub mod tls;
 mod upstream;
 mod worker;
 
-use std::num::NonZero;
+use std::{num::NonZero, time::Duration};
 
 use anyhow::bail;
 use tracing::{info, warn};
@@ -49,17 +49,18 @@ const BUDGET_MAX: u64 = 256 << 20;
 /// What kept it from starting: a port, a forced path that is not available.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let prepared = Prepared::new(args)?;
-    let kernel = load_kernel_path(prepared.config(), prepared.files())?;
+    let kernel = load_kernel_path(&prepared)?;
     privilege::drop_all(prepared.config(), prepared.file())?;
     prepared.serve(kernel)
 }
 
 /// Decides on the path: tries the kernel's, unless the configuration says otherwise.
-fn load_kernel_path(config: &Config, files: u64) -> anyhow::Result<Option<Loaded>> {
+fn load_kernel_path(prepared: &Prepared) -> anyhow::Result<Option<Loaded>> {
+    let config = prepared.config();
     if config.path == PathChoice::Userspace {
         return Ok(None);
     }
-    let reason = match try_kernel_path(config, files) {
+    let reason = match try_kernel_path(config, prepared.files(), prepared.recall()) {
         Ok(loaded) => return Ok(Some(loaded)),
         Err(reason) => reason,
     };
@@ -73,7 +74,7 @@ fn load_kernel_path(config: &Config, files: u64) -> anyhow::Result<Option<Loaded
     Ok(None)
 }
 
-fn try_kernel_path(config: &Config, files: u64) -> anyhow::Result<Loaded> {
+fn try_kernel_path(config: &Config, files: u64, recall: Option<Duration>) -> anyhow::Result<Loaded> {
     let checks = sockmap::probe().map_err(anyhow::Error::msg)?;
     for check in &checks {
         if let Err(error) = &check.result {
@@ -83,12 +84,16 @@ fn try_kernel_path(config: &Config, files: u64) -> anyhow::Result<Loaded> {
     info!(checks = checks.len(), "the kernel path passed its self-test");
     let flows =
         u32::try_from(files.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(u32::MAX).clamp(1, 1 << 20);
+    let only_quiet = config.path == PathChoice::Auto;
     let limits = sockmap::Limits {
         flows,
         budget: config
             .limits
             .kernel_bytes
             .map_or_else(|| (sys::total_memory() / BUDGET_PART).min(BUDGET_MAX), NonZero::get),
+        receive_buffer: if only_quiet { sockmap::QUIET_RECEIVE_BUFFER } else { sockmap::RECEIVE_BUFFER },
+        only_quiet,
+        recall,
         idle: config.timeouts.idle,
         log_transitions: tracing::enabled!(tracing::Level::TRACE),
     };

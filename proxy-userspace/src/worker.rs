@@ -30,7 +30,10 @@ use crate::{
     connection,
     limits::Limits,
     metrics::{Counters, ListenerCounts},
-    relay::sockmap::{Handle, Returned},
+    relay::{
+        self, Means,
+        sockmap::{Handle, Returned},
+    },
     tls::Acceptor,
     upstream::Upstreams,
 };
@@ -66,6 +69,18 @@ impl Worker {
     /// An account for a connection that this listener accepted.
     pub(crate) fn ticket(&self, listener: usize) -> Ticket {
         Ticket::new(self.shared.counters.clone(), self.shared.listeners[listener].clone())
+    }
+
+    /// What moving bytes needs.
+    pub(crate) fn means(&self) -> Means<'_> {
+        let Shared { config, counters, .. } = &*self.shared;
+        Means {
+            choice: config.path,
+            kernel: self.kernel.as_ref(),
+            returns: &self.returns,
+            timeouts: &config.timeouts,
+            counters,
+        }
     }
 }
 
@@ -132,7 +147,8 @@ async fn run(shared: Arc<Shared>, kernel: Option<Handle>, mut orders: mpsc::Unbo
                 None => break,
             },
             Some(flow) = returned.recv() => {
-                tokio::spawn(connection::carry_on(flow, worker.clone()));
+                let worker = worker.clone();
+                tokio::spawn(async move { relay::carry_on(flow, worker.means()).await });
             }
         }
     }

@@ -10,6 +10,7 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
     sync::{Arc, atomic::Ordering, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -21,28 +22,26 @@ use tracing::{debug, error, warn};
 use super::{
     Command, Legs, Limits, Returned, StartError, Why, budget,
     counts::{Counts, Refusal},
-    flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, direction_index},
+    flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, Seen, direction_index},
     loader::{Kernel, Raw},
 };
 use crate::{
     close_reason::{CloseReason, Path, Side, Ticket},
-    sys::{self, Epoll, Event, EventFd, Interest},
+    relay::choice::{SETTLED, STREAM, STREAM_OF_MESSAGES},
+    sys::{self, DirectionRef, Epoll, Event, EventFd, Interest},
 };
 
 /// How soon a flow that waits is looked at again at the latest.
 const POLL_MAX: Duration = Duration::from_millis(50);
 /// How often all flows are looked over, at most.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Commands that are obeyed before what happened to flows is looked at: a storm of new ones must not hold up a FIN.
+const COMMANDS: usize = 64;
 
 /// Bytes that arrive before a socket on its way into the map is told: no more than fit its first window, so that its
 /// receive buffer is not made larger (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
 const QUIET: i32 = 32 * 1024;
 
-/// Bytes that a leg of a flow in the kernel holds for its reader at most. What the kernel forwards counts as read, so
-/// that the buffer would be tuned for a quick reader, up to `net.ipv4.tcp_rmem`, and be full of a slow one's bytes. At a
-/// round trip of 100 ms a sender still fills 100 Mbit/s; with 416 KiB, all that the `net.core.rmem_max` of older kernels
-/// lets setu have without privileges, 20 Mbit/s.
-const RECEIVE_BUFFER: i32 = 2 << 20;
 /// Bytes taken out of a leaving leg together.
 const SCRATCH: usize = 256 * 1024;
 
@@ -105,13 +104,15 @@ impl Controller {
     /// Runs until told to stop, or until every worker is gone.
     pub(super) fn run(mut self) {
         let mut events = vec![Event { events: 0, u64: 0 }; 256];
+        let mut more = false;
         loop {
-            match self.epoll.wait(&mut events, self.timeout(Instant::now())) {
+            let timeout = if more { Some(Duration::ZERO) } else { self.timeout(Instant::now()) };
+            match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => {
                     for ready in ready {
                         match ready.token {
                             TOKEN_WAKE => {}
-                            TOKEN_EVENTS => self.take_congested(),
+                            TOKEN_EVENTS => self.take_notices(),
                             TOKEN_LOG => self.kernel.flush_log(),
                             token => self.attend(token, ready.broken, ready.finished),
                         }
@@ -122,24 +123,15 @@ impl Controller {
                     break;
                 }
             }
-            if !self.take_commands() {
-                break;
+            match self.take_commands() {
+                Commands::More => more = true,
+                Commands::Taken => more = false,
+                Commands::Stop => break,
             }
             self.poll();
             self.sweep();
             let reserved = self.kernel.budget.budget().reserved().load(Ordering::Relaxed);
             self.counts.hold((self.flows.len() - self.free.len()) as u64, reserved);
-        }
-        for id in 0..self.flows.len() as u32 {
-            if let Some(flow) = self.remove(id) {
-                flow.ticket.close(CloseReason::Shutdown);
-            }
-        }
-        // What was sent meanwhile is closed as well: `Handle::adopt` cannot know.
-        while let Ok(command) = self.commands.try_recv() {
-            if let Command::Adopt(_, ticket, _) = command {
-                ticket.close(CloseReason::Shutdown);
-            }
         }
     }
 
@@ -157,9 +149,8 @@ impl Controller {
         self.flows.get(id as usize)?.as_ref()
     }
 
-    /// Whether to go on.
-    fn take_commands(&mut self) -> bool {
-        loop {
+    fn take_commands(&mut self) -> Commands {
+        for _ in 0..COMMANDS {
             match self.commands.try_recv() {
                 Ok(Command::Adopt(legs, ticket, returns)) => self.adopt(legs, ticket, returns),
                 Ok(Command::Idle(idle)) => self.limits.idle = idle,
@@ -167,10 +158,11 @@ impl Controller {
                     // An error means that nobody waits any more.
                     let _ = answer.send(());
                 }
-                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
-                Err(mpsc::TryRecvError::Empty) => return true,
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Commands::Stop,
+                Err(mpsc::TryRecvError::Empty) => return Commands::Taken,
             }
         }
+        Commands::More
     }
 
     /// Takes a flow into the kernel: both sockets or neither.
@@ -186,8 +178,9 @@ impl Controller {
         };
         match self.insert(id, &legs) {
             Ok(Inserted { cookies, bases }) => {
-                let Legs { client, upstream, strained } = legs;
-                if strained > 0 {
+                let Legs { client, upstream, left } = legs;
+                let now = Instant::now();
+                if left > 0 {
                     self.counts.resume();
                     debug!("a flow is back in the kernel");
                 }
@@ -195,13 +188,15 @@ impl Controller {
                     sockets: [client, upstream],
                     cookies,
                     bases,
-                    strained,
+                    left,
+                    since: now,
+                    recalled: self.limits.recall.map(|most| now + most.mul_f64(fastrand::f64() * 2.0)),
                     ticket,
                     returns,
                     idle: self.limits.idle,
-                    deadline: Instant::now() + self.limits.idle,
+                    deadline: now + self.limits.idle,
                     leaving: None,
-                    seen: [0; 2],
+                    seen: Default::default(),
                     poll: None,
                 });
                 self.watch(id);
@@ -232,7 +227,7 @@ impl Controller {
         let refuse = |_| NotInserted::Refused(Refusal::SocketGone);
         for socket in sockets {
             // Without it the flow works as well, but a stalled one may hold more.
-            let _ = sys::bound_receive_buffer(socket, RECEIVE_BUFFER);
+            let _ = sys::bound_receive_buffer(socket, self.limits.receive_buffer);
         }
         let base = |socket| Base::of(socket).map_err(refuse)?.ok_or(NotInserted::Refused(Refusal::Busy));
         let bases = [base(sockets[0])?, base(sockets[1])?];
@@ -250,7 +245,7 @@ impl Controller {
             let direction = self.kernel.directions.direction(index);
             // A run of the program that was under way when the flow before this one left may have reserved again.
             budget::hold(direction, self.kernel.budget.budget(), 0);
-            direction.initialise(destination, base);
+            direction.initialise(destination, base, if self.limits.only_quiet { STREAM } else { u64::MAX });
             if self.kernel.sources.insert(cookies[side.index()], index, 0).is_err() {
                 self.forget(&cookies);
                 return Err(NotInserted::Refused(Refusal::MapFull));
@@ -305,7 +300,7 @@ impl Controller {
             .try_for_each(|side| self.epoll.add(flow.leg(*side), token(id, *side), Interest::HangUp));
         if let Err(error) = added {
             warn!(%error, "a flow cannot be watched");
-            self.close(id, CloseReason::OutOfResources);
+            self.cut(id, CloseReason::OutOfResources);
         }
     }
 
@@ -317,11 +312,39 @@ impl Controller {
         }
     }
 
-    /// The program reports directions that became congested.
-    fn take_congested(&mut self) {
-        while let Some(index) = self.kernel.next_congested() {
-            self.leave(index / 2, Why::Congested);
+    /// The program tells of directions in which there is something to see.
+    fn take_notices(&mut self) {
+        while let Some(index) = self.kernel.next_notice() {
+            let id = index / 2;
+            // The flow may have left meanwhile.
+            if let Some(why) = self.flow(id).and_then(|flow| self.reason_to_leave(id, flow)) {
+                self.leave(id, why);
+            }
         }
+    }
+
+    /// Whether the kernel is no place for the flow any more.
+    fn reason_to_leave(&self, id: u32, flow: &Flow) -> Option<Why> {
+        let mut streams = false;
+        for side in SIDES {
+            let direction = self.direction(id, side);
+            if direction.passed() != 0 || direction.is_broken() {
+                return Some(Why::Congested);
+            }
+            if self.limits.only_quiet {
+                let (before, now) = (flow.seen[side.index()], Seen::of(direction));
+                let moved = now.bytes.wrapping_sub(before.bytes);
+                streams |= moved >= STREAM && before.is_stream(now);
+                if moved >= STREAM {
+                    direction.tell_at(now.bytes + STREAM_OF_MESSAGES);
+                }
+            }
+        }
+        streams.then_some(Why::Streams)
+    }
+
+    fn direction(&self, id: u32, source: Side) -> DirectionRef<'_> {
+        self.kernel.directions.direction(direction_index(id, source))
     }
 
     /// Something happened to a leg.
@@ -359,7 +382,7 @@ impl Controller {
         let (why, after) = (leaving.why, flow.poll.map_or(POLL_MIN, |poll| (poll.after * 2).min(POLL_MAX)));
         flow.leaving = Some(leaving);
         match out {
-            Ok(true) => self.give_back(id, why, waited),
+            Ok(true) => self.give_back(id, why),
             Ok(false) => {
                 flow.poll = Some(Poll { at: Instant::now() + after, after });
                 if !waited {
@@ -395,7 +418,8 @@ impl Controller {
         if now < self.next_sweep {
             return;
         }
-        self.next_sweep = now + SWEEP.min(self.limits.idle / 4).max(POLL_MAX);
+        let recall = self.limits.recall.unwrap_or(SWEEP);
+        self.next_sweep = now + SWEEP.min(self.limits.idle / 4).max(POLL_MAX).min(recall);
         let budget = self.kernel.budget.budget();
         let scarce = budget.reserved().load(Ordering::Relaxed) > budget.total().load(Ordering::Relaxed) / 4;
         for id in 0..self.flows.len() as u32 {
@@ -406,20 +430,23 @@ impl Controller {
     }
 
     fn look_over(&mut self, id: u32, now: Instant, scarce: bool) {
+        let why = self.flow(id).filter(|flow| flow.leaving.is_none()).and_then(|flow| {
+            let recalled = flow.recalled.is_some_and(|at| at <= now);
+            self.reason_to_leave(id, flow).or(recalled.then_some(Why::Recalled))
+        });
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
-        let idle = flow.idle;
-        let mut congested = false;
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
-            congested |= direction.passed() != 0 || direction.is_broken();
-            let redirected = direction.redirected();
-            let before = std::mem::replace(&mut flow.seen[side.index()], redirected);
-            let rests = before == redirected;
-            flow.ticket.counters().count_bytes(side, redirected.wrapping_sub(before));
+            let seen = Seen::of(direction);
+            let before = std::mem::replace(&mut flow.seen[side.index()], seen);
+            flow.ticket.counters().count_bytes(side, seen.bytes.wrapping_sub(before.bytes));
+            if self.limits.only_quiet && before != seen {
+                direction.tell_at(seen.bytes + STREAM);
+            }
             if scarce
-                && rests
+                && before == seen
                 && direction.reserved().load(Ordering::Relaxed) > 0
                 && let Ok(info) = sys::tcp_info(flow.leg(side.other()))
             {
@@ -428,22 +455,36 @@ impl Controller {
                 budget::reserve(direction, self.kernel.budget.budget(), base, &info);
             }
         }
+        let idle = flow.idle;
         if flow.deadline <= now {
             let silent = SIDES.iter().filter_map(|side| sys::tcp_info(flow.leg(*side)).ok());
             let silent = silent.map(|info| info.silent).min().unwrap_or(idle);
             if silent >= idle {
-                return self.close(id, CloseReason::Idle);
+                return self.close_idle(id);
             }
             flow.deadline = now + (idle - silent);
         }
-        if congested && flow.leaving.is_none() {
-            self.leave(id, Why::Congested);
+        if let Some(why) = why {
+            self.leave(id, why);
         }
     }
 
-    /// Closes a flow in order.
-    fn close(&mut self, id: u32, reason: CloseReason) {
+    /// Closes a flow in which nothing moves: in order, if all that came was forwarded and taken.
+    fn close_idle(&mut self, id: u32) {
         if let Some(flow) = self.remove(id) {
+            let rests = |leg| matches!((sys::queued(leg), sys::unacknowledged(leg)), (Ok(0), Ok(0)));
+            let passed = SIDES.map(|side| self.direction(id, side).passed());
+            if passed != [0; 2] || !SIDES.iter().all(|side| rests(flow.leg(*side))) {
+                SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
+            }
+            flow.ticket.close(CloseReason::Idle);
+        }
+    }
+
+    /// Cuts a flow.
+    fn cut(&mut self, id: u32, reason: CloseReason) {
+        if let Some(flow) = self.remove(id) {
+            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
             flow.ticket.close(reason);
         }
     }
@@ -457,15 +498,20 @@ impl Controller {
     }
 
     /// Returns a flow that has left the kernel to its worker.
-    fn give_back(&mut self, id: u32, why: Why, waited: bool) {
+    fn give_back(&mut self, id: u32, why: Why) {
         let Some(flow) = self.remove(id) else { return };
-        if waited {
-            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), false));
+        for side in SIDES {
+            // Where the kernel does not know the lock (before Linux 5.14) it keeps its size.
+            let _ = sys::lock_receive_buffer(&flow.leg(side), false);
         }
-        let Flow { sockets: [client, upstream], strained, ticket, returns, leaving, .. } = flow;
-        let legs = Legs { client, upstream, strained: strained + u32::from(why == Why::Congested) };
-        if why == Why::Congested {
-            self.counts.congest();
+        let Flow { sockets: [client, upstream], left, since, ticket, returns, leaving, .. } = flow;
+        let misplaced = matches!(why, Why::Congested | Why::Streams);
+        let left = if since.elapsed() > SETTLED { 0 } else { left } + u32::from(misplaced);
+        let legs = Legs { client, upstream, left };
+        match why {
+            Why::Congested => self.counts.congest(),
+            Why::Streams => self.counts.stream(),
+            _ => {}
         }
         let collected = leaving.map(|leaving| leaving.collected).unwrap_or_default();
         give_back(legs, ticket, &returns, why, collected);
@@ -484,11 +530,34 @@ impl Controller {
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             budget::hold(direction, self.kernel.budget.budget(), 0);
-            let unseen = direction.redirected().wrapping_sub(flow.seen[side.index()]);
+            let unseen = direction.redirected().wrapping_sub(flow.seen[side.index()].bytes);
             flow.ticket.counters().count_bytes(side, unseen);
         }
         Some(flow)
     }
+}
+
+impl Drop for Controller {
+    /// The end of setu, or of this thread by a defect. Flows in the kernel are cut, for what is on its way in them is lost;
+    /// those that wait to be taken go on in userspace.
+    fn drop(&mut self) {
+        for id in 0..self.flows.len() as u32 {
+            let reason = if thread::panicking() { CloseReason::InternalError } else { CloseReason::Shutdown };
+            self.cut(id, reason);
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Adopt(legs, ticket, returns) = command {
+                give_back(legs, ticket, &returns, Why::NotTaken(Refusal::Ended), Default::default());
+            }
+        }
+    }
+}
+
+/// Whether there are commands left.
+enum Commands {
+    More,
+    Taken,
+    Stop,
 }
 
 /// A flow that is in the maps.

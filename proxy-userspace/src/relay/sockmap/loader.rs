@@ -13,7 +13,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use proxy_common::{
-    direction::{Budget, Congested, Direction},
+    direction::{Budget, Direction, Notice},
     names,
 };
 use socket2::SockRef;
@@ -133,7 +133,7 @@ impl Kernel {
         SockRef::from(&socket).detach_filter()
     }
 
-    /// The descriptor that is readable when a direction became congested.
+    /// The descriptor that is readable when there is something to see in a direction.
     pub(super) fn events(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
@@ -150,11 +150,11 @@ impl Kernel {
         }
     }
 
-    /// The next direction that became congested.
-    pub(super) fn next_congested(&mut self) -> Option<u32> {
+    /// The next direction in which there is something to see.
+    pub(super) fn next_notice(&mut self) -> Option<u32> {
         let item = self.events.next()?;
         let bytes: [u8; 4] = item.get(..4)?.try_into().ok()?;
-        const { assert!(std::mem::offset_of!(Congested, direction) == 0) };
+        const { assert!(std::mem::offset_of!(Notice, direction) == 0) };
         Some(u32::from_ne_bytes(bytes))
     }
 }

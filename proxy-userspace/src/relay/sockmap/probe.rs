@@ -14,7 +14,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{Legs, Limits, Loaded, Returned, Running, StartError, Why};
+use super::{Legs, Limits, Loaded, RECEIVE_BUFFER, Returned, Running, StartError, Why};
 use crate::{
     close_reason::{Side, Ticket},
     metrics::Counters,
@@ -43,7 +43,15 @@ pub struct Check {
 /// # Errors
 /// What the kernel refused.
 pub fn probe() -> Result<Vec<Check>, String> {
-    let limits = Limits { flows: 8, budget: 64 << 20, idle: PATIENCE * 4, log_transitions: false };
+    let limits = Limits {
+        flows: 8,
+        budget: 64 << 20,
+        receive_buffer: RECEIVE_BUFFER,
+        only_quiet: false,
+        recall: None,
+        idle: PATIENCE * 4,
+        log_transitions: false,
+    };
     let running =
         Loaded::new(limits).and_then(Loaded::start).map_err(|error: StartError| error.to_string())?;
     let checks: [(&'static str, Attempt); 5] = [
@@ -90,7 +98,7 @@ impl Rig {
         let (server, upstream_leg) = pair()?;
         client_leg.set_nonblocking(true)?;
         upstream_leg.set_nonblocking(true)?;
-        let legs = Legs { client: client_leg.into(), upstream: upstream_leg.into(), strained: 0 };
+        let legs = Legs { client: client_leg.into(), upstream: upstream_leg.into(), left: 0 };
         let (leaves, left) = mpsc::channel();
         Ok(Self { client, server, legs: Some(legs), left, leaves: Some(leaves) })
     }
@@ -113,7 +121,8 @@ impl Rig {
         let listener = counters.listener("self-test");
         let ticket = Ticket::new(counters, listener);
         let (returns, mut returned) = unbounded_channel();
-        running.handle().adopt(legs, ticket, returns);
+        // When the controller is gone the check fails by what does not arrive.
+        let _ = running.handle().adopt(legs, ticket, returns);
         // Ends with the flow: when nothing can come back any more, or when it came and was relayed to its end.
         thread::spawn(move || {
             if let Some(flow) = returned.blocking_recv() {
