@@ -47,6 +47,8 @@ pub struct Budget {
     pub total: AtomicU64,
     /// Bytes reserved now: the sum of [`Direction::reserved`].
     pub reserved: AtomicU64,
+    /// Bytes that one direction may have on its way, whatever its destination's send buffer takes.
+    pub direction: AtomicU64,
 }
 
 /// Told to the controller when there is something to see in a direction: it passes bytes to userspace, is broken, or has
@@ -61,7 +63,7 @@ pub struct Notice {
 }
 
 const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
-const _: () = assert!(size_of::<Budget>() == 16);
+const _: () = assert!(size_of::<Budget>() == 24);
 const _: () = assert!(size_of::<Notice>() == 8);
 
 #[cfg(feature = "user")]

@@ -84,18 +84,13 @@ fn try_kernel_path(config: &Config, files: u64, recall: Option<Duration>) -> any
     info!(checks = checks.len(), "the kernel path passed its self-test");
     let flows =
         u32::try_from(files.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(u32::MAX).clamp(1, 1 << 20);
-    let only_quiet = config.path == PathChoice::Auto;
-    let limits = sockmap::Limits {
-        flows,
-        budget: config
-            .limits
-            .kernel_bytes
-            .map_or_else(|| (sys::total_memory() / BUDGET_PART).min(BUDGET_MAX), NonZero::get),
-        receive_buffer: if only_quiet { sockmap::QUIET_RECEIVE_BUFFER } else { sockmap::RECEIVE_BUFFER },
-        only_quiet,
-        recall,
-        idle: config.timeouts.idle,
-        log_transitions: tracing::enabled!(tracing::Level::TRACE),
-    };
+    let budget = config
+        .limits
+        .kernel_bytes
+        .map_or_else(|| (sys::total_memory() / BUDGET_PART).min(BUDGET_MAX), NonZero::get);
+    let log_transitions = tracing::enabled!(tracing::Level::TRACE);
+    let limits = sockmap::Limits::new(flows, budget, config.timeouts.idle);
+    let limits = sockmap::Limits { recall, log_transitions, ..limits };
+    let limits = if config.path == PathChoice::Auto { limits.only_quiet() } else { limits };
     Ok(Loaded::new(limits)?)
 }

@@ -18,13 +18,14 @@ use std::time::Duration;
 use super::sockmap::{Refusal, Why};
 use crate::config::PathChoice;
 
-/// How long a flow must be quiet: more than the round trips in which a transfer over a long way begins slowly.
-const QUIET: Duration = Duration::from_secs(1);
+/// How long a flow must be quiet: a transfer over a long way, which begins with a few segments a round trip, moves more
+/// than [`QUIET_RATE`] in its second already.
+const QUIET: Duration = Duration::from_millis(500);
 /// Each time that a flow leaves the kernel because it was no place for it, it must be quiet for twice as long before it
 /// goes back, [`DOUBLINGS`] times at most.
 const DOUBLINGS: u32 = 6;
 /// A flow that was in the kernel for so long before it left begins anew to be judged.
-pub(super) const SETTLED: Duration = Duration::from_secs(64);
+pub(super) const SETTLED: Duration = Duration::from_secs(60);
 /// Bytes a second, both ways together, that are still chat.
 const QUIET_RATE: u64 = 32 * 1024;
 
@@ -107,10 +108,11 @@ impl HandOver {
         }
     }
 
-    /// How long to watch before it is decided.
+    /// How long to watch before it is decided, and how often to look anew.
     pub(super) fn period(self) -> Option<Duration> {
         match self {
-            Self::Never | Self::AtOnce => None,
+            Self::Never => None,
+            Self::AtOnce => Some(QUIET),
             Self::KeptUp(period) | Self::Quiet(period) => Some(period),
         }
     }
@@ -132,6 +134,7 @@ mod tests {
     use crate::close_reason::Side;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const LESS: Duration = Duration::from_millis(499);
 
     fn pace(bytes: u64, pieces: u64) -> Pace {
         Pace { bytes, pieces, fell_behind: false }
@@ -141,7 +144,7 @@ mod tests {
     fn auto_takes_what_is_quiet_for_long_enough() {
         let auto = HandOver::of_new(PathChoice::Auto, false);
         assert!(auto.is_due(pace(0, 0), SECOND));
-        assert!(!auto.is_due(pace(0, 0), SECOND / 2), "not long enough");
+        assert!(!auto.is_due(pace(0, 0), LESS), "not long enough");
         assert!(auto.is_due(pace(QUIET_RATE, 40), SECOND));
         assert!(!auto.is_due(pace(QUIET_RATE + 1, 40), SECOND));
         assert!(auto.is_due(pace(QUIET_RATE * 2, 40), SECOND * 2), "it is a rate");

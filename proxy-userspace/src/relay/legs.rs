@@ -51,3 +51,12 @@ pub(super) fn register(legs: [OwnedFd; 2]) -> io::Result<[TcpStream; 2]> {
     }
     Ok(legs)
 }
+
+/// Lets this thread's runtime look anew at what can be read and written.
+///
+/// # Errors
+/// As [`register`].
+pub(super) fn register_anew(legs: [TcpStream; 2]) -> io::Result<[TcpStream; 2]> {
+    let [client, upstream] = legs.map(TcpStream::into_std);
+    register([client?.into(), upstream?.into()])
+}

@@ -163,6 +163,11 @@ impl<'a> BudgetRef<'a> {
         field!(self.total)
     }
 
+    /// The bound for one direction, bytes.
+    pub(crate) fn direction(self) -> &'a AtomicU64 {
+        field!(self.direction)
+    }
+
     /// Bytes held.
     pub(crate) fn reserved(self) -> &'a AtomicU64 {
         field!(self.reserved)

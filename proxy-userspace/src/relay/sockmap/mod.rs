@@ -47,9 +47,7 @@ pub(crate) struct Legs {
 /// that the buffer would be tuned for a quick reader, up to `net.ipv4.tcp_rmem`, and be full of a slow one's bytes. At a
 /// round trip of 100 ms a sender still fills 100 Mbit/s; with 416 KiB, all that the `net.core.rmem_max` of older kernels
 /// lets setu have without privileges, 20 Mbit/s.
-pub(crate) const RECEIVE_BUFFER: i32 = 2 << 20;
-/// The same for flows that leave when they stream.
-pub(crate) const QUIET_RECEIVE_BUFFER: i32 = 256 << 10;
+const RECEIVE_BUFFER: i32 = 2 << 20;
 
 /// Why a flow comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +81,8 @@ pub(crate) struct Limits {
     pub(crate) flows: u32,
     /// Bytes that all flows together may have on their way to clients and upstreams.
     pub(crate) budget: u64,
+    /// Bytes that one direction may have on its way, whatever its destination's send buffer takes.
+    pub(crate) most: u64,
     /// Bytes that a leg holds for its reader at most.
     pub(crate) receive_buffer: i32,
     /// Flows that turn out to stream leave.
@@ -102,6 +102,27 @@ enum Command {
     /// Answer: the controller is alive.
     Ping(oneshot::Sender<()>),
     Stop,
+}
+
+impl Limits {
+    /// For flows of every kind.
+    pub(crate) fn new(flows: u32, budget: u64, idle: Duration) -> Self {
+        Self {
+            flows,
+            budget,
+            most: u64::MAX,
+            receive_buffer: RECEIVE_BUFFER,
+            only_quiet: false,
+            recall: None,
+            idle,
+            log_transitions: false,
+        }
+    }
+
+    /// The same for flows that leave when they stream: a reader that stalls then costs a fraction of a stream's buffers.
+    pub(crate) fn only_quiet(self) -> Self {
+        Self { most: 128 << 10, receive_buffer: 256 << 10, only_quiet: true, ..self }
+    }
 }
 
 /// A way to the controller.
@@ -184,7 +205,7 @@ impl Loaded {
     pub(crate) fn new(limits: Limits) -> Result<Self, StartError> {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
-        let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
+        let kernel = loader::Kernel::load(&limits)?;
         let counts = Arc::<Counts>::default();
         let controller = controller::Controller::new(kernel, limits, receiver, counts.clone(), &wake)?;
         let Limits { budget, recall, .. } = limits;

@@ -14,7 +14,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{Legs, Limits, Loaded, RECEIVE_BUFFER, Returned, Running, StartError, Why};
+use super::{Legs, Limits, Loaded, Returned, Running, StartError, Why};
 use crate::{
     close_reason::{Side, Ticket},
     metrics::Counters,
@@ -43,15 +43,7 @@ pub struct Check {
 /// # Errors
 /// What the kernel refused.
 pub fn probe() -> Result<Vec<Check>, String> {
-    let limits = Limits {
-        flows: 8,
-        budget: 64 << 20,
-        receive_buffer: RECEIVE_BUFFER,
-        only_quiet: false,
-        recall: None,
-        idle: PATIENCE * 4,
-        log_transitions: false,
-    };
+    let limits = Limits::new(8, 64 << 20, PATIENCE * 4);
     let running =
         Loaded::new(limits).and_then(Loaded::start).map_err(|error: StartError| error.to_string())?;
     let checks: [(&'static str, Attempt); 5] = [

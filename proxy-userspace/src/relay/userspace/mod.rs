@@ -20,7 +20,7 @@ use tokio::{net::TcpStream, time::sleep};
 
 use super::{
     choice::{HandOver, Pace},
-    legs::Legs,
+    legs::{self, Legs},
     silence::Silence,
 };
 use crate::{
@@ -61,23 +61,43 @@ pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) 
     let Flow { client, upstream, first, collected, is_new, hand_over } = flow;
     let [from_client, from_upstream] = collected;
     let restraint = if is_new { Restraint::NEW } else { Restraint::Lifted };
-    let out = Pump::new(from_client, counters.meter(Side::Client), restraint);
-    let back = Pump::new(from_upstream, counters.meter(Side::Upstream), restraint);
+    let mut streams = Streams {
+        out: Pump::new(from_client, counters.meter(Side::Client), restraint),
+        back: Pump::new(from_upstream, counters.meter(Side::Upstream), restraint),
+        first,
+        finished: [false; 2],
+    };
     let timer = pin!(sleep(timeouts.idle));
-    let silence = Silence::new(timer, timeouts, hand_over.period(), is_new);
+    let mut silence = Silence::new(timer, timeouts, hand_over.period(), is_new);
     let mut legs = Legs::default();
-    let ended = run(legs.hold(client, upstream), [out, back], first, hand_over, silence).await;
-    match ended {
-        Ok(Over::Closed { reason, whole }) => {
-            if whole {
-                drop(legs.release());
+    let mut both = legs.hold(client, upstream);
+    loop {
+        match run(both, &mut streams, hand_over, &mut silence).await {
+            Ok(Over::Closed { reason, whole }) => {
+                if whole {
+                    drop(legs.release());
+                }
+                return Ended::Closed(reason);
             }
-            Ended::Closed(reason)
+            // Held until here.
+            Ok(Over::Quiet) => {
+                return legs.release().map_or(Ended::Closed(CloseReason::InternalError), Ended::Quiet);
+            }
+            Ok(Over::Deaf) => match legs.release().map(legs::register_anew) {
+                Some(Ok([client, upstream])) => both = legs.hold(client, upstream),
+                _ => return Ended::Closed(CloseReason::OutOfResources),
+            },
+            Err(Broken { side, error }) => return Ended::Closed(CloseReason::broken(side, &error)),
         }
-        // Held until here.
-        Ok(Over::Quiet) => legs.release().map_or(Ended::Closed(CloseReason::InternalError), Ended::Quiet),
-        Err(Broken { side, error }) => Ended::Closed(CloseReason::broken(side, &error)),
     }
+}
+
+/// Both directions, and who has finished.
+struct Streams<'a> {
+    out: Pump<'a>,
+    back: Pump<'a>,
+    first: Option<Side>,
+    finished: [bool; 2],
 }
 
 struct Broken {
@@ -92,18 +112,18 @@ enum Over {
         whole: bool,
     },
     Quiet,
+    /// Bytes wait of which the runtime was not told.
+    Deaf,
 }
 
 async fn run(
     [client, upstream]: &mut [TcpStream; 2],
-    [mut out, mut back]: [Pump<'_>; 2],
-    mut first: Option<Side>,
+    Streams { out, back, first, finished }: &mut Streams<'_>,
     hand_over: HandOver,
-    mut silence: Silence<'_>,
+    silence: &mut Silence<'_>,
 ) -> Result<Over, Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
-    let mut finished = [false; 2];
     let mut watched_since = Instant::now();
     let mut is_due = hand_over.is_due(Pace::default(), Duration::ZERO);
     poll_fn(|cx| {
@@ -126,7 +146,7 @@ async fn run(
             }
         }
         let whole = out.is_empty() && back.is_empty();
-        if finished == [true; 2] {
+        if *finished == [true; 2] {
             let reason = CloseReason::finished(first.unwrap_or(Side::Client));
             return Poll::Ready(Ok(Over::Closed { reason, whole }));
         }
@@ -144,11 +164,16 @@ async fn run(
             let time = now - watched_since;
             if time >= period {
                 watched_since = now;
-                is_due = hand_over.is_due(out.take_pace().and(back.take_pace()), time);
+                let pace = out.take_pace().and(back.take_pace());
+                is_due = hand_over.is_due(pace, time);
+                // A read that found nothing, although there was something, has used up the event that tells of it.
+                if pace.bytes == 0 && whole && !legs.iter().all(|leg| is_read(leg)) {
+                    return Poll::Ready(Ok(Over::Deaf));
+                }
             }
         }
         // Not what a read found last: it may have found nothing for other reasons, such as its share of this turn.
-        if is_due && finished == [false; 2] && whole && legs.iter().all(|leg| is_read(leg)) {
+        if is_due && *finished == [false; 2] && whole && legs.iter().all(|leg| is_read(leg)) {
             silence.watch_now(legs);
             out.release(legs[0], legs[1]);
             back.release(legs[1], legs[0]);
