@@ -98,3 +98,6 @@ async fn in_userspace(mut flow: Flow, left: u32, mut ticket: Ticket, means: Mean
             Flow { client, upstream, first: None, collected: Default::default(), is_new: false, hand_over };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,6 +97,8 @@ mod tests {
         os::fd::AsFd as _,
     };
 
+    use setu_tests::netns::Netns;
+
     use super::*;
 
     #[test]
@@ -119,5 +121,46 @@ mod tests {
         drop(client);
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(tcp_info(server.as_fd()).unwrap().received, 1001, "a FIN counts as one byte");
+    }
+
+    /// A queue that refuses segments makes TCP count their transmission again and again.
+    #[test]
+    fn what_is_written_is_no_count_of_transmissions() {
+        if !setu_tests::machine::is_root() {
+            println!("skipped: a queueing discipline needs root, and this is not");
+            return;
+        }
+        let (near, far) = (Netns::alone(), Netns::alone());
+        near.join("toward", "10.76.1.1/24", &far, "back", "10.76.1.2/24");
+        let shape = "qdisc add dev toward root tbf rate 20mbit burst 20kb limit 30kb";
+        assert!(near.command("tc").args(shape.split(' ')).status().unwrap().success());
+        let listener = far.within(|| TcpListener::bind("10.76.1.2:0").unwrap());
+        let address = listener.local_addr().unwrap();
+        let mut client = near.within(|| TcpStream::connect(address).unwrap());
+        let (mut server, _) = listener.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let reader = std::thread::spawn(move || std::io::copy(&mut server, &mut std::io::sink()).unwrap());
+        let written = |client: &TcpStream| {
+            let info = tcp_info(client.as_fd()).unwrap();
+            info.written(crate::sys::unacknowledged(client.as_fd()).unwrap())
+        };
+        // The SYN counts as one.
+        let mut sent = 1;
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        while std::time::Instant::now() < end {
+            sent += client.write(&[7; 20_000]).unwrap_or(0) as u64;
+            let written = written(&client);
+            assert!(written <= sent, "{written} of {sent}");
+        }
+        let dropped = near.command("tc").args(["-s", "qdisc", "show", "dev", "toward"]).output().unwrap();
+        let dropped = String::from_utf8(dropped.stdout).unwrap();
+        assert!(!dropped.contains("dropped 0,"), "nothing was refused: {dropped}");
+        client.set_nonblocking(false).unwrap();
+        while crate::sys::unacknowledged(client.as_fd()).unwrap() > 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(written(&client), sent);
+        drop(client);
+        assert_eq!(reader.join().unwrap() + 1, sent);
     }
 }

@@ -157,6 +157,13 @@ impl Handle {
         }
     }
 
+    /// A way to a controller that is gone.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Self {
+        let wake = Arc::new(EventFd::new().unwrap());
+        Self { commands: mpsc::channel().0, wake, counts: Arc::default(), budget: 0, recalls: false }
+    }
+
     /// What became of flows.
     pub(crate) fn counts(&self) -> &Counts {
         &self.counts
