@@ -3,7 +3,12 @@
 //! Each stage consumes the type of the one before, so that none can be left out or done twice. A stage that fails ends
 //! the connection with its reason.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    net::{self, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
@@ -27,6 +32,16 @@ use crate::{
 
 /// Where servers that a client names are dialed.
 const HTTPS: u16 = 443;
+
+/// A client that was let in and is not served yet. It counts as a connection, so nobody stops without it.
+#[derive(Debug)]
+pub(crate) struct Admitted<S> {
+    /// A `std` one on its way from worker to worker, for it is in neither's epoll.
+    client: S,
+    peer: ClientAddr,
+    listener: usize,
+    ticket: Ticket,
+}
 
 /// A client's connection, of which nothing is known but where it came in.
 struct Accepted {
@@ -202,7 +217,12 @@ impl Dialed {
 }
 
 /// Lets a client in, or turns it away before any work is done for it.
-pub(crate) fn admit(client: TcpStream, peer: ClientAddr, listener: usize, worker: &Arc<Worker>) {
+pub(crate) fn admit(
+    client: TcpStream,
+    peer: ClientAddr,
+    listener: usize,
+    worker: &Worker,
+) -> Option<Admitted<TcpStream>> {
     let mut ticket = worker.ticket(listener);
     ticket.client = peer.shown(worker.shared.config.client_addresses);
     let limits = &worker.shared.limits;
@@ -214,11 +234,46 @@ pub(crate) fn admit(client: TcpStream, peer: ClientAddr, listener: usize, worker
     match permit {
         Ok(permit) => {
             ticket.permit = Some(permit);
-            tokio::spawn(serve(Accepted { client, peer }, listener, ticket, worker.clone()));
+            Some(Admitted { client, peer, listener, ticket })
         }
         Err(refused) => {
             reset(&client);
             ticket.close(refused.into());
+            None
+        }
+    }
+}
+
+impl Admitted<TcpStream> {
+    /// Serves the client on the worker that calls.
+    pub(crate) fn begin(self, worker: Arc<Worker>) {
+        let Self { client, peer, listener, ticket } = self;
+        tokio::spawn(serve(Accepted { client, peer }, listener, ticket, worker));
+    }
+
+    /// Leaves the worker that accepted it. `None`: it could not, and is closed.
+    pub(crate) fn leave(self) -> Option<Admitted<net::TcpStream>> {
+        let Self { client, peer, listener, ticket } = self;
+        match client.into_std() {
+            Ok(client) => Some(Admitted { client, peer, listener, ticket }),
+            Err(_) => {
+                ticket.close(CloseReason::OutOfResources);
+                None
+            }
+        }
+    }
+}
+
+impl Admitted<net::TcpStream> {
+    /// Comes to the worker that calls. `None`: it could not, and is closed.
+    pub(crate) fn enter(self) -> Option<Admitted<TcpStream>> {
+        let Self { client, peer, listener, ticket } = self;
+        match TcpStream::from_std(client) {
+            Ok(client) => Some(Admitted { client, peer, listener, ticket }),
+            Err(_) => {
+                ticket.close(CloseReason::OutOfResources);
+                None
+            }
         }
     }
 }

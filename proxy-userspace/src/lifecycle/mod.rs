@@ -357,10 +357,12 @@ impl Server {
     /// they accepted from before is closed.
     async fn serve(&self, shares: Vec<Share>) {
         let mut done = Vec::new();
+        let all: Arc<[_]> = self.workers.iter().map(|worker| worker.orders.downgrade()).collect();
         for (worker, sockets) in self.workers.iter().zip(shares) {
             let (tell, told) = oneshot::channel();
+            let (shared, workers) = (self.shared.clone(), all.clone());
             // An error means that the worker has panicked.
-            let _ = worker.orders.send(Order::Serve { shared: self.shared.clone(), sockets, done: tell });
+            let _ = worker.orders.send(Order::Serve { shared, sockets, workers, done: tell });
             done.push(told);
         }
         for told in done {
