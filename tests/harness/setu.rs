@@ -28,6 +28,8 @@ pub enum Path {
     Sockmap,
     /// In the process.
     Userspace,
+    /// Wherever setu finds it best.
+    Auto,
 }
 
 impl Path {
@@ -37,6 +39,7 @@ impl Path {
         match self {
             Self::Sockmap => "sockmap",
             Self::Userspace => "userspace",
+            Self::Auto => "auto",
         }
     }
 }
