@@ -81,8 +81,8 @@ pub struct ServeArgs {
     #[arg(long)]
     pub replace: bool,
     /// Only to test: hand flows over to the kernel at every safe moment, and take them out again after up to twice this
-    #[arg(long, value_name = "MILLISECONDS", hide = true)]
-    pub force_hand_over: Option<NonZero<u32>>,
+    #[arg(long = "force-handover", value_name = "MILLISECONDS", hide = true)]
+    pub force_handover: Option<NonZero<u32>>,
 }
 
 /// Arguments of `setu run`, and of the check that it would start.

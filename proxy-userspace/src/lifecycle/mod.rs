@@ -95,8 +95,8 @@ impl Prepared {
     /// # Errors
     /// What is in the way.
     pub(crate) fn new(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { run: args, replace, force_hand_over } = args;
-        let recall = force_hand_over.map(|millis| Duration::from_millis(millis.get().into()));
+        let ServeArgs { run: args, replace, force_handover } = args;
+        let recall = force_handover.map(|millis| Duration::from_millis(millis.get().into()));
         let config = args.config()?;
         let files = sys::raise_file_limit().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
@@ -138,7 +138,7 @@ impl Prepared {
         self.files
     }
 
-    /// See `ServeArgs::force_hand_over`.
+    /// See `ServeArgs::force_handover`.
     pub(crate) fn recall(&self) -> Option<Duration> {
         self.recall
     }

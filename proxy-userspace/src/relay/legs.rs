@@ -34,19 +34,16 @@ pub(super) fn reset(leg: &TcpStream) {
     let _ = SockRef::from(leg).set_linger(Some(Duration::ZERO));
 }
 
-/// Takes two connections that this thread's runtime does not know. They are reset when it cannot have both.
+/// Takes two connections that this thread's runtime does not know, and whose close is a reset: so it is when it cannot
+/// have both, else no more.
 ///
 /// # Errors
 /// Out of watches, or of memory for them.
 pub(super) fn register(legs: [OwnedFd; 2]) -> io::Result<[TcpStream; 2]> {
-    let [client, upstream] = legs.map(|leg| {
-        let leg = net::TcpStream::from(leg);
-        // Before, because what cannot be registered is closed. An error means that the connection is gone.
-        let _ = SockRef::from(&leg).set_linger(Some(Duration::ZERO));
-        TcpStream::from_std(leg)
-    });
+    let [client, upstream] = legs.map(|leg| TcpStream::from_std(net::TcpStream::from(leg)));
     let legs = [client?, upstream?];
     for leg in &legs {
+        // An error means that the connection is gone.
         let _ = SockRef::from(leg).set_linger(None);
     }
     Ok(legs)
@@ -57,6 +54,7 @@ pub(super) fn register(legs: [OwnedFd; 2]) -> io::Result<[TcpStream; 2]> {
 /// # Errors
 /// As [`register`].
 pub(super) fn register_anew(legs: [TcpStream; 2]) -> io::Result<[TcpStream; 2]> {
+    legs.iter().for_each(reset);
     let [client, upstream] = legs.map(TcpStream::into_std);
     register([client?.into(), upstream?.into()])
 }

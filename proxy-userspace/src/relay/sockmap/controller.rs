@@ -24,6 +24,7 @@ use super::{
     counts::{Counts, Refusal},
     flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, Seen, direction_index},
     loader::{Kernel, Raw},
+    set_abortive,
 };
 use crate::{
     close_reason::{CloseReason, Path, Side, Ticket},
@@ -208,8 +209,7 @@ impl Controller {
             Err(NotInserted::Lost) => {
                 error!("a connection was reset: bytes came while only one leg was in the kernel");
                 self.free.push(id);
-                set_abortive(legs.client.as_fd(), true);
-                set_abortive(legs.upstream.as_fd(), true);
+                drop(legs);
                 ticket.close(CloseReason::InternalError);
             }
         }
@@ -354,7 +354,7 @@ impl Controller {
         if broken {
             let error = SockRef::from(&flow.leg(side)).take_error().ok().flatten();
             let error = error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
-            self.break_off(id, side, &error);
+            self.cut(id, CloseReason::broken(side, &error));
         } else if finished {
             self.leave(id, Why::Finished(side));
         }
@@ -386,11 +386,10 @@ impl Controller {
             Ok(false) => {
                 flow.poll = Some(Poll { at: Instant::now() + after, after });
                 if !waited {
-                    SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
                     self.polled.push(id);
                 }
             }
-            Err((side, error)) => self.break_off(id, side, &error),
+            Err((side, error)) => self.cut(id, CloseReason::broken(side, &error)),
         }
     }
 
@@ -474,26 +473,17 @@ impl Controller {
         if let Some(flow) = self.remove(id) {
             let rests = |leg| matches!((sys::queued(leg), sys::unacknowledged(leg)), (Ok(0), Ok(0)));
             let passed = SIDES.map(|side| self.direction(id, side).passed());
-            if passed != [0; 2] || !SIDES.iter().all(|side| rests(flow.leg(*side))) {
-                SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
+            if passed == [0; 2] && SIDES.iter().all(|side| rests(flow.leg(*side))) {
+                SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), false));
             }
             flow.ticket.close(CloseReason::Idle);
         }
     }
 
-    /// Cuts a flow.
+    /// Cuts a flow: its peers must not take that for the end.
     fn cut(&mut self, id: u32, reason: CloseReason) {
         if let Some(flow) = self.remove(id) {
-            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
             flow.ticket.close(reason);
-        }
-    }
-
-    /// Ends a flow of which a leg failed: the other side must not take the end for a FIN.
-    fn break_off(&mut self, id: u32, side: Side, error: &io::Error) {
-        if let Some(flow) = self.remove(id) {
-            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
-            flow.ticket.close(CloseReason::broken(side, error));
         }
     }
 
@@ -575,13 +565,6 @@ enum NotInserted {
 
 fn token(id: u32, side: Side) -> u64 {
     u64::from(direction_index(id, side))
-}
-
-/// Makes a close, also that of a killed setu, send RST instead of FIN. What was passed is not in the socket's own queue,
-/// so that `tcp_close` (net/ipv4/tcp.c) would send a FIN, which the peer would take for an orderly end.
-fn set_abortive(leg: BorrowedFd<'_>, abortive: bool) {
-    // An error means that the connection is gone.
-    let _ = SockRef::from(&leg).set_linger(abortive.then_some(Duration::ZERO));
 }
 
 fn give_back(

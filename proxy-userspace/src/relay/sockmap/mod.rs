@@ -15,12 +15,13 @@ mod teardown;
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
@@ -136,7 +137,9 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Hands a flow over. It ends in the kernel, or comes back through `returns`.
+    /// Hands a flow over. It ends in the kernel, or comes back through `returns`, from now on with sockets whose close, also
+    /// that of a killed setu, is an RST: what was passed on one is not in its own queue, so that `tcp_close`
+    /// (net/ipv4/tcp.c) would send a FIN, which the peer would take for the end.
     ///
     /// # Errors
     /// The controller is gone: the flow, untouched.
@@ -146,6 +149,8 @@ impl Handle {
         ticket: Ticket,
         returns: UnboundedSender<Returned>,
     ) -> Result<(), (Legs, Ticket)> {
+        set_abortive(legs.client.as_fd(), true);
+        set_abortive(legs.upstream.as_fd(), true);
         match self.commands.send(Command::Adopt(legs, ticket, returns)) {
             Ok(()) => {
                 self.wake.wake();
@@ -196,6 +201,12 @@ impl Handle {
         let _ = self.commands.send(command);
         self.wake.wake();
     }
+}
+
+/// Makes a close send RST instead of FIN, or FIN again.
+fn set_abortive(leg: BorrowedFd<'_>, abortive: bool) {
+    // An error means that the connection is gone.
+    let _ = SockRef::from(&leg).set_linger(abortive.then_some(Duration::ZERO));
 }
 
 /// The kernel path, ready to go: what needs privileges is done.
