@@ -157,3 +157,40 @@ impl Drop for Busy {
         }
     }
 }
+
+/// Readers that stall while their servers send, and go on: most of their flows leave the kernel, some with much in their
+/// queues, and some come back.
+#[test]
+fn stalled_readers_that_go_on_miss_nothing() {
+    const FLOWS: u64 = 200;
+    const LEN: usize = 3_000_000;
+    for path in [Path::Sockmap, Path::Auto] {
+        if !crate::may_use_kernel() {
+            return;
+        }
+        let upstream = Upstream::new();
+        let setu = Setu::start(&config(path, &upstream.address(), ONE_SOURCE));
+        let flows: Vec<_> = (0..FLOWS).map(|_| upstream.connect(setu.address("chat"))).collect();
+        for (client, server) in &flows {
+            exchange(client, server, b"hello");
+        }
+        thread::sleep(if path == Path::Auto { QUIET } else { Duration::from_millis(100) });
+        let broken = thread::scope(|scope| {
+            let ends: Vec<_> = (0..FLOWS)
+                .zip(&flows)
+                .map(|(seed, (client, server))| {
+                    scope.spawn(move || {
+                        send(server, seed, LEN, Manner::FAST);
+                        finish(server);
+                    });
+                    scope.spawn(move || {
+                        thread::sleep(Duration::from_secs(2));
+                        assert_eq!(receive(client, seed, Manner::UNEVEN), LEN);
+                    })
+                })
+                .collect();
+            ends.into_iter().filter_map(|end| end.join().err()).count()
+        });
+        assert_eq!(broken, 0, "of {FLOWS} flows on {}, not all arrived whole\n{}", path.name(), setu.tail());
+    }
+}

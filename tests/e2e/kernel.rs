@@ -80,6 +80,31 @@ fn two_hundred_stalled_readers_are_bounded_together() {
     }
 }
 
+/// A direction reserves what it queues, not what it could: chats that are all quick fit into a budget of a few windows.
+#[test]
+fn many_chats_fit_into_a_small_budget() {
+    const CHATS: usize = 500;
+    let _alone = alone();
+    raise_file_limit();
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let upstream = Upstream::new();
+    let limits = format!("{ONE_SOURCE}kernel_bytes = \"4MiB\"\n");
+    let setu = Setu::start(&config(Path::Sockmap, &upstream.address(), &limits));
+    let left = || setu.count("a flow left the kernel reason=\"congested\"");
+    let before = left();
+    let chats: Vec<_> = (0..CHATS).map(|_| upstream.connect(setu.address("chat"))).collect();
+    for _ in 0..20 {
+        for (client, server) in &chats {
+            exchange(client, server, &[1; 600]);
+            exchange(server, client, &[2; 600]);
+        }
+    }
+    // Those of the self-test aside.
+    assert_eq!(left(), before, "{}", setu.tail());
+}
+
 #[test]
 fn messages_wake_nobody() {
     let _alone = alone();

@@ -1,9 +1,15 @@
 //! Both connections of a flow, while it is not over.
 
-use std::{io, net, os::fd::OwnedFd, time::Duration};
+use std::{
+    io, net,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
+
+use crate::sys;
 
 /// Client's and upstream's connection. What is still here when it is dropped is reset, not closed: a peer must never take
 /// a cut, by the other side's failure or by the end of setu, for the end of a stream.
@@ -57,4 +63,9 @@ pub(super) fn register_anew(legs: [TcpStream; 2]) -> io::Result<[TcpStream; 2]> 
     legs.iter().for_each(reset);
     let [client, upstream] = legs.map(TcpStream::into_std);
     register([client?.into(), upstream?.into()])
+}
+
+/// Whether nothing waits in the receive queue. An error is met again by whoever reads.
+pub(super) fn is_read(leg: &TcpStream) -> bool {
+    matches!(sys::queued(leg.as_fd()), Ok(0))
 }

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{
-    legs::{Legs, reset},
+    legs::{Legs, is_read, reset},
     silence::Silence,
 };
 use crate::{
@@ -57,7 +57,12 @@ pub async fn relay(
     let inward = Inward { pending: first, end, meter: counters.meter(Side::Client) };
     let outward = Outward { closing: false, meter: counters.meter(Side::Upstream) };
     let reason = match run(client, &mut session, inward, outward, upstream, timeouts).await {
-        Ok(reason) => reason,
+        Ok((reason, whole)) => {
+            if !whole {
+                return reason;
+            }
+            reason
+        }
         // Dropped, both are reset: the other side must not take the end for a FIN.
         Err(Broken::Client(error)) => return CloseReason::broken(Side::Client, &error),
         Err(Broken::Upstream(error)) => return CloseReason::broken(Side::Upstream, &error),
@@ -100,6 +105,7 @@ impl From<ForwardError> for Broken {
     }
 }
 
+/// Returns with the reason whether all that came was forwarded.
 async fn run(
     client: &mut TcpStream,
     session: &mut Session,
@@ -107,7 +113,7 @@ async fn run(
     mut outward: Outward<'_>,
     upstream: &mut TcpStream,
     timeouts: &Timeouts,
-) -> Result<CloseReason, Broken> {
+) -> Result<(CloseReason, bool), Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
     let mut finished = [false; 2];
@@ -139,9 +145,13 @@ async fn run(
             }
         }
         if finished == [true; 2] {
-            return Poll::Ready(Ok(reason.unwrap_or(CloseReason::InternalError)));
+            return Poll::Ready(Ok((reason.unwrap_or(CloseReason::InternalError), true)));
         }
-        silence.poll(cx, any_moved, [client_read.as_ref(), upstream_read.as_ref()]).map(Ok)
+        let legs = [client_read.as_ref(), upstream_read.as_ref()];
+        silence.poll(cx, any_moved, legs).map(|reason| {
+            let held = !inward.pending.is_empty() || session.is_blocked();
+            Ok((reason, !held && legs.iter().all(|leg| is_read(leg))))
+        })
     })
     .await
 }

@@ -503,6 +503,7 @@ impl Controller {
             Why::Streams => self.counts.stream(),
             _ => {}
         }
+        debug!(reason = why.name(), "a flow left the kernel");
         let collected = leaving.map(|leaving| leaving.collected).unwrap_or_default();
         give_back(legs, ticket, &returns, why, collected);
     }

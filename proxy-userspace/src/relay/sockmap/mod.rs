@@ -65,6 +65,19 @@ pub(crate) enum Why {
     NotTaken(Refusal),
 }
 
+impl Why {
+    /// Its name in logs.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Finished(_) => "finished",
+            Self::Congested => "congested",
+            Self::Streams => "streams",
+            Self::Recalled => "recalled",
+            Self::NotTaken(refusal) => refusal.name(),
+        }
+    }
+}
+
 /// A flow that userspace must carry on.
 #[derive(Debug)]
 pub(crate) struct Returned {

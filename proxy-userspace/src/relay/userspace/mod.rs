@@ -10,7 +10,6 @@ mod restraint;
 use std::{
     future::poll_fn,
     io,
-    os::fd::AsFd as _,
     pin::pin,
     task::Poll,
     time::{Duration, Instant},
@@ -20,14 +19,13 @@ use tokio::{net::TcpStream, time::sleep};
 
 use super::{
     choice::{HandOver, Pace},
-    legs::{self, Legs},
+    legs::{self, Legs, is_read},
     silence::Silence,
 };
 use crate::{
     close_reason::{CloseReason, Side},
     config::Timeouts,
     metrics::Counters,
-    sys,
 };
 use pump::{Flowed, Pump};
 use restraint::Restraint;
@@ -184,11 +182,6 @@ async fn run(
     .await
 }
 
-/// Whether nothing waits in the receive queue. An error is met again by whoever reads.
-fn is_read(leg: &TcpStream) -> bool {
-    matches!(sys::queued(leg.as_fd()), Ok(0))
-}
-
 #[cfg(test)]
 mod tests {
     use socket2::SockRef;
@@ -198,7 +191,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::PathChoice, tls::testing::TIMEOUTS};
+    use crate::{config::PathChoice, sys, tls::testing::TIMEOUTS};
 
     /// The two ends of a connection.
     pub(super) async fn pair() -> [TcpStream; 2] {
