@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    mem::MaybeUninit,
+    mem::{MaybeUninit, offset_of},
     os::fd::{AsRawFd, BorrowedFd},
     time::Duration,
 };
 
-/// `struct tcp_info` up to `tcpi_bytes_retrans` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
+/// `struct tcp_info` up to `tcpi_snd_wnd` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
 #[repr(C)]
 struct Raw {
     state: u8,
@@ -31,9 +31,17 @@ struct Raw {
     delivered_ce: u32,
     bytes_sent: u64,
     bytes_retrans: u64,
+    /// From here on 0 before Linux 5.4.
+    dsack_dups: u32,
+    reord_seen: u32,
+    rcv_ooopack: u32,
+    snd_wnd: u32,
 }
 
-const _: () = assert!(size_of::<Raw>() == 216);
+const _: () = assert!(size_of::<Raw>() == 232);
+
+/// What must be told: up to `tcpi_bytes_retrans`.
+const NEEDED: usize = offset_of!(Raw, dsack_dups);
 
 /// Index of `tcpi_last_data_sent` in [`Raw::words`]; `tcpi_last_data_recv` is two further. In milliseconds.
 const LAST_DATA_SENT: usize = 9;
@@ -51,6 +59,10 @@ pub(crate) struct TcpInfo {
     pub(crate) written: u64,
     /// Bytes that the peer acknowledged; on the dialing side the SYN counts as one.
     pub(crate) acked: u64,
+    /// Bytes beyond those for which the peer has offered room; 0 where the kernel does not tell.
+    pub(crate) window: u32,
+    /// The least round trip that was measured.
+    pub(crate) min_rtt: Duration,
     /// Time since data was last sent or received.
     pub(crate) silent: Duration,
 }
@@ -73,7 +85,7 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
             &raw mut len,
         )
     })?;
-    if (len as usize) < size_of::<Raw>() {
+    if (len as usize) < NEEDED {
         return Err(io::ErrorKind::Unsupported.into());
     }
     // SAFETY: zeroed before the call, and any bit pattern is a valid `Raw`.
@@ -85,6 +97,8 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         received: raw.bytes_received,
         written: raw.bytes_sent.saturating_sub(raw.bytes_retrans) + u64::from(raw.notsent_bytes),
         acked: raw.bytes_acked,
+        window: raw.snd_wnd,
+        min_rtt: Duration::from_micros(u64::from(raw.min_rtt)),
         silent: Duration::from_millis(u64::from(silent)),
     })
 }

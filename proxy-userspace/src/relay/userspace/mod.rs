@@ -4,8 +4,9 @@
 //! It holds no buffer for an idle connection: a thread has one scratch buffer, and a direction keeps bytes only while
 //! its destination cannot take them. A direction that turns out to be bulk goes through a pipe by splice(2).
 
+mod buffers;
+mod pipes;
 mod pump;
-mod restraint;
 
 use std::{future::poll_fn, io, pin::pin, task::Poll, time::Duration};
 
@@ -18,8 +19,9 @@ use crate::{
     config::Timeouts,
     metrics::Counters,
 };
+use buffers::Buffers;
+pub(crate) use pipes::allow as allow_pipes;
 use pump::{Flowed, Pump};
-use restraint::Restraint;
 
 /// A flow whose bytes go through userspace from now on.
 pub(crate) struct Flow {
@@ -48,9 +50,9 @@ pub(crate) enum Ended {
 pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
     let Flow { mut client, mut upstream, first, collected, is_new, calm } = flow;
     let [from_client, from_upstream] = collected;
-    let restraint = if is_new { Restraint::NEW } else { Restraint::Lifted };
-    let out = Pump::new(from_client, counters.meter(Side::Client), restraint);
-    let back = Pump::new(from_upstream, counters.meter(Side::Upstream), restraint);
+    let buffers = if is_new { Buffers::NEW } else { Buffers::RETURNED };
+    let out = Pump::new(from_client, counters.meter(Side::Client), buffers);
+    let back = Pump::new(from_upstream, counters.meter(Side::Upstream), buffers);
     let timer = pin!(sleep(timeouts.idle));
     let silence = Silence::new(timer, timeouts, calm, is_new);
     match run(&mut client, &mut upstream, [out, back], first, calm.is_some(), silence).await {
