@@ -43,6 +43,9 @@ use crate::{
 /// How long accepting pauses when the machine has no descriptor or memory left.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Polls of tasks between two looks at the network. Each may move a turn of bulk both ways.
+const EVENT_INTERVAL: u32 = 16;
+
 /// What all workers share under one configuration. A reload makes another; a connection keeps the one under which it was
 /// accepted.
 #[derive(Debug)]
@@ -129,7 +132,8 @@ pub(crate) struct Running {
 /// # Errors
 /// Out of descriptors or threads.
 pub(crate) fn start(number: usize, shared: Arc<Shared>, kernel: Option<Handle>) -> io::Result<Running> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
     let (orders, received) = mpsc::unbounded_channel();
     let run = move || runtime.block_on(run(number, shared, kernel, received));
     let thread = std::thread::Builder::new().name(format!("setu-worker-{number}")).spawn(run)?;

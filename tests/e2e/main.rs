@@ -8,6 +8,7 @@
 
 mod admin;
 mod behaviour;
+mod buffers;
 mod clients;
 mod doctor;
 mod faults;

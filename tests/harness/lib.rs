@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
+pub mod delay;
 pub mod dns;
 pub mod level;
 pub mod machine;

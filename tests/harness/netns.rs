@@ -53,6 +53,11 @@ impl Netns {
         }
     }
 
+    /// Takes a device of this namespace into it.
+    pub fn take(&self, device: &str) {
+        run(&format!("link set {device} netns {}", self.name));
+    }
+
     /// Its address.
     #[must_use]
     pub fn address(&self) -> String {

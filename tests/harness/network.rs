@@ -128,6 +128,21 @@ impl Network {
     }
 }
 
+impl Network {
+    /// Bytes that the kernel holds for TCP sockets of the proxy's host, received and to be sent (`skmem` of ss(8)).
+    #[must_use]
+    pub fn socket_memory(&self) -> u64 {
+        let output = self.proxy.command("ss").args(["-Htmn"]).output().unwrap();
+        assert!(output.status.success(), "ss is needed: cargo xtask setup");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let memory = text.split("skmem:(").skip(1).map(|rest| rest.split_once(')').unwrap().0);
+        let fields = memory.flat_map(|fields| fields.split(','));
+        // r and w are followed by a number at once; rb and wb, with a second letter, are limits.
+        let numbers = fields.filter_map(|field| field.strip_prefix(['r', 'w'])?.parse::<u64>().ok());
+        numbers.sum()
+    }
+}
+
 impl Default for Network {
     fn default() -> Self {
         Self::new()

@@ -40,7 +40,10 @@ use crate::{
     limits::{self, Limits},
     listener::bind::{self, Bound},
     metrics::{Counters, ListenerCounts},
-    relay::sockmap::{self, Loaded, Running},
+    relay::{
+        sockmap::{self, Loaded, Running},
+        userspace,
+    },
     sys,
     tls::{Acceptor, CertificateError, TlsSettings},
     upstream::{Background, Upstreams},
@@ -169,6 +172,7 @@ impl Prepared {
         let possible = possible(files, &bound);
         let limits = Arc::new(Limits::new(&config.limits, possible));
         info!(connections = limits.connections(), files, "limits");
+        userspace::allow_pipes(limits::pipes(files));
         let counters = Arc::<Counters>::default();
         let listeners = listener_counts(&config, &counters);
         let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });

@@ -28,6 +28,15 @@ use sources::{Source, Sources};
 /// Without a limit in the configuration, half of the memory may go to connections, and each is reckoned at this, bytes:
 /// two sockets with a little in their buffers.
 const CONNECTION_BYTES: u64 = 32 << 10;
+/// Descriptors of a connection: its sockets.
+const CONNECTION_FILES: u64 = 2;
+/// Descriptors of a pipe: its ends.
+const PIPE_FILES: u64 = 2;
+/// One in so many descriptors may go to pipes, which bulk takes for the time in which it flows.
+const PIPES_SHARE: u64 = 16;
+/// More pipes than these are not needed: they are what a user may have without privileges (`pipe-user-pages-soft`,
+/// proc_sys_fs(5), at 16 pages for each), some left for others.
+const MAX_PIPES: u64 = 960;
 /// The least for connections in inspection or handshake.
 const MIN_PENDING: u32 = 64;
 
@@ -89,11 +98,19 @@ pub struct Permit {
     source: Option<Source>,
 }
 
-/// How many connections the limit of open files and the machine's memory (bytes) allow, `spare` descriptors aside.
+/// How many connections the limit of open files and the machine's memory (bytes) allow, `spare` descriptors and those of
+/// [`pipes`] aside.
 #[must_use]
 pub fn possible(files: u64, spare: u64, memory: u64) -> u32 {
-    let connections = (files.saturating_sub(spare) / 2).min(memory / 2 / CONNECTION_BYTES);
-    u32::try_from(connections).unwrap_or(u32::MAX).max(1)
+    let for_pipes = u64::from(pipes(files)) * PIPE_FILES;
+    let connections = files.saturating_sub(spare + for_pipes) / CONNECTION_FILES;
+    u32::try_from(connections.min(memory / 2 / CONNECTION_BYTES)).unwrap_or(u32::MAX).max(1)
+}
+
+/// How many pipes the process may have at once under the limit of open files.
+#[must_use]
+pub fn pipes(files: u64) -> u32 {
+    u32::try_from((files / PIPES_SHARE / PIPE_FILES).min(MAX_PIPES)).unwrap_or(u32::MAX)
 }
 
 impl Limits {
@@ -365,9 +382,11 @@ mod tests {
 
     #[test]
     fn what_is_possible_follows_files_and_memory() {
-        assert_eq!(possible(20_000, 64, 1 << 40), 9_968);
+        assert_eq!(pipes(20_000), 625);
+        assert_eq!(possible(20_000, 64, 1 << 40), 9_968 - 625);
         assert_eq!(possible(1 << 20, 64, 1 << 30), 16_384);
-        assert_eq!(possible(10, 64, 1 << 30), 1);
+        assert_eq!((possible(10, 64, 1 << 30), pipes(10)), (1, 0));
+        assert_eq!(pipes(1 << 30), 960);
         let config = config::Config::load(None).unwrap().limits;
         let limits = Limits::new(&config, 1000);
         assert_eq!((limits.connections(), limits.bounds().pending), (1000, 250));

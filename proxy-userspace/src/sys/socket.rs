@@ -138,16 +138,22 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    /// Makes a pipe of the kernel's default size.
+    /// Makes a pipe of the kernel's default size, if that is `capacity` bytes or more. Beyond what a user may have of pipe
+    /// memory without privileges, new pipes are small (`alloc_pipe_info`, fs/pipe.c).
     ///
     /// # Errors
     /// Out of descriptors or of pipe memory.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
         let mut ends = [-1; 2];
         // SAFETY: the kernel writes two descriptors into `ends`.
         check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
         // SAFETY: both are open, and nobody else owns them.
         let [read, write] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        // SAFETY: the descriptor is open, and no memory is passed.
+        let size = check(unsafe { libc::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ) })?;
+        if usize::try_from(size).is_ok_and(|size| size < capacity) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         Ok(Self { read, write })
     }
 }

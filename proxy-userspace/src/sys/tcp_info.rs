@@ -2,15 +2,15 @@
 
 use std::{
     io,
-    mem::MaybeUninit,
+    mem::{MaybeUninit, offset_of},
     os::fd::{AsRawFd, BorrowedFd},
     time::Duration,
 };
 
-/// `struct tcp_info` up to `tcpi_bytes_received` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
+/// `struct tcp_info` up to `tcpi_snd_wnd` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
 ///
-/// No position in a stream is ever reckoned from what follows: `tcpi_bytes_sent` counts a segment again that a local
-/// queue refused (`__tcp_transmit_skb`, net/ipv4/tcp_output.c, counts before it queues).
+/// No position in a stream is ever reckoned from `tcpi_bytes_sent`: it counts a segment again that a local queue refused
+/// (`__tcp_transmit_skb`, net/ipv4/tcp_output.c, counts before it queues).
 #[repr(C)]
 struct Raw {
     state: u8,
@@ -20,9 +20,31 @@ struct Raw {
     max_pacing_rate: u64,
     bytes_acked: u64,
     bytes_received: u64,
+    segs_out: u32,
+    segs_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segs_in: u32,
+    data_segs_out: u32,
+    delivery_rate: u64,
+    busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: u32,
+    delivered_ce: u32,
+    bytes_sent: u64,
+    bytes_retrans: u64,
+    /// From here on 0 before Linux 5.4.
+    dsack_dups: u32,
+    reord_seen: u32,
+    rcv_ooopack: u32,
+    snd_wnd: u32,
 }
 
-const _: () = assert!(size_of::<Raw>() == 136);
+const _: () = assert!(size_of::<Raw>() == 232);
+
+/// What must be told: up to `tcpi_bytes_retrans`.
+const NEEDED: usize = offset_of!(Raw, dsack_dups);
 
 /// Index of `tcpi_last_data_sent` in [`Raw::words`]; `tcpi_last_data_recv` is two further. In milliseconds.
 const LAST_DATA_SENT: usize = 9;
@@ -38,6 +60,10 @@ pub(crate) struct TcpInfo {
     pub(crate) received: u64,
     /// Bytes that the peer acknowledged; on the dialing side the SYN counts as one.
     pub(crate) acked: u64,
+    /// Bytes beyond those for which the peer has offered room; 0 where the kernel does not tell.
+    pub(crate) window: u32,
+    /// The least round trip that was measured.
+    pub(crate) min_rtt: Duration,
     /// Time since data was last sent or received.
     pub(crate) silent: Duration,
 }
@@ -60,7 +86,7 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
             &raw mut len,
         )
     })?;
-    if (len as usize) < size_of::<Raw>() {
+    if (len as usize) < NEEDED {
         return Err(io::ErrorKind::Unsupported.into());
     }
     // SAFETY: zeroed before the call, and any bit pattern is a valid `Raw`.
@@ -71,6 +97,8 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         finished: matches!(raw.state, TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING),
         received: raw.bytes_received,
         acked: raw.bytes_acked,
+        window: raw.snd_wnd,
+        min_rtt: Duration::from_micros(u64::from(raw.min_rtt)),
         silent: Duration::from_millis(u64::from(silent)),
     })
 }

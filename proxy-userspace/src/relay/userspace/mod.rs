@@ -4,8 +4,9 @@
 //! It holds no buffer for an idle connection: a thread has one scratch buffer, and a direction keeps bytes only while
 //! its destination cannot take them. A direction that turns out to be bulk goes through a pipe by splice(2).
 
+mod buffers;
+mod pipes;
 mod pump;
-mod restraint;
 
 use std::{
     future::poll_fn,
@@ -27,8 +28,9 @@ use crate::{
     config::Timeouts,
     metrics::Counters,
 };
+use buffers::Buffers;
+pub(crate) use pipes::allow as allow_pipes;
 use pump::{Flowed, Pump};
-use restraint::Restraint;
 
 /// A flow whose bytes go through userspace from now on.
 pub(crate) struct Flow {
@@ -58,10 +60,10 @@ pub(crate) enum Ended {
 pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
     let Flow { client, upstream, first, collected, is_new, hand_over } = flow;
     let [from_client, from_upstream] = collected;
-    let restraint = if is_new { Restraint::NEW } else { Restraint::Lifted };
+    let buffers = if is_new { Buffers::NEW } else { Buffers::RETURNED };
     let mut streams = Streams {
-        out: Pump::new(from_client, counters.meter(Side::Client), restraint),
-        back: Pump::new(from_upstream, counters.meter(Side::Upstream), restraint),
+        out: Pump::new(from_client, counters.meter(Side::Client), buffers),
+        back: Pump::new(from_upstream, counters.meter(Side::Upstream), buffers),
         first,
         finished: [false; 2],
     };

@@ -12,7 +12,7 @@ use std::{
     cell::RefCell,
     io,
     os::fd::AsFd as _,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
 
@@ -24,27 +24,23 @@ use tokio::{
     },
 };
 
-use super::{super::choice::Pace, Broken, restraint::Restraint};
-use crate::{
-    close_reason::Side,
-    metrics::Meter,
-    sys::{self, Pipe},
+use super::{
+    super::choice::Pace,
+    Broken,
+    buffers::Buffers,
+    pipes::{self, CAPACITY, Pipe},
 };
+use crate::{close_reason::Side, metrics::Meter, sys};
 
 /// Bytes of a thread's scratch buffer.
 const SCRATCH: usize = 32 * 1024;
 /// So many full reads in a row make a direction bulk.
 const BULK: u32 = 4;
-/// Bytes asked of one splice: the size of a pipe.
-const SPLICE: usize = 64 * 1024;
-/// Splices before other connections get their turn.
-const ROUNDS: u32 = 32;
-/// Empty pipes that a thread keeps.
-const POOLED: usize = 64;
+/// Bytes that a direction moves before other connections get their turn.
+const TURN: usize = 128 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
-    static PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What came of a poll.
@@ -68,7 +64,7 @@ pub(super) struct Pump<'a> {
     ended: bool,
     /// Since [`Self::take_pace`].
     pace: Pace,
-    restraint: Restraint,
+    buffers: Buffers,
 }
 
 #[derive(Debug)]
@@ -106,20 +102,20 @@ impl Pending {
 
 impl<'a> Pump<'a> {
     /// A direction whose destination is to get these bytes first.
-    pub(super) fn new(collected: Vec<u8>, meter: Meter<'a>, restraint: Restraint) -> Self {
+    pub(super) fn new(collected: Vec<u8>, meter: Meter<'a>, buffers: Buffers) -> Self {
         let pending = Pending { bytes: collected, sent: 0 };
         Self {
             mode: Mode::Copying { pending, full_reads: 0 },
             meter,
             ended: false,
             pace: Pace::default(),
-            restraint,
+            buffers,
         }
     }
 
     /// Gives the direction up: another path has it from now on.
     pub(super) fn release(&mut self, source: &TcpStream, destination: &TcpStream) {
-        self.restraint.lift(source, destination);
+        self.buffers.release(source, destination);
     }
 
     /// What was moved since this was asked last.
@@ -138,7 +134,12 @@ impl<'a> Pump<'a> {
         let reading = |error| Broken { side: from, error };
         let writing = |error| Broken { side: from.other(), error };
         let mut moved = false;
+        let mut turn = TURN;
         loop {
+            if turn == 0 {
+                next_turn(cx);
+                return Ok(Flowed::Waits { moved });
+            }
             if self.ended && self.is_empty() {
                 return match Pin::new(destination).poll_shutdown(cx) {
                     Poll::Ready(Ok(())) => Ok(Flowed::Finished),
@@ -153,7 +154,7 @@ impl<'a> Pump<'a> {
                         Poll::Ready(Ok(count)) => {
                             pending.advance(count);
                             self.meter.add(count);
-                            self.restraint.taken(count, source.as_ref(), destination.as_ref());
+                            self.buffers.taken(count, source.as_ref(), destination.as_ref());
                             Poll::Ready(())
                         }
                         Poll::Ready(Err(error)) => return Err(writing(error)),
@@ -162,7 +163,7 @@ impl<'a> Pump<'a> {
                 }
                 Mode::Copying { pending, full_reads } => {
                     let copied = BUFFER.with_borrow_mut(|buffer| {
-                        let len = SCRATCH.min(self.restraint.read_limit());
+                        let len = SCRATCH.min(self.buffers.read_limit());
                         let buffer = &mut buffer[..len];
                         copy(cx, source, destination, buffer, &mut pending.bytes)
                             .map_ok(|count| (count, count == buffer.len()))
@@ -173,9 +174,10 @@ impl<'a> Pump<'a> {
                             Poll::Ready(())
                         }
                         Poll::Ready(Ok((count, full))) => {
+                            turn = turn.saturating_sub(count);
                             let taken = count - pending.bytes.len();
                             self.meter.add(taken);
-                            self.restraint.taken(taken, source.as_ref(), destination.as_ref());
+                            self.buffers.taken(taken, source.as_ref(), destination.as_ref());
                             *full_reads = if full { *full_reads + 1 } else { 0 };
                             self.pace.bytes += count as u64;
                             self.pace.pieces += 1;
@@ -183,7 +185,7 @@ impl<'a> Pump<'a> {
                             if *full_reads >= BULK && pending.bytes.is_empty() {
                                 // Without a pipe copying goes on.
                                 *full_reads = 0;
-                                if let Some(pipe) = take_pipe() {
+                                if let Some(pipe) = pipes::take() {
                                     self.mode = Mode::Splicing { pipe, inside: 0 };
                                 }
                             }
@@ -199,21 +201,19 @@ impl<'a> Pump<'a> {
                     let taken = |count| {
                         self.pace.bytes += count as u64;
                         self.pace.pieces += 1;
+                        turn = turn.saturating_sub(count);
                         self.meter.add(count);
-                        self.restraint.taken(count, source, destination);
+                        self.buffers.taken(count, source, destination);
                     };
                     match splice(cx, source, destination, pipe, inside, &mut self.ended, taken) {
-                        Ok(Spliced::Again) => {
-                            cx.waker().wake_by_ref();
-                            Poll::Pending
-                        }
+                        Ok(Spliced::Some) => Poll::Ready(()),
                         Ok(Spliced::Blocked) => {
                             self.pace.fell_behind = true;
                             Poll::Pending
                         }
                         Ok(Spliced::Dry) => {
                             if let Mode::Splicing { pipe, .. } = std::mem::take(&mut self.mode) {
-                                put_pipe(pipe);
+                                pipe.put_back();
                             }
                             Poll::Ready(())
                         }
@@ -266,14 +266,15 @@ fn copy(
 }
 
 enum Spliced {
-    /// Others must have their turn.
-    Again,
+    /// Bytes were moved, and there may be more.
+    Some,
     /// One of the sockets is not ready; the waker knows.
     Blocked,
     /// Nothing to read, and the pipe is empty.
     Dry,
 }
 
+/// Fills the pipe if it is empty, and empties it as far as the destination takes it.
 fn splice(
     cx: &mut Context<'_>,
     source: &TcpStream,
@@ -283,48 +284,97 @@ fn splice(
     ended: &mut bool,
     mut taken: impl FnMut(usize),
 ) -> Result<Spliced, Failed> {
-    for _ in 0..ROUNDS {
-        if *inside == 0 {
-            if *ended {
+    if *inside == 0 {
+        if *ended {
+            return Ok(Spliced::Dry);
+        }
+        match source.try_io(Interest::READABLE, || sys::splice_in(source.as_fd(), &pipe.ends, CAPACITY)) {
+            Ok(0) => {
+                *ended = true;
                 return Ok(Spliced::Dry);
             }
-            match source.try_io(Interest::READABLE, || sys::splice_in(source.as_fd(), pipe, SPLICE)) {
-                Ok(0) => {
-                    *ended = true;
-                    return Ok(Spliced::Dry);
-                }
-                Ok(count) => *inside = count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Spliced::Dry),
-                Err(error) => return Err(Failed::Read(error)),
-            }
+            Ok(count) => *inside = count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Spliced::Dry),
+            Err(error) => return Err(Failed::Read(error)),
         }
-        match destination.try_io(Interest::WRITABLE, || sys::splice_out(pipe, destination.as_fd(), *inside)) {
+    }
+    loop {
+        match destination
+            .try_io(Interest::WRITABLE, || sys::splice_out(&pipe.ends, destination.as_fd(), *inside))
+        {
             Ok(count) => {
                 taken(count);
                 *inside -= count.min(*inside);
+                return Ok(Spliced::Some);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return match destination.poll_write_ready(cx) {
-                    Poll::Ready(Ok(())) => continue,
-                    Poll::Ready(Err(error)) => Err(Failed::Write(error)),
-                    Poll::Pending => Ok(Spliced::Blocked),
-                };
+                match destination.poll_write_ready(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Err(Failed::Write(error)),
+                    Poll::Pending => return Ok(Spliced::Blocked),
+                }
             }
             Err(error) => return Err(Failed::Write(error)),
         }
     }
-    Ok(Spliced::Again)
 }
 
-fn take_pipe() -> Option<Pipe> {
-    PIPES.with_borrow_mut(Vec::pop).or_else(|| Pipe::new().ok())
+/// Lets everything else that is ready have its turn before this task, also what the network has made ready meanwhile: a
+/// task that only wakes itself would have its next turn before the runtime looks.
+fn next_turn(cx: &mut Context<'_>) {
+    // It wakes the task after the runtime has looked.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
-/// Keeps an empty pipe for the next.
-fn put_pipe(pipe: Pipe) {
-    PIPES.with_borrow_mut(|pipes| {
-        if pipes.len() < POOLED {
-            pipes.push(pipe);
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use socket2::SockRef;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::{super::tests::pair, *};
+    use crate::metrics::Counters;
+
+    /// One turn moves so much at most, by splice or, without pipes, by copying.
+    #[tokio::test]
+    async fn a_turn_ends_and_the_next_one_comes() {
+        const SENT: usize = 3 * TURN / 2 + 2 * CAPACITY;
+        for pipes in [0, 4] {
+            pipes::allow(pipes);
+            let [mut sender, mut source] = pair().await;
+            let [mut destination, mut peer] = pair().await;
+            for socket in [&source, &peer] {
+                // All of it fits, so that nothing but the turn stops the direction.
+                SockRef::from(socket).set_recv_buffer_size(2 * SENT).unwrap();
+            }
+            for socket in [&sender, &destination] {
+                SockRef::from(socket).set_send_buffer_size(2 * SENT).unwrap();
+            }
+            sender.write_all(&[7; SENT]).await.unwrap();
+            while sys::queued(source.as_fd()).unwrap() < SENT as u64 {
+                tokio::task::yield_now().await;
+            }
+            let counters = Counters::default();
+            let mut pump = Pump::new(Vec::new(), counters.meter(Side::Client), Buffers::Final);
+            let written = |socket: &TcpStream| {
+                let unacknowledged = sys::unacknowledged(socket.as_fd()).unwrap();
+                sys::tcp_info(socket.as_fd()).unwrap().written(unacknowledged) as usize
+            };
+            let (mut source, mut destination) = (source.split().0, destination.split().1);
+            let mut turns = Vec::new();
+            poll_fn(|cx| {
+                let before = written(destination.as_ref());
+                let flowed = pump.poll(cx, Side::Client, &mut source, &mut destination);
+                assert!(matches!(flowed, Ok(Flowed::Waits { .. })));
+                turns.push(written(destination.as_ref()) - before);
+                if written(destination.as_ref()) < SENT { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            assert!(turns.iter().all(|turn| *turn < TURN + CAPACITY), "{turns:?}");
+            assert!(turns.len() > 1, "{turns:?}");
+            let mut bytes = vec![0; SENT];
+            peer.read_exact(&mut bytes).await.unwrap();
         }
-    });
+    }
 }

@@ -1,0 +1,312 @@
+//! How much the sockets of a direction may hold.
+//!
+//! The kernel lets buffers grow with what moves through them, whether or not anybody reads at the end: a reader that
+//! stalls would cost megabytes. Bytes on their way to the destination's peer cost nothing for long, because its kernel
+//! has offered room for them. What stays is what setu wrote and the kernel has not sent, which is bounded for good, and
+//! what the source's receive buffer takes:
+//!
+//! ```text
+//!  Initial ── 16 KiB have moved ──▶ Locked ── the reader reads ──▶ Growing ── its cap is reached ──▶ Final
+//!     as the kernel made it         at that size     │ a near source: its cap is set at once           ▲
+//!                                                    └────────────────────────────────────────────────┘
+//! ```
+//! That a reader reads shows in the window that its kernel offers: without reading it ends where its first buffer does.
+
+use std::{io, os::fd::AsFd as _, time::Duration};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::sys::{self, TcpInfo};
+
+/// Bytes that have moved when a direction is limited, and bytes to read at once until then. The receive buffer grows
+/// when more is read than the sender's first window (`tcp_rcv_space_adjust`, net/ipv4/tcp_input.c).
+const FIRST: usize = 16 * 1024;
+/// Bytes that may wait in the destination's send buffer, besides those on their way and one segment of up to 64 KiB, before
+/// its peer has read.
+const UNSENT_FIRST: u32 = 128 * 1024;
+/// The same afterwards.
+const UNSENT: u32 = 256 * 1024;
+/// Bytes to move before a locked buffer's reader is looked at again: a small part of what a sender's windows grow by.
+const LOOK: usize = 16 * 1024;
+/// Bytes to move before the size of a growing buffer is looked at again.
+const LOOK_GROWING: usize = 64 * 1024;
+/// A source is near below this round trip.
+const NEAR: Duration = Duration::from_millis(1);
+/// How far into its stream the peer of a destination has offered room, in bytes, when it must have read. Linux has a first
+/// buffer of 128 KiB, of which it offers less (`tcp_select_initial_window`, net/ipv4/tcp_output.c).
+const READS: u64 = 128 * 1024;
+/// The same when the source is far: a sender must not be held up for a round trip to know better. In packets of 1,500
+/// bytes Linux offers at most 90 KiB of its first buffer.
+const READS_FAR: u64 = 96 * 1024;
+/// So much of that must have been acknowledged.
+const ACKNOWLEDGED: u64 = 32 * 1024;
+/// The receive buffer that is enough for a near source, bytes.
+const CAP: usize = 384 * 1024;
+/// A source that is far has this more for each second of its round trip: what two streams of 1 Gbit/s have on their way,
+/// for the kernel counts a buffer's memory, of which up to a half is overhead.
+const CAP_RATE: u64 = 2 * 125_000_000;
+
+/// The buffers of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Buffers {
+    /// As the kernel made them, or another path left them.
+    Initial { moved: usize, is_new: bool },
+    /// The source's receive buffer does not grow. The destination's peer had acknowledged `base` bytes before.
+    Locked { unseen: usize, base: u64 },
+    /// It grows, and is locked when it has reached the cap.
+    Growing { cap: usize, unseen: usize },
+    /// It has the size that it keeps.
+    Final,
+}
+
+impl Buffers {
+    /// Of a direction in which nothing has moved.
+    pub(super) const NEW: Self = Self::Initial { moved: 0, is_new: true };
+    /// Of one that another path has had: its reader may have stalled meanwhile.
+    pub(super) const RETURNED: Self = Self::Initial { moved: 0, is_new: false };
+
+    /// Bytes to read at once.
+    pub(super) fn read_limit(self) -> usize {
+        if matches!(self, Self::Initial { .. }) { FIRST } else { usize::MAX }
+    }
+
+    /// The destination has taken so many bytes more.
+    pub(super) fn taken(&mut self, bytes: usize, source: &TcpStream, destination: &TcpStream) {
+        match self {
+            Self::Initial { moved, is_new } => {
+                *moved += bytes;
+                if *moved >= FIRST {
+                    // A buffer that cannot be locked has begun to grow.
+                    let base = if *is_new { Some(0) } else { acknowledged(destination) };
+                    *self = if let Some(base) = base
+                        && sys::lock_receive_buffer(source, true).is_ok()
+                    {
+                        bound_unsent(destination, UNSENT_FIRST);
+                        Self::Locked { unseen: 0, base }
+                    } else {
+                        Self::widened(source, destination)
+                    };
+                }
+            }
+            Self::Locked { unseen, base } => {
+                *unseen += bytes;
+                if *unseen >= LOOK {
+                    *unseen = 0;
+                    if reads(source, destination, *base) {
+                        *self = Self::widened(source, destination);
+                    }
+                }
+            }
+            Self::Growing { cap, unseen } => {
+                *unseen += bytes;
+                if *unseen >= LOOK_GROWING {
+                    *unseen = 0;
+                    if SockRef::from(source).recv_buffer_size().is_ok_and(|size| size >= *cap) {
+                        // Where the kernel cannot, it grows on.
+                        let _ = sys::lock_receive_buffer(source, true);
+                        *self = Self::Final;
+                    }
+                }
+            }
+            Self::Final => {}
+        }
+    }
+
+    /// Leaves the buffers to the kernel again: another path has the direction from now on. The kernel path needs that:
+    /// what a socket does not take it offers again a jiffy later, not when there is room (`sk_psock_backlog`,
+    /// net/core/skmsg.c).
+    pub(super) fn release(&mut self, source: &TcpStream, destination: &TcpStream) {
+        if !matches!(self, Self::Initial { .. }) {
+            let _ = sys::lock_receive_buffer(source, false);
+            // 0 stands for the system's setting.
+            bound_unsent(destination, 0);
+        }
+        *self = Self::RETURNED;
+    }
+
+    /// The reader reads: gives the receive buffer its size, or lets it grow to that.
+    fn widened(source: &TcpStream, destination: &TcpStream) -> Self {
+        bound_unsent(destination, UNSENT);
+        match sys::tcp_info(source.as_fd()) {
+            Ok(info) if info.min_rtt < NEAR => {
+                let _ = resize(source, CAP);
+                Self::Final
+            }
+            Ok(info) => {
+                let _ = grow(source);
+                Self::Growing { cap: cap(info.min_rtt), unseen: 0 }
+            }
+            // The connection is gone.
+            Err(_) => Self::Final,
+        }
+    }
+}
+
+/// Bounds what waits to be sent (`tcp_stream_memory_free`, net/ipv4/tcp.c). Without it the flow works as well.
+fn bound_unsent(destination: &TcpStream, bytes: u32) {
+    let _ = SockRef::from(destination).set_tcp_notsent_lowat(bytes);
+}
+
+/// What the destination's peer has acknowledged.
+fn acknowledged(destination: &TcpStream) -> Option<u64> {
+    sys::tcp_info(destination.as_fd()).ok().map(|info| info.acked)
+}
+
+/// Whether the destination's peer has read since it had acknowledged `base` bytes.
+fn reads(source: &TcpStream, destination: &TcpStream, base: u64) -> bool {
+    let (Ok(source), Ok(destination)) = (sys::tcp_info(source.as_fd()), sys::tcp_info(destination.as_fd()))
+    else {
+        return false;
+    };
+    has_read(destination, base, source.min_rtt)
+}
+
+fn has_read(destination: TcpInfo, base: u64, min_rtt: Duration) -> bool {
+    let needed = if min_rtt < NEAR { READS } else { READS_FAR };
+    let acked = destination.acked.saturating_sub(base);
+    acked >= ACKNOWLEDGED && acked + u64::from(destination.window) > needed
+}
+
+/// The size at which a receive buffer is large enough for its source.
+fn cap(min_rtt: Duration) -> usize {
+    let far = CAP_RATE.saturating_mul(u64::try_from(min_rtt.as_micros()).unwrap_or(u64::MAX)) / 1_000_000;
+    CAP.saturating_add(usize::try_from(far).unwrap_or(usize::MAX))
+}
+
+/// Gives a receive buffer a size, with the window that it offers, and locks it.
+fn resize(socket: &TcpStream, size: usize) -> io::Result<()> {
+    sys::bound_receive_buffer(socket.as_fd(), i32::try_from(size).unwrap_or(i32::MAX))
+}
+
+/// Doubles a receive buffer that is small, and lets it grow: while it was locked the kernel went on to measure, and it
+/// would grow only when more is read at once than ever before, which the old window may not let come.
+fn grow(socket: &TcpStream) -> io::Result<()> {
+    let size = SockRef::from(socket).recv_buffer_size()?;
+    resize(socket, size.saturating_mul(2).min(CAP).max(size))?;
+    sys::lock_receive_buffer(socket, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::pair, *};
+
+    fn unsent(socket: &TcpStream) -> u32 {
+        SockRef::from(socket).tcp_notsent_lowat().unwrap()
+    }
+
+    fn size(socket: &TcpStream) -> usize {
+        SockRef::from(socket).recv_buffer_size().unwrap()
+    }
+
+    /// Moves bytes of a socket to its peer, as a direction does to its destination's.
+    async fn move_to_peer(destination: &TcpStream, peer: &TcpStream, bytes: usize) {
+        for start in (0..bytes).step_by(1024) {
+            let mut piece = vec![7; 1024.min(bytes - start)];
+            destination.writable().await.unwrap();
+            assert_eq!(destination.try_write(&piece).unwrap(), piece.len());
+            let mut got = 0;
+            while got < piece.len() {
+                peer.readable().await.unwrap();
+                got += peer.try_read(&mut piece[got..]).unwrap_or(0);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_receive_buffer_is_locked_until_the_reader_reads() {
+        let ([source, _sender], [destination, peer]) = (pair().await, pair().await);
+        let before = (size(&source), unsent(&destination));
+        let mut buffers = Buffers::NEW;
+        buffers.taken(FIRST - 1, &source, &destination);
+        assert_eq!((unsent(&destination), buffers.read_limit()), (before.1, FIRST));
+        buffers.taken(1, &source, &destination);
+        assert_eq!((buffers, buffers.read_limit()), (Buffers::Locked { unseen: 0, base: 0 }, usize::MAX));
+        assert_eq!((size(&source), unsent(&destination)), (before.0, UNSENT_FIRST));
+        assert!(sys::testing::is_receive_buffer_locked(&source));
+        // However much the send buffer takes.
+        buffers.taken(1 << 20, &source, &destination);
+        assert_eq!(buffers, Buffers::Locked { unseen: 0, base: 0 });
+        move_to_peer(&destination, &peer, 160 * 1024).await;
+        buffers.taken(LOOK - 1, &source, &destination);
+        assert_eq!(buffers, Buffers::Locked { unseen: LOOK - 1, base: 0 });
+        buffers.taken(1, &source, &destination);
+        assert_eq!((buffers, unsent(&destination)), (Buffers::Final, UNSENT));
+        // The source is near.
+        assert_eq!(size(&source), CAP);
+        assert!(sys::testing::is_receive_buffer_locked(&source));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_does_not_read_is_not_taken_for_one() {
+        let [destination, _peer] = pair().await;
+        destination.writable().await.unwrap();
+        let mut info = sys::tcp_info(destination.as_fd()).unwrap();
+        // Until its window is closed.
+        for _ in 0..1000 {
+            let _ = destination.try_write(&[7; 64 * 1024]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            info = sys::tcp_info(destination.as_fd()).unwrap();
+            if info.window == 0 {
+                break;
+            }
+        }
+        assert!(info.acked > ACKNOWLEDGED && info.window == 0, "{info:?}");
+        assert!(!has_read(info, 0, Duration::ZERO), "{info:?}");
+    }
+
+    #[test]
+    fn a_far_source_waits_for_less() {
+        let info = |acked, window| TcpInfo {
+            closed: false,
+            finished: false,
+            received: 0,
+            acked,
+            window,
+            min_rtt: Duration::ZERO,
+            silent: Duration::ZERO,
+        };
+        let far = Duration::from_millis(200);
+        // The sender's first two windows of 10 segments, and what Linux offers then.
+        assert!(has_read(info(43_800, 65_536), 0, far));
+        assert!(!has_read(info(43_800, 65_536), 0, Duration::ZERO));
+        assert!(!has_read(info(14_600, 1 << 20), 0, far), "room is not yet reading");
+        // All of its first buffer, and nothing read.
+        assert!(!has_read(info(90_801, 0), 0, far));
+        assert!(has_read(info(131_073, 0), 0, Duration::ZERO));
+        assert!(!has_read(info(1_131_073, 0), 1_000_000, far), "it has read, but not since");
+    }
+
+    #[tokio::test]
+    async fn a_growing_buffer_is_locked_at_its_cap() {
+        let ([source, _sender], [destination, _peer]) = (pair().await, pair().await);
+        let mut buffers = Buffers::Growing { cap: size(&source) + 1, unseen: 0 };
+        buffers.taken(LOOK_GROWING, &source, &destination);
+        assert!(matches!(buffers, Buffers::Growing { .. }));
+        grow(&source).unwrap();
+        buffers.taken(LOOK_GROWING, &source, &destination);
+        assert_eq!(buffers, Buffers::Final);
+        assert!(sys::testing::is_receive_buffer_locked(&source));
+    }
+
+    #[test]
+    fn the_cap_follows_the_round_trip() {
+        assert_eq!(cap(Duration::ZERO), CAP);
+        assert_eq!(cap(Duration::from_millis(20)), CAP + 5_000_000);
+    }
+
+    #[tokio::test]
+    async fn another_path_gets_the_buffers_as_they_were() {
+        let ([source, _sender], [destination, _peer]) = (pair().await, pair().await);
+        let before = unsent(&destination);
+        let mut buffers = Buffers::NEW;
+        buffers.taken(FIRST, &source, &destination);
+        assert_eq!(unsent(&destination), UNSENT_FIRST);
+        buffers.release(&source, &destination);
+        assert_eq!(unsent(&destination), before);
+        assert!(!sys::testing::is_receive_buffer_locked(&source));
+        // One that comes back has shown that its reader reads.
+        buffers.taken(FIRST, &source, &destination);
+        assert_eq!((buffers, unsent(&destination)), (Buffers::Final, UNSENT));
+    }
+}
