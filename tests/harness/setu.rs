@@ -28,6 +28,8 @@ pub enum Path {
     Sockmap,
     /// In the process.
     Userspace,
+    /// Whatever is available, as without a word about it.
+    Auto,
 }
 
 impl Path {
@@ -37,6 +39,7 @@ impl Path {
         match self {
             Self::Sockmap => "sockmap",
             Self::Userspace => "userspace",
+            Self::Auto => "auto",
         }
     }
 }
@@ -196,6 +199,12 @@ impl Setu {
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
+    }
+
+    /// What it writes to its log, also after its end.
+    #[must_use]
+    pub fn transcript(&self) -> Arc<Mutex<Vec<String>>> {
+        self.log.clone()
     }
 
     /// Its process id.
