@@ -41,9 +41,9 @@ pub(crate) async fn play(
     stage: &Stage,
     died: impl Future<Output = ()>,
 ) -> Outcome {
-    let script = flow.plan.script(role);
+    let (script, planned) = (flow.plan.script(role), flow.plan.script(role.other()).total());
     let (progress, sent) = (watch::Sender::new(Progress::default()), Cell::new(0));
-    let mut end = End { stream: &stream, script, progress: &progress, sent: &sent, failed: Cell::new(false) };
+    let end = End { stream: &stream, script, progress: &progress, sent: &sent, failed: Cell::new(false) };
     let mut write_error = None;
     let ended = match end.prepare() {
         Err(error) => (Read::Broken(error.to_string()), None),
@@ -60,7 +60,8 @@ pub(crate) async fn play(
                 tokio::select! {
                     biased;
                     ended = &mut reading, if read.is_none() => match ended {
-                        (Read::End, None) => read = Some(Read::End),
+                        // Of a stream that is too short its writer could wait for ever for the rest.
+                        (Read::End, None) if progress.borrow().bytes >= planned => read = Some(Read::End),
                         broken => break broken,
                     },
                     how = &mut writing, if !written => {
@@ -80,13 +81,12 @@ pub(crate) async fn play(
     };
     let (read, wrong) = ended;
     let at = stage.time();
-    if read == Read::Left {
+    let received = progress.borrow().bytes;
+    if read == Read::Left || read == Read::End && received < planned {
         stage.resets(flow);
         // Without the option it is a FIN, at which the judge will look.
         let _ = stream.set_zero_linger();
     }
-    let received = progress.borrow().bytes;
-    end.failed.set(true);
     Outcome { received, sent: sent.get(), wrong, read, write_error, at }
 }
 
@@ -100,7 +100,7 @@ struct End<'a> {
 }
 
 impl End<'_> {
-    fn prepare(&mut self) -> io::Result<()> {
+    fn prepare(&self) -> io::Result<()> {
         self.stream.set_nodelay(self.script.no_delay)?;
         let keepalive =
             TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVES);
