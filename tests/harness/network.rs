@@ -14,6 +14,10 @@ use crate::{
 
 /// The proxy as clients see it.
 pub const PROXY: &str = "10.79.1.1";
+/// Clients as the proxy sees them.
+pub const CLIENT: &str = "10.79.1.2";
+/// The proxy as servers see it.
+pub const PROXY_TO_SERVERS: &str = "10.79.2.1";
 /// The servers' host as the proxy sees it.
 pub const SERVERS: [&str; 3] = ["10.79.2.2", "10.79.2.3", "10.79.2.4"];
 /// Devices on the proxy's host, named after where they lead.

@@ -7,7 +7,7 @@
 //! | reset | an error or a refusal that neither a peer nor a drain caused |
 //! | hang | no end, long after the conditions have become fair |
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use super::{pattern::Wrong, plan::Role};
 
@@ -22,6 +22,17 @@ pub(crate) enum Read {
     Left,
     /// It was still to end when the round did.
     Hanging,
+}
+
+impl fmt::Display for Read {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End => formatter.write_str("read a clean end"),
+            Self::Broken(error) => formatter.write_str(error),
+            Self::Left => formatter.write_str("reset it"),
+            Self::Hanging => formatter.write_str("was there to the last"),
+        }
+    }
 }
 
 /// What one end saw.
@@ -122,10 +133,17 @@ pub(crate) fn flow(evidence: &Evidence) -> Vec<Finding> {
             continue;
         };
         let Outcome { received, sent, wrong, read, write_error, at } = outcome;
+        let other = evidence.outcomes.of(role.other()).as_ref().map_or_else(
+            || format!("no {}", role.other().name()),
+            |other| {
+                let Outcome { sent, read, at, .. } = other;
+                format!("the {} had sent {sent}, {read}, {:.1} s", role.other().name(), at.as_secs_f64())
+            },
+        );
         let progress = format!(
-            "after {received} of {planned} bytes, at {:.1} s, {sent} of {} sent",
-            at.as_secs_f64(),
-            evidence.planned.of(role)
+            "after {received} of {planned} bytes and {sent} of {} sent, at {:.1} s; {other}",
+            evidence.planned.of(role),
+            at.as_secs_f64()
         );
         if let Some(wrong) = wrong {
             find(Kind::Wrong, format!("{wrong} ({progress})"));

@@ -108,13 +108,6 @@ fn torture(path: Path, time: Duration, seed: u64) -> Result<Tally> {
         println!("round {} path={} {conditions}", number + 1, path.name());
         let forced = conditions.force_handover.filter(|_| forces);
         let round = round::play(path, &conditions, forced)?;
-        if !round.findings.is_empty() {
-            println!(
-                "FAILED; again by: cargo xtask torture --path {} --minutes 0.1 --seed {}",
-                path.name(),
-                conditions.seed
-            );
-        }
         tally.add(&conditions, forced.is_some(), round);
         if begun.elapsed() >= time {
             break;

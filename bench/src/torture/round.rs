@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     process::Command,
     sync::Arc,
     thread,
@@ -35,6 +36,8 @@ const FAIR: Duration = Duration::from_secs(45);
 const DRAIN: Duration = Duration::from_millis(1_500);
 /// What setu may still hold is looked for so long.
 const SETTLE: Duration = Duration::from_secs(40);
+/// Where the logs of rounds that failed are left.
+const LOGS: &str = "target/torture";
 /// Findings that are printed of a round.
 const SHOWN: usize = 12;
 
@@ -99,7 +102,7 @@ pub(crate) fn play(path: Path, conditions: &Conditions, forced: Option<u64>) -> 
     }
     verdict(&stage, conditions, drain, &reasons, &mut round);
     round.reasons = reasons;
-    tell(&log, &round);
+    tell(path, conditions, &log, &round.findings)?;
     Ok(round)
 }
 
@@ -244,18 +247,31 @@ fn verdict(
     round.findings = judged;
 }
 
-/// Prints what was found, with the lines of setu's log that may say why.
-fn tell(log: &[String], round: &report::Round) {
-    for finding in round.findings.iter().take(SHOWN) {
+/// Prints what was found, with the lines of setu's log that may say why, and leaves all of them in a file.
+fn tell(path: Path, conditions: &Conditions, log: &[String], findings: &[Finding]) -> Result<()> {
+    if findings.is_empty() {
+        return Ok(());
+    }
+    for finding in findings.iter().take(SHOWN) {
         println!("  FOUND {}: {}", finding.kind.name(), finding.text);
     }
-    if round.findings.len() > SHOWN {
-        println!("  … and {} more", round.findings.len() - SHOWN);
+    if findings.len() > SHOWN {
+        println!("  … and {} more", findings.len() - SHOWN);
     }
-    if !round.findings.is_empty() {
-        let notable = |line: &&String| line.contains("ERROR ") || line.contains(" WARN ");
-        log.iter().filter(notable).take(SHOWN).for_each(|line| println!("  setu: {line}"));
-    }
+    let notable = |line: &&String| line.contains("ERROR ") || line.contains(" WARN ");
+    log.iter().filter(notable).take(SHOWN).for_each(|line| println!("  setu: {line}"));
+    fs::create_dir_all(LOGS)?;
+    let file = format!("{LOGS}/{}-{}.log", path.name(), conditions.seed);
+    let found: String =
+        findings.iter().map(|finding| format!("{}: {}\n", finding.kind.name(), finding.text)).collect();
+    fs::write(&file, format!("{conditions}\n\n{found}\n{}\n", log.join("\n")))?;
+    println!("  all of it: {file}");
+    println!(
+        "FAILED; again by: cargo xtask torture --path {} --minutes 0.1 --seed {}",
+        path.name(),
+        conditions.seed
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use setu_tests::{
     netns::Netns,
-    network::{Network, TO_CLIENTS, TO_SERVERS},
+    network::{CLIENT, Network, PROXY, PROXY_TO_SERVERS, SERVERS, TO_CLIENTS, TO_SERVERS},
 };
 
 use super::conditions::{Conditions, Memory};
@@ -20,6 +20,7 @@ const NO_RESET: &str = "tcp flags & rst == 0";
 
 /// What setu must find when it starts: settings of its host, and packets' sizes.
 pub(crate) fn prepare(network: &Network, conditions: &Conditions) {
+    introduce(network);
     let Network { clients, proxy, servers } = network;
     for (host, memory) in
         [(clients, conditions.clients), (proxy, conditions.proxy), (servers, conditions.servers)]
@@ -36,6 +37,28 @@ pub(crate) fn prepare(network: &Network, conditions: &Conditions) {
         host.ip(&format!("link set {device} mtu {}", conditions.mtu));
         if conditions.single_segments {
             host.ip(&format!("link set {device} gso_max_segs 1"));
+        }
+    }
+}
+
+/// Lets hosts know each other without asking: a question that a full queue drops makes the other side unreachable, and
+/// that ends connections (`neigh_timer_handler`, net/core/neighbour.c).
+fn introduce(network: &Network) {
+    let Network { clients, proxy, servers } = network;
+    let ends = [
+        (clients, TO_PROXY, "02:00:00:00:01:02", &[CLIENT][..]),
+        (proxy, TO_CLIENTS, "02:00:00:00:01:01", &[PROXY][..]),
+        (proxy, TO_SERVERS, "02:00:00:00:02:01", &[PROXY_TO_SERVERS][..]),
+        (servers, TO_PROXY, "02:00:00:00:02:02", &SERVERS[..]),
+    ];
+    for (host, device, hardware, _) in ends {
+        host.ip(&format!("link set {device} address {hardware}"));
+    }
+    for (one, other) in [(0, 1), (1, 0), (2, 3), (3, 2)] {
+        let (host, device, ..) = ends[one];
+        let (.., hardware, addresses) = ends[other];
+        for address in addresses {
+            host.ip(&format!("neighbor replace {address} lladdr {hardware} dev {device} nud permanent"));
         }
     }
 }
