@@ -11,12 +11,15 @@ use super::pattern::mix;
 pub(crate) struct Queue {
     pub(crate) discipline: &'static str,
     pub(crate) rate: Option<u64>,
+    /// The largest packet that ever gets through.
+    pub(crate) mtu: u32,
 }
 
-const NO_QUEUE: Queue = Queue { discipline: "none", rate: None };
+const NO_QUEUE: Queue = Queue { discipline: "none", rate: None, mtu: 65_535 };
 
 const fn tbf(discipline: &'static str, kilobits: u64) -> Queue {
-    Queue { discipline, rate: Some(kilobits * 125) }
+    // A bucket that is smaller than a packet lets none through (`tbf_enqueue`, net/sched/sch_tbf.c).
+    Queue { discipline, rate: Some(kilobits * 125), mtu: if kilobits < 1_000 { 1_500 } else { 9_000 } }
 }
 
 /// Short queues are what makes a sender's own host drop, which no loss on the way is like.
@@ -31,8 +34,8 @@ const QUEUES: [Queue; 12] = [
     tbf("tbf rate 4mbit burst 16kb limit 32kb", 4_000),
     tbf("tbf rate 1mbit burst 16kb limit 32kb", 1_000),
     tbf("tbf rate 200kbit burst 8kb limit 24kb", 200),
-    Queue { discipline: "pfifo limit 5", rate: None },
-    Queue { discipline: "pfifo limit 1", rate: None },
+    Queue { discipline: "pfifo limit 5", rate: None, mtu: 65_535 },
+    Queue { discipline: "pfifo limit 1", rate: None, mtu: 65_535 },
 ];
 
 /// Values of `tcp_rmem` and `tcp_wmem` for one host.
@@ -133,7 +136,10 @@ impl Conditions {
             lost: if die.below(3) == 0 { die.one_of(&[1, 5, 10, 20, 50]) } else { 0 },
             repeated: if die.below(3) == 0 { die.one_of(&[2, 10, 50, 200]) } else { 0 },
             late: if die.below(3) == 0 { die.one_of(&[2, 10, 50]) } else { 0 },
-            mtu: die.one_of(&[1500, 1500, 1500, 1500, 600, 9000, 65_535]),
+            mtu: die
+                .one_of(&[1_500, 1_500, 1_500, 1_500, 600, 9_000, 65_535])
+                .min(to_clients.mtu)
+                .min(to_servers.mtu),
             single_segments: die.below(4) == 0,
             proxy: memory(&mut die, 2),
             clients: memory(&mut die, 4),
@@ -300,7 +306,7 @@ mod tests {
             changed += 1;
         };
         let other = Memory { receive: "1 2 3", send: "4 5 6" };
-        let queue = Queue { discipline: "another", rate: None };
+        let queue = Queue { discipline: "another", rate: None, mtu: 1_500 };
         change(&|conditions| conditions.seed += 1);
         change(&|conditions| conditions.to_clients = queue);
         change(&|conditions| conditions.to_servers = queue);
