@@ -86,6 +86,8 @@ pub(crate) struct Conditions {
     /// Busy loops beside setu.
     pub(crate) hogs: u32,
     pub(crate) flows: u32,
+    /// Whether flows are few and so large that they last at full speed.
+    pub(crate) bulk: bool,
     /// Over so much time flows begin, milliseconds.
     pub(crate) spread: u64,
     /// One in so many readers stalls for seconds; 0 for none.
@@ -122,7 +124,8 @@ impl Conditions {
         let slowest = to_clients.rate.into_iter().chain(to_servers.rate).min();
         // At a modem's rate, a few flows are a crowd.
         let most = slowest.map_or(200, |rate| (rate / 12_500).clamp(3, 200));
-        let least = most.min(20);
+        let bulk = die.below(4) == 0;
+        let (least, most) = if bulk { (2, most.min(8)) } else { (most.min(20), most) };
         let memory = |die: &mut Die<'_>, usual: u64| {
             if die.below(usual) > 0 {
                 return Memory { receive: RECEIVE[0], send: SEND[0] };
@@ -147,6 +150,7 @@ impl Conditions {
             congestion: die.one_of(&["cubic", "reno", "bbr"]),
             hogs: die.one_of(&[0, 0, 1, 2, 4, 4]),
             flows: (least + die.below(most - least + 1)) as u32,
+            bulk,
             spread: die.one_of(&[200, 1_000, 3_000]),
             stalls: die.one_of(&[0, 4, 12]),
             resets: if die.below(3) == 0 { 8 } else { 0 },
@@ -160,13 +164,21 @@ impl Conditions {
     /// Bytes that all flows together may send to clients, and to servers: what takes some seconds.
     pub(crate) fn budgets(&self) -> [u64; 2] {
         let slow = self.lost >= 10 || self.late >= 50 || self.tiny();
-        let most = if slow { 20 << 20 } else { 160 << 20 };
+        let most = match (slow, self.bulk) {
+            (true, _) => 20 << 20,
+            (false, false) => 160 << 20,
+            (false, true) => 1500 << 20,
+        };
         [self.to_clients, self.to_servers].map(|queue| queue.rate.map_or(most, |rate| (rate * 2).min(most)))
     }
 
     /// Bytes of one direction of a flow, at most.
     pub(crate) fn longest(&self) -> u64 {
-        if self.lost >= 10 || self.tiny() { 2 << 20 } else { 64 << 20 }
+        match (self.lost >= 10 || self.tiny(), self.bulk) {
+            (true, _) => 2 << 20,
+            (false, false) => 64 << 20,
+            (false, true) => 512 << 20,
+        }
     }
 
     /// Whether windows are of a few segments.
@@ -186,6 +198,7 @@ impl Conditions {
             says(self.lost > 0, "loss"),
             says(self.repeated > 0, "repetition"),
             says(self.late > 0, "reordering"),
+            says(self.bulk, "bulk"),
             says(self.single_segments, "single segments"),
             says(self.hogs > 0, "busy processors"),
             says(self.stalls > 0, "stalls"),
@@ -214,7 +227,7 @@ impl fmt::Display for Conditions {
         write!(
             formatter,
             "seed={} to-clients=[{}] to-servers=[{}] lost={}‰ repeated={}‰ late={}‰ mtu={} single-segments={} \
-             proxy={} clients={} servers={} congestion={} hogs={} flows={} spread={}ms stalls=1/{} resets=1/{} \
+             proxy={} clients={} servers={} congestion={} hogs={} flows={} bulk={} spread={}ms stalls=1/{} resets=1/{} \
              force-handover={} reload={} death={} drain={}",
             self.seed,
             self.to_clients.discipline,
@@ -230,6 +243,7 @@ impl fmt::Display for Conditions {
             self.congestion,
             self.hogs,
             self.flows,
+            self.bulk,
             self.spread,
             self.stalls,
             self.resets,
@@ -321,6 +335,7 @@ mod tests {
         change(&|conditions| conditions.congestion = "other");
         change(&|conditions| conditions.hogs += 1);
         change(&|conditions| conditions.flows += 1);
+        change(&|conditions| conditions.bulk ^= true);
         change(&|conditions| conditions.spread += 1);
         change(&|conditions| conditions.stalls += 1);
         change(&|conditions| conditions.resets += 1);
@@ -339,7 +354,8 @@ mod tests {
             assert!(drawn.contains(&format!("to clients: {}", queue.discipline)), "{queue:?}");
             assert!(drawn.contains(&format!("to servers: {}", queue.discipline)), "{queue:?}");
         }
-        for kind in ["loss", "repetition", "reordering", "resets", "reload", "death of an upstream", "drain"]
+        for kind in
+            ["loss", "repetition", "bulk", "reordering", "resets", "reload", "death of an upstream", "drain"]
         {
             assert!(drawn.contains(kind), "{kind}");
         }
@@ -352,7 +368,7 @@ mod tests {
             if let Some(rate) = conditions.to_clients.rate {
                 assert!(conditions.budgets()[0] <= rate * 2);
             }
-            assert!((3..=200).contains(&conditions.flows), "{conditions}");
+            assert!((2..=200).contains(&conditions.flows), "{conditions}");
         }
     }
 }

@@ -4,7 +4,8 @@ use std::{fmt, ops::Range};
 
 /// How far around a wrong byte its origin is looked for.
 const REACH: u64 = 32 << 20;
-/// So many bytes are found in one place only.
+/// So many bytes are found in one place only; fewer than the first say nothing.
+const LEAST: usize = 6;
 const SAMPLE: usize = 16;
 
 /// The bytes of one direction of a flow.
@@ -60,7 +61,7 @@ impl Pattern {
 
     /// Where bytes belong, ahead of a position or behind it.
     fn find(self, bytes: &[u8], at: u64) -> Option<u64> {
-        let sample = bytes.get(..SAMPLE)?;
+        let sample = bytes.get(..SAMPLE.min(bytes.len()).max(LEAST))?;
         self.find_in(sample, at..at + REACH).or_else(|| self.find_in(sample, at.saturating_sub(REACH)..at))
     }
 
@@ -68,7 +69,7 @@ impl Pattern {
         let mut block = vec![0; (64 << 10) + SAMPLE];
         range.step_by(64 << 10).find_map(|start| {
             self.fill(start, &mut block);
-            let found = block.windows(SAMPLE).position(|window| window == sample)?;
+            let found = block.windows(sample.len()).position(|window| window == sample)?;
             Some(start + found as u64)
         })
     }

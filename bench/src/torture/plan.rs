@@ -95,7 +95,7 @@ impl Plan {
         let mut random = Random::new(seed);
         let mut die = Die(&mut random);
         // A few flows are much larger than the others.
-        let share = die.one_of(&[1, 2, 4, 8, 32, 128]);
+        let share = if conditions.bulk { die.one_of(&[8, 32]) } else { die.one_of(&[1, 2, 4, 8, 32, 128]) };
         let left = conditions.budgets().map(|budget| {
             (budget * share / 25 / u64::from(conditions.flows)).clamp(2_000, conditions.longest())
         });

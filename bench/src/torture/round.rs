@@ -238,7 +238,8 @@ fn verdict(
         allowed.extend(["client_reset", "upstream_reset", "client_left"]);
     }
     if conditions.death.is_some() {
-        allowed.push("connect_refused");
+        // A connection may have come to the one that died before its flow was known there.
+        allowed.extend(["connect_refused", "upstream_reset"]);
     }
     if drain.is_some() {
         allowed.extend(["shutdown", "client_left"]);
