@@ -60,6 +60,8 @@ const SEND: [&str; 5] = [
     "4096 2097152 33554432",
 ];
 
+const USUAL: Memory = Memory { receive: RECEIVE[0], send: SEND[0] };
+
 /// One round's conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Conditions {
@@ -128,11 +130,11 @@ impl Conditions {
         let (least, most) = if bulk { (2, most.min(8)) } else { (most.min(20), most) };
         let memory = |die: &mut Die<'_>, usual: u64| {
             if die.below(usual) > 0 {
-                return Memory { receive: RECEIVE[0], send: SEND[0] };
+                return USUAL;
             }
             Memory { receive: die.one_of(&RECEIVE), send: die.one_of(&SEND) }
         };
-        Self {
+        let mut drawn = Self {
             seed,
             to_clients,
             to_servers,
@@ -158,7 +160,19 @@ impl Conditions {
             reload: (die.below(4) == 0).then(|| 300 + die.below(4_000)),
             death: (die.below(6) == 0).then(|| 500 + die.below(4_000)),
             drain: (die.below(6) == 0).then(|| 1_000 + die.below(4_000)),
+        };
+        if bulk && die.below(3) > 0 {
+            drawn.be_fast();
         }
+        drawn
+    }
+
+    /// Takes away all that slows down: some faults need a stream at full speed.
+    fn be_fast(&mut self) {
+        (self.to_clients, self.to_servers) = (NO_QUEUE, NO_QUEUE);
+        (self.lost, self.repeated, self.late) = (0, 0, 0);
+        (self.mtu, self.single_segments, self.hogs) = (1_500, false, 0);
+        (self.proxy, self.clients, self.servers) = (USUAL, USUAL, USUAL);
     }
 
     /// Bytes that all flows together may send to clients, and to servers: what takes some seconds.
@@ -189,10 +203,7 @@ impl Conditions {
 
     /// What kinds of conditions these are, for counting.
     pub(crate) fn kinds(&self) -> Vec<String> {
-        let memory = |host: &str, memory: Memory| {
-            let usual = memory.receive == RECEIVE[0] && memory.send == SEND[0];
-            (!usual).then(|| format!("{host}: other buffers"))
-        };
+        let memory = |host: &str, memory: Memory| (memory != USUAL).then(|| format!("{host}: other buffers"));
         let says = |condition: bool, what: &str| condition.then(|| what.to_owned());
         [
             says(self.lost > 0, "loss"),
