@@ -171,7 +171,7 @@ impl Conditions {
     fn be_fast(&mut self) {
         (self.to_clients, self.to_servers) = (NO_QUEUE, NO_QUEUE);
         (self.lost, self.repeated, self.late) = (0, 0, 0);
-        (self.mtu, self.single_segments, self.hogs) = (1_500, false, 0);
+        (self.mtu, self.single_segments, self.hogs, self.spread) = (1_500, false, 0, 200);
         (self.proxy, self.clients, self.servers) = (USUAL, USUAL, USUAL);
     }
 

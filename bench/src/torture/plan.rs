@@ -100,7 +100,7 @@ impl Plan {
             (budget * share / 25 / u64::from(conditions.flows)).clamp(2_000, conditions.longest())
         });
         let start = die.below(conditions.spread);
-        let mut writing = Writing { left, ..Writing::default() };
+        let mut writing = Writing { left, bulk: conditions.bulk, ..Writing::default() };
         let phases = die.between(1, 6);
         for _ in 0..phases {
             // What is to last at full speed does not talk.
@@ -133,7 +133,7 @@ impl Plan {
             stalls
         };
         let read = |die: &mut Die<'_>, total: u64| {
-            let most = die.any_scale(64, 256 << 10);
+            let most = die.any_scale(if conditions.bulk { 64 << 10 } else { 64 }, 256 << 10);
             // Large streams in small reads would take the processors from setu.
             most.max(total / 4_000)
         };
@@ -174,6 +174,7 @@ impl Plan {
 /// in one order of time, so that no end waits for what the other sends only after it.
 #[derive(Default)]
 struct Writing {
+    bulk: bool,
     left: [u64; 2],
     sent: [u64; 2],
     steps: [Vec<Step>; 2],
@@ -218,10 +219,10 @@ impl Writing {
             sides.iter().for_each(|side| self.wait(*side));
         }
         for side in sides {
-            let piece = die.any_scale(1, 256 << 10);
+            let piece = die.any_scale(if self.bulk { 64 << 10 } else { 1 }, 256 << 10);
             // Small pieces take long.
             let most = self.left[*side].min(piece * 4_000).max(1);
-            let bytes = if die.below(3) == 0 { most } else { die.any_scale(1, most) };
+            let bytes = if self.bulk || die.below(3) == 0 { most } else { die.any_scale(1, most) };
             // As a server that makes its bytes while it sends them.
             let pieces = bytes / piece + 1;
             let pause = if pieces < 400 { die.one_of(&[0, 0, 500, 2_000, 2_000, 8_000]) } else { 0 };
