@@ -167,11 +167,11 @@ impl Conditions {
         drawn
     }
 
-    /// Takes away all that slows down: some faults need a stream at full speed.
+    /// Takes away all that slows the network down: some faults need a stream at full speed.
     fn be_fast(&mut self) {
         (self.to_clients, self.to_servers) = (NO_QUEUE, NO_QUEUE);
         (self.lost, self.repeated, self.late) = (0, 0, 0);
-        (self.mtu, self.single_segments, self.hogs, self.spread) = (1_500, false, 0, 200);
+        (self.mtu, self.single_segments, self.spread) = (1_500, false, 200);
         (self.proxy, self.clients, self.servers) = (USUAL, USUAL, USUAL);
     }
 
