@@ -163,26 +163,27 @@ impl Bench<'_> {
         // Memory takes its time, in a quick run too.
         let shorter = if scenario.unit == Unit::Memory { 1 } else { self.plan.shorter };
         let time = scenario.time / shorter;
-        let order = |load: &Load, time: Duration| Order {
+        let order = |load: &Load, time: Duration, settling: Duration| Order {
             to: peer.address,
             milliseconds: time.as_millis() as u64,
+            settling_milliseconds: settling.as_millis() as u64,
             trust: self.certificates.map(|certificates| certificates.of(kind).trust),
             load: load.clone(),
         };
-        let mut unmeasured = vec![warm_up_of(scenario)];
+        let mut unmeasured: Vec<_> = warm_up_of(scenario, time).into_iter().collect();
         if scenario.service == Service::Sni && !kind.is_ceiling() {
-            unmeasured.push(Load::Refusal);
+            unmeasured.push((Load::Refusal, time));
         }
-        for load in unmeasured {
+        for (load, time) in unmeasured {
             let mut client = Agent::client(&self.topology.clients)?;
-            client.prepare(&order(&load, time / 5))?;
+            client.prepare(&order(&load, time, Duration::ZERO))?;
             client.go(time)?;
         }
         thread::sleep(SETTLE);
 
         let mut client = Agent::client(&self.topology.clients)?;
         let memory = Memory::read(peer.pid(), &self.topology.proxy)?;
-        client.prepare(&order(&scenario.load, time))?;
+        client.prepare(&order(&scenario.load, time, scenario.settling))?;
         let before = Counters::read(peer.pid())?;
         let outcome = client.go(time)?;
         let cost = before.until(&Counters::read(peer.pid())?, self.processors);
@@ -200,12 +201,13 @@ impl Bench<'_> {
     }
 }
 
-/// The load that comes before a round and is not measured. Where memory is, it leaves nothing behind that could be
-/// used again: one message is enough for code and tables to be there.
-fn warm_up_of(scenario: &Scenario) -> Load {
-    match scenario.unit {
-        Unit::Memory => Load::Echo(vec![Flows { connections: 1, message: 256, interval_milliseconds: None }]),
-        Unit::Paced => Load::Echo(vec![Flows { connections: 32, message: 256, interval_milliseconds: None }]),
-        Unit::Bytes | Unit::Count(_) => scenario.load.clone(),
+/// The load that comes before a round on connections of its own, for how long; connections that settle need none. Where
+/// memory is measured, it leaves nothing behind that could be used again: one connection for a moment is enough for code
+/// and tables to be there.
+fn warm_up_of(scenario: &Scenario, time: Duration) -> Option<(Load, Duration)> {
+    if scenario.unit == Unit::Memory {
+        let one = Flows { connections: 1, message: 256, interval_milliseconds: None };
+        return Some((Load::Echo(vec![one]), Duration::from_millis(200)));
     }
+    scenario.settling.is_zero().then(|| (scenario.load.clone(), time / 5))
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use crate::{
-    load::{First, Flows, Load},
+    load::{First, Flows, Load, Reading},
     peers::Service,
 };
 
 /// One thing that is measured, for every peer that offers it.
+#[derive(Clone)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// In words.
@@ -17,6 +18,8 @@ pub(crate) struct Scenario {
     pub(crate) unit: Unit,
     /// Of a full round.
     pub(crate) time: Duration,
+    /// For how long its connections do the same before, so that what is measured is how they go on.
+    pub(crate) settling: Duration,
 }
 
 /// What the work is counted in.
@@ -73,11 +76,18 @@ impl Unit {
 /// Bytes of a chat message.
 const MESSAGE: usize = 256;
 
+/// With `relay.path = "auto"` a flow's way is known after one or two seconds. A quick run does not make it shorter.
+const SETTLING: Duration = Duration::from_secs(3);
+/// The same for connections that do nothing: from the last one's opening to the look at the memory.
+const IDLE: Duration = Duration::from_secs(4);
+
 /// All of them, in the order of the report.
 pub(crate) fn all() -> Vec<Scenario> {
-    let time = Duration::from_secs(3);
-    let plain =
-        |name, title: String, load, unit| Scenario { name, title, service: Service::Plain, load, unit, time };
+    let time = Duration::from_secs(2);
+    let plain = |name, title: String, load, unit| {
+        let settling = if matches!(load, Load::Echo(_)) { SETTLING } else { Duration::ZERO };
+        Scenario { name, title, service: Service::Plain, load, unit, time, settling }
+    };
     let flows = |connections| Flows { connections, message: MESSAGE, interval_milliseconds: None };
     let mut all = Vec::new();
     for (name, streams, up) in
@@ -98,7 +108,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     }
     let churn = |name, title: &str, service, first, unit| {
         let load = Load::Churn { workers: 64, first };
-        Scenario { name, title: title.into(), service, load, unit, time }
+        Scenario { name, title: title.into(), service, load, unit, time, settling: Duration::ZERO }
     };
     all.push(churn(
         "connections",
@@ -128,13 +138,21 @@ pub(crate) fn all() -> Vec<Scenario> {
         load: Load::TlsEcho(flows(32)),
         unit: Unit::Count("messages"),
         time,
+        settling: SETTLING,
     });
-    for (name, title, connections, stalled, time) in [
-        ("idle", "Idle connections: 4,000", 4000, false, 2),
-        ("stalled", "Readers that stall: 100, memory after 5 s", 100, true, 5),
+    let stall = Duration::from_secs(5);
+    for (name, title, connections, reading, time) in [
+        ("idle", "Idle connections: 4,000", 4000, Reading::Nothing, IDLE),
+        ("stalled", "Readers that stall: 100, memory after 5 s", 100, Reading::Never, stall),
+        (
+            "stalled-after-reading",
+            "Readers that read for 2 s and then stall: 100, memory 5 s later",
+            100,
+            Reading::AtFirst(2000),
+            stall,
+        ),
     ] {
-        let load = Load::Hold { connections, stalled };
-        let time = Duration::from_secs(time);
+        let load = Load::Hold { connections, reading };
         all.push(Scenario { time, ..plain(name, title.into(), load, Unit::Memory) });
     }
     let chat = Flows { connections: 2000, message: MESSAGE, interval_milliseconds: Some(5000) };

@@ -54,6 +54,8 @@ pub struct View {
     pub acked: u64,
     /// The destination's `sk_sndbuf`, bytes.
     pub sndbuf: u64,
+    /// What one direction may have on its way at most, whatever the send buffer takes, bytes.
+    pub most: u64,
     /// What the other directions left of the budget, bytes.
     pub free: u64,
 }
@@ -122,11 +124,14 @@ impl Window {
         let outstanding = self.outstanding(view.acked);
         let share = view.free / SHARE;
         let room = view.sndbuf - view.sndbuf / HEADROOM;
+        let room = if room < view.most { room } else { view.most };
         let window = if room < share { room } else { share };
         let after = outstanding + cost(len);
         if after <= window {
-            self.credit = window - after;
-            Refreshed { admit: true, reserve: window }
+            // Ahead as much again as is on its way: a direction reserves what it queues, not what it could, and a stream
+            // is looked at a few times for each window.
+            self.credit = if window - after < after { window - after } else { after };
+            Refreshed { admit: true, reserve: after + self.credit }
         } else if outstanding == 0 {
             // Nothing is on its way: a segment larger than the window must pass all the same, or never would.
             self.credit = 0;
@@ -159,7 +164,7 @@ mod tests {
     impl Model {
         fn offer(&mut self, len: u64, sndbuf: u64, free: u64) -> bool {
             let admit = self.window.spend(len) || {
-                let view = View { acked: self.acked, sndbuf, free };
+                let view = View { acked: self.acked, sndbuf, most: u64::MAX, free };
                 let answer = self.window.refresh(len, view);
                 self.reserved = answer.reserve;
                 answer.admit
@@ -256,6 +261,26 @@ mod tests {
         let mut model = Model::default();
         let admitted = (0..100_000).filter(|_| model.offer(1, 87_380, u64::MAX)).count();
         assert_eq!(admitted as u64, (87_380 - 87_380 / HEADROOM) / cost(1));
+    }
+
+    #[test]
+    fn no_more_is_on_its_way_than_is_reserved_and_allowed() {
+        let mut window = Window::default();
+        let view = View { acked: 0, sndbuf: 4_000_000, most: 100_000, free: u64::MAX };
+        let mut admitted = 0;
+        loop {
+            if !window.spend(1_000) {
+                let answer = window.refresh(1_000, view);
+                // What it queues, and as much again: not all that it could.
+                assert!(answer.reserve <= 2 * (admitted + cost(1_000)));
+                if !answer.admit {
+                    break;
+                }
+            }
+            window.count(1_000);
+            admitted += cost(1_000);
+        }
+        assert!(admitted <= 100_000 && admitted + cost(1_000) > 100_000, "{admitted}");
     }
 
     #[test]

@@ -27,9 +27,13 @@ pub struct Direction {
     pub withdrawing: AtomicU64,
     /// Sequence number of the next byte, with [`SEQUENCE_KNOWN`] set once it is known. Written by the program.
     pub next_sequence: u64,
-    /// Not 0 when the program met a segment that it could not trim: bytes are lost, and the flow must be reset.
-    /// Written by the program.
+    /// Not 0 when the program met a segment that does not follow the one before, and could not be trimmed to do so:
+    /// nothing more is forwarded, and the flow must be reset. Written by the program.
     pub broken: AtomicU64,
+    /// The controller is told when so many bytes were redirected: a stream belongs elsewhere. Written by the controller.
+    pub stream_at: AtomicU64,
+    /// The [`Self::stream_at`] of which it was told last. Written by the program.
+    pub told_at: u64,
 }
 
 /// Marks [`Direction::next_sequence`], whose lower half is the number.
@@ -43,26 +47,29 @@ pub struct Budget {
     pub total: AtomicU64,
     /// Bytes reserved now: the sum of [`Direction::reserved`].
     pub reserved: AtomicU64,
+    /// Bytes that one direction may have on its way, whatever its destination's send buffer takes.
+    pub direction: AtomicU64,
 }
 
-/// Told to the controller once, when a direction starts to pass bytes to userspace.
+/// Told to the controller when there is something to see in a direction: it passes bytes to userspace, is broken, or has
+/// redirected [`Direction::stream_at`] bytes. Once for each.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub struct Congested {
+pub struct Notice {
     /// Index of the direction.
     pub direction: u32,
     /// Always 0.
     pub padding: u32,
 }
 
-const _: () = assert!(size_of::<Direction>() == 96 && align_of::<Direction>() == 8);
-const _: () = assert!(size_of::<Budget>() == 16);
-const _: () = assert!(size_of::<Congested>() == 8);
+const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
+const _: () = assert!(size_of::<Budget>() == 24);
+const _: () = assert!(size_of::<Notice>() == 8);
 
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 
     // SAFETY: two u32 without padding between or after them, any bit pattern is valid.
-    unsafe impl aya::Pod for super::Congested {}
+    unsafe impl aya::Pod for super::Notice {}
 }

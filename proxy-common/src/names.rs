@@ -11,7 +11,7 @@ pub const SOURCES: &str = "SOURCES";
 pub const DIRECTIONS: &str = "DIRECTIONS";
 /// Memory-mapped array of one [`crate::direction::Budget`].
 pub const BUDGET: &str = "BUDGET";
-/// Ring buffer of [`crate::direction::Congested`].
+/// Ring buffer of [`crate::direction::Notice`].
 pub const EVENTS: &str = "EVENTS";
 
 /// The stream verdict program.

@@ -24,6 +24,7 @@ pub(crate) fn admit(direction: &mut Direction, len: u64) -> bool {
     let view = View {
         acked: acked.saturating_sub(direction.base_acked),
         sndbuf,
+        most: atomic::load(&budget.direction),
         free: atomic::load(&budget.total).saturating_sub(others),
     };
     let answer = direction.window.refresh(len, view);

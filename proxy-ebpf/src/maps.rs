@@ -29,7 +29,7 @@ pub(crate) static DIRECTIONS: Array<Direction> = Array::with_max_entries(1, BPF_
 #[map]
 pub(crate) static BUDGET: Array<Budget> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Directions that became congested. When it is full an entry is lost; the controller's sweep finds the direction.
+/// Directions in which there is something to see. When it is full an entry is lost; the controller's sweep finds the direction.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 

@@ -17,11 +17,12 @@ use crate::maps::{COPIED_OFFSET, SEQUENCE_OFFSET};
 
 /// What the helper removes at once, bytes (`sk_skb_adjust_room`, net/core/filter.c).
 const TRIM_MOST: u32 = 0xfff;
-/// So many times it removes: more than a segment holds.
-const TRIMS: u32 = 40;
+/// So many times it removes: more than a segment holds, which TCP merges to up to 17 fragments of 32 KiB
+/// (`tcp_try_coalesce`, net/ipv4/tcp_input.c; `MAX_SKB_FRAGS`, `SKB_FRAG_PAGE_ORDER`).
+const TRIMS: u32 = 140;
 
 /// Removes from the segment's head what has arrived before, and returns what is left, bytes. `None` means that it
-/// could not be removed.
+/// could not be removed, or that bytes before it are missing.
 #[inline(always)]
 pub(crate) fn trim(context: &SkBuffContext, direction: &mut Direction, len: u32) -> Option<u32> {
     let sequence = sequence(context)?;
@@ -31,10 +32,12 @@ pub(crate) fn trim(context: &SkBuffContext, direction: &mut Direction, len: u32)
         copied_sequence(context)?
     };
     direction.next_sequence = u64::from(sequence.wrapping_add(len)) | SEQUENCE_KNOWN;
+    // A segment beyond the next makes this larger than any segment.
     let repeated = next.wrapping_sub(sequence);
-    if repeated == 0 || repeated as i32 <= 0 {
+    if repeated == 0 {
         return Some(len);
     }
+    // TCP queues none that is repeated wholly (`tcp_data_queue`, net/ipv4/tcp_input.c).
     if repeated >= len {
         return None;
     }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use aya_log_ebpf::info;
-use proxy_common::direction::{Congested, Direction};
+use proxy_common::direction::{Direction, Notice};
 
 use crate::{
     atomic, backpressure,
@@ -31,8 +31,13 @@ pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
     // source socket, so it is the only writer of `window`, and what others write is atomic.
     let direction = unsafe { &mut *direction };
 
+    if atomic::load(&direction.broken) != 0 {
+        // What came before is missing: nothing may follow it.
+        return Some(SK_DROP);
+    }
     let Some(len) = overlap::trim(context, direction, context.len()) else {
-        // Neither redirecting nor dropping it would be right: the controller resets the flow.
+        // Neither redirecting nor passing it would be right: what is passed counts as read (`tcp_bpf_recvmsg_parser`,
+        // net/ipv4/tcp_bpf.c), also what it repeats. The controller resets the flow.
         atomic::store(&direction.broken, 1);
         tell(index);
         return Some(SK_DROP);
@@ -46,6 +51,11 @@ pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
     let verdict = SOCKETS.redirect_skb(context, direction.destination, 0) as u32;
     if verdict == SK_PASS {
         direction.window.count(len);
+        let stream_at = atomic::load(&direction.stream_at);
+        if direction.window.redirected >= stream_at && direction.told_at != stream_at {
+            direction.told_at = stream_at;
+            tell(index);
+        }
         Some(SK_PASS)
     } else {
         // The destination left the map. Nothing was changed yet (`bpf_sk_redirect_hash`, net/core/sock_map.c), so
@@ -70,5 +80,5 @@ fn pass(context: &SkBuffContext, direction: &mut Direction, index: u32, len: u64
 #[inline(always)]
 fn tell(index: u32) {
     // Lost when the ring is full: the controller's sweep looks at each direction for that reason.
-    let _ = EVENTS.output::<Congested>(Congested { direction: index, padding: 0 }, 0);
+    let _ = EVENTS.output::<Notice>(Notice { direction: index, padding: 0 }, 0);
 }

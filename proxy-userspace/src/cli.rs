@@ -1,6 +1,9 @@
 //! The command line.
 
-use std::path::{Path, PathBuf};
+use std::{
+    num::NonZero,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -77,6 +80,9 @@ pub struct ServeArgs {
     /// its connections go on in the old process until timeouts.drain is over
     #[arg(long)]
     pub replace: bool,
+    /// Only to test: hand flows over to the kernel at every safe moment, and take them out again after up to twice this
+    #[arg(long = "force-handover", value_name = "MILLISECONDS", hide = true)]
+    pub force_handover: Option<NonZero<u32>>,
 }
 
 /// Arguments of `setu run`, and of the check that it would start.

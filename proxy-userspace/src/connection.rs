@@ -3,7 +3,12 @@
 //! Each stage consumes the type of the one before, so that none can be left out or done twice. A stage that fails ends
 //! the connection with its reason.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    net::{self, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
@@ -11,20 +16,14 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use crate::{
     addr::ClientAddr,
     close_reason::{CloseReason, Path, Side, Ticket},
-    config::{Config, Listener, Mode, PathChoice, SendProxyProtocol},
+    config::{Config, Listener, Mode, SendProxyProtocol},
     inspect::{
         LIMIT,
         peek::{self, Bounds, Undecided, peek},
     },
     opening::{Rules, Stream, Wish},
     proxy_protocol::{self, Command, Header, Parsed},
-    relay::{
-        LASTING,
-        sockmap::{Handle, Legs, Returned, Why},
-        terminated,
-        userspace::{self, Ended, Flow},
-        vanished,
-    },
+    relay::{self, terminated},
     route::{self, Destination},
     tls,
     upstream::Lease,
@@ -34,10 +33,15 @@ use crate::{
 /// Where servers that a client names are dialed.
 const HTTPS: u16 = 443;
 
-/// A flow that left the kernel because a leg could not keep up goes back after it did for so long; doubled each time
-/// that it leaves again, [`CALM_DOUBLINGS`] times at most.
-const CALM: Duration = Duration::from_secs(1);
-const CALM_DOUBLINGS: u32 = 6;
+/// A client that was let in and is not served yet. It counts as a connection, so nobody stops without it.
+#[derive(Debug)]
+pub(crate) struct Admitted<S> {
+    /// A `std` one on its way from worker to worker, for it is in neither's epoll.
+    client: S,
+    peer: ClientAddr,
+    listener: usize,
+    ticket: Ticket,
+}
 
 /// A client's connection, of which nothing is known but where it came in.
 struct Accepted {
@@ -201,18 +205,9 @@ impl Dialed {
         ticket.lease = lease;
         let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
         prepare(&upstream);
-        match (client, &worker.kernel) {
-            (Stream::Plain(client), Some(kernel)) if worker.shared.config.path == PathChoice::Sockmap => {
-                vanished::watch([&client, &upstream], timeouts.vanished);
-                hand_over(client, upstream, 0, ticket, kernel, worker);
-            }
-            (Stream::Plain(client), kernel) => {
-                let calm = kernel.as_ref().map(|_| LASTING);
-                let collected = Default::default();
-                let flow = Flow { client, upstream, first: None, collected, is_new: true, calm };
-                in_userspace(flow, 0, ticket, worker).await;
-            }
-            (Stream::Terminated(terminated), _) => {
+        match client {
+            Stream::Plain(client) => relay::relay(client, upstream, ticket, worker.means()).await,
+            Stream::Terminated(terminated) => {
                 ticket.set_path(Path::Userspace);
                 let relay = Box::pin(terminated::relay(*terminated, upstream, timeouts, counters));
                 ticket.close(relay.await);
@@ -222,7 +217,12 @@ impl Dialed {
 }
 
 /// Lets a client in, or turns it away before any work is done for it.
-pub(crate) fn admit(client: TcpStream, peer: ClientAddr, listener: usize, worker: &Arc<Worker>) {
+pub(crate) fn admit(
+    client: TcpStream,
+    peer: ClientAddr,
+    listener: usize,
+    worker: &Worker,
+) -> Option<Admitted<TcpStream>> {
     let mut ticket = worker.ticket(listener);
     ticket.client = peer.shown(worker.shared.config.client_addresses);
     let limits = &worker.shared.limits;
@@ -234,11 +234,46 @@ pub(crate) fn admit(client: TcpStream, peer: ClientAddr, listener: usize, worker
     match permit {
         Ok(permit) => {
             ticket.permit = Some(permit);
-            tokio::spawn(serve(Accepted { client, peer }, listener, ticket, worker.clone()));
+            Some(Admitted { client, peer, listener, ticket })
         }
         Err(refused) => {
             reset(&client);
             ticket.close(refused.into());
+            None
+        }
+    }
+}
+
+impl Admitted<TcpStream> {
+    /// Serves the client on the worker that calls.
+    pub(crate) fn begin(self, worker: Arc<Worker>) {
+        let Self { client, peer, listener, ticket } = self;
+        tokio::spawn(serve(Accepted { client, peer }, listener, ticket, worker));
+    }
+
+    /// Leaves the worker that accepted it. `None`: it could not, and is closed.
+    pub(crate) fn leave(self) -> Option<Admitted<net::TcpStream>> {
+        let Self { client, peer, listener, ticket } = self;
+        match client.into_std() {
+            Ok(client) => Some(Admitted { client, peer, listener, ticket }),
+            Err(_) => {
+                ticket.close(CloseReason::OutOfResources);
+                None
+            }
+        }
+    }
+}
+
+impl Admitted<net::TcpStream> {
+    /// Comes to the worker that calls. `None`: it could not, and is closed.
+    pub(crate) fn enter(self) -> Option<Admitted<TcpStream>> {
+        let Self { client, peer, listener, ticket } = self;
+        match TcpStream::from_std(client) {
+            Ok(client) => Some(Admitted { client, peer, listener, ticket }),
+            Err(_) => {
+                ticket.close(CloseReason::OutOfResources);
+                None
+            }
         }
     }
 }
@@ -297,61 +332,6 @@ async fn read_header(
         }
         Ok(Parsed::Incomplete) | Err(Undecided::TooLong) => Err(CloseReason::ProxyMalformed),
         Err(undecided) => Err(undecided.into()),
-    }
-}
-
-/// Gives a flow to the kernel. It ends there, or comes to [`carry_on`].
-fn hand_over(
-    client: TcpStream,
-    upstream: TcpStream,
-    strained: u32,
-    ticket: Ticket,
-    kernel: &Handle,
-    worker: &Worker,
-) {
-    match (client.into_std(), upstream.into_std()) {
-        (Ok(client), Ok(upstream)) => {
-            let legs = Legs { client: client.into(), upstream: upstream.into(), strained };
-            kernel.adopt(legs, ticket, worker.returns.clone());
-        }
-        (Err(_), _) | (_, Err(_)) => ticket.close(CloseReason::InternalError),
-    }
-}
-
-/// Carries on a flow that left the kernel.
-pub(crate) async fn carry_on(returned: Returned, worker: Arc<Worker>) {
-    let Returned { legs: Legs { client, upstream, strained }, ticket, why, collected } = returned;
-    let first = match why {
-        Why::Finished(side) => Some(side),
-        Why::Congested => None,
-        Why::NotTaken(refusal) => {
-            tracing::debug!(reason = refusal.name(), "not handed over to the kernel");
-            None
-        }
-    };
-    let calm = (why == Why::Congested).then(|| CALM * (1 << strained.saturating_sub(1).min(CALM_DOUBLINGS)));
-    let stream = |leg| TcpStream::from_std(std::net::TcpStream::from(leg));
-    let (Ok(client), Ok(upstream)) = (stream(client), stream(upstream)) else {
-        return ticket.close(CloseReason::OutOfResources);
-    };
-    let is_new = matches!(why, Why::NotTaken(_));
-    let flow = Flow { client, upstream, first, collected, is_new, calm };
-    in_userspace(flow, strained, ticket, &worker).await;
-}
-
-/// Relays a flow in userspace, to its end or until the kernel can have it.
-async fn in_userspace(flow: Flow, strained: u32, mut ticket: Ticket, worker: &Worker) {
-    // What ends in userspace after it was handed over was in the kernel as long as there was something to move.
-    if flow.first.is_none() {
-        ticket.set_path(Path::Userspace);
-    }
-    match userspace::relay(flow, &worker.shared.config.timeouts, &worker.shared.counters).await {
-        Ended::Closed(reason) => ticket.close(reason),
-        Ended::Calm(client, upstream) => match &worker.kernel {
-            Some(kernel) => hand_over(client, upstream, strained, ticket, kernel, worker),
-            // Only flows for which there is a kernel path are given up.
-            None => ticket.close(CloseReason::InternalError),
-        },
     }
 }
 

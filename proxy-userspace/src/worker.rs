@@ -1,5 +1,7 @@
 //! One thread for each core, each with its own runtime and its own listening sockets. A connection stays on the thread
-//! that accepted it.
+//! that accepted it, or that it was dealt out to right then: where there are fewer sockets than threads, as when a
+//! service manager passes one for each address, one thread accepts from it for all. (If all waited for the one socket,
+//! each client would wake all of them: tokio does not ask for `EPOLLEXCLUSIVE`.)
 
 use std::{
     fs::File,
@@ -15,7 +17,7 @@ use std::{
 };
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime,
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -27,10 +29,13 @@ use crate::{
     addr::ClientAddr,
     close_reason::{CloseReason, Ticket, out_of_resources},
     config::Config,
-    connection,
+    connection::{self, Admitted},
     limits::Limits,
     metrics::{Counters, ListenerCounts},
-    relay::sockmap::{Handle, Returned},
+    relay::{
+        self, Means,
+        sockmap::{Handle, Returned},
+    },
     tls::Acceptor,
     upstream::Upstreams,
 };
@@ -67,19 +72,47 @@ impl Worker {
     pub(crate) fn ticket(&self, listener: usize) -> Ticket {
         Ticket::new(self.shared.counters.clone(), self.shared.listeners[listener].clone())
     }
+
+    /// What moving bytes needs.
+    pub(crate) fn means(&self) -> Means<'_> {
+        let Shared { config, counters, .. } = &*self.shared;
+        Means {
+            choice: config.path,
+            kernel: self.kernel.as_ref(),
+            returns: &self.returns,
+            timeouts: &config.timeouts,
+            counters,
+        }
+    }
 }
+
+/// A listening socket from which a worker accepts.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    /// Index of the listener.
+    pub(crate) listener: usize,
+    pub(crate) socket: net::TcpListener,
+    /// Whether its clients are for all workers in turn.
+    pub(crate) deals: bool,
+}
+
+/// All workers, by way of one of them. Weak, since a worker ends when its orders are dropped.
+type Workers = Arc<[mpsc::WeakUnboundedSender<Order>]>;
 
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Accept from these sockets and no others, each with the index of its listener, for this configuration.
-    /// Connections that are in keep theirs.
+    /// Accept from these sockets and no others, for this configuration. Connections that are in keep theirs.
     Serve {
         shared: Arc<Shared>,
-        sockets: Vec<(usize, net::TcpListener)>,
+        sockets: Vec<Listening>,
+        /// To whom clients are dealt out.
+        workers: Workers,
         /// Told when those of before are closed here.
         done: oneshot::Sender<()>,
     },
+    /// Serve a client that another worker let in, under this configuration.
+    Take(Admitted<net::TcpStream>, Arc<Shared>),
     /// Answer: the worker is alive.
     Ping(oneshot::Sender<()>),
 }
@@ -98,27 +131,34 @@ pub(crate) struct Running {
 pub(crate) fn start(number: usize, shared: Arc<Shared>, kernel: Option<Handle>) -> io::Result<Running> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let (orders, received) = mpsc::unbounded_channel();
-    let run = move || runtime.block_on(run(shared, kernel, received));
+    let run = move || runtime.block_on(run(number, shared, kernel, received));
     let thread = std::thread::Builder::new().name(format!("setu-worker-{number}")).spawn(run)?;
     Ok(Running { orders, thread })
 }
 
-async fn run(shared: Arc<Shared>, kernel: Option<Handle>, mut orders: mpsc::UnboundedReceiver<Order>) {
+async fn run(
+    number: usize,
+    shared: Arc<Shared>,
+    kernel: Option<Handle>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) {
     let (returns, mut returned) = mpsc::unbounded_channel();
-    let mut worker = Arc::new(Worker { shared, kernel: kernel.clone(), returns: returns.clone() });
+    let under = |shared| Arc::new(Worker { shared, kernel: kernel.clone(), returns: returns.clone() });
+    let mut worker = under(shared);
     let mut accepting = JoinSet::new();
     loop {
         tokio::select! {
             order = orders.recv() => match order {
-                Some(Order::Serve { shared, sockets, done }) => {
+                Some(Order::Serve { shared, sockets, workers, done }) => {
                     // They wait for a client, or for descriptors: none that was accepted is lost.
                     accepting.shutdown().await;
-                    worker = Arc::new(Worker { shared, kernel: kernel.clone(), returns: returns.clone() });
-                    for (listener, socket) in sockets {
+                    worker = under(shared);
+                    for Listening { listener, socket, deals } in sockets {
                         connection::prepare(&socket);
+                        let dealer = deals.then(|| Dealer { workers: workers.clone(), own: number, next: number });
                         match TcpListener::from_std(socket) {
                             Ok(socket) => {
-                                accepting.spawn(accept(listener, socket, worker.clone()));
+                                accepting.spawn(accept(listener, socket, dealer, worker.clone()));
                             }
                             Err(error) => error!(%error, "a listening socket cannot be used"),
                         }
@@ -126,19 +166,49 @@ async fn run(shared: Arc<Shared>, kernel: Option<Handle>, mut orders: mpsc::Unbo
                     // An error means that nobody waits any more.
                     let _ = done.send(());
                 }
+                Some(Order::Take(client, shared)) => {
+                    // Another configuration comes to one worker before the other.
+                    let same = Arc::ptr_eq(&shared, &worker.shared);
+                    let worker = if same { worker.clone() } else { under(shared) };
+                    if let Some(client) = client.enter() {
+                        client.begin(worker);
+                    }
+                }
                 Some(Order::Ping(answer)) => {
                     let _ = answer.send(());
                 }
                 None => break,
             },
             Some(flow) = returned.recv() => {
-                tokio::spawn(connection::carry_on(flow, worker.clone()));
+                let worker = worker.clone();
+                tokio::spawn(async move { relay::carry_on(flow, worker.means()).await });
             }
         }
     }
 }
 
-async fn accept(listener: usize, socket: TcpListener, worker: Arc<Worker>) {
+/// Deals clients out to all workers in turn.
+struct Dealer {
+    workers: Workers,
+    own: usize,
+    next: usize,
+}
+
+impl Dealer {
+    fn deal(&mut self, client: Admitted<TcpStream>, worker: &Arc<Worker>) {
+        let to = self.next;
+        self.next = (to + 1) % self.workers.len();
+        if to == self.own {
+            return client.begin(worker.clone());
+        }
+        // Where it cannot be sent setu stops, or the other has panicked: the client's ticket counts that.
+        if let (Some(orders), Some(client)) = (self.workers[to].upgrade(), client.leave()) {
+            let _ = orders.send(Order::Take(client, worker.shared.clone()));
+        }
+    }
+}
+
+async fn accept(listener: usize, socket: TcpListener, mut dealer: Option<Dealer>, worker: Arc<Worker>) {
     // One warning for each shortage, not one for each attempt.
     static SHORT: AtomicBool = AtomicBool::new(false);
     let mut reserve = Reserve::new();
@@ -147,7 +217,12 @@ async fn accept(listener: usize, socket: TcpListener, worker: Arc<Worker>) {
             Ok((client, peer)) => {
                 SHORT.store(false, Ordering::Relaxed);
                 reserve.restore();
-                connection::admit(client, ClientAddr::new(peer), listener, &worker);
+                let client = connection::admit(client, ClientAddr::new(peer), listener, &worker);
+                match (client, &mut dealer) {
+                    (Some(client), None) => client.begin(worker.clone()),
+                    (Some(client), Some(dealer)) => dealer.deal(client, &worker),
+                    (None, _) => {}
+                }
             }
             Err(error) if out_of_resources(&error) => {
                 if !SHORT.swap(true, Ordering::Relaxed) {

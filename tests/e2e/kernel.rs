@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
+    process::Command,
     sync::Mutex,
     thread,
     time::Duration,
@@ -12,6 +13,7 @@ use socket2::SockRef;
 use setu_tests::{
     ONE_SOURCE, Path, Setu, config,
     machine::{available_kib, raise_file_limit},
+    maps,
     peers::{Manner, Upstream, exchange, fill, receive, receive_some, send},
 };
 
@@ -154,4 +156,40 @@ fn a_flow_goes_back_to_the_kernel_when_both_keep_up() {
     drop(client);
     drop(server);
     setu.wait_count("closed reason=client_closed path=sockmap listener=chat", 1);
+}
+
+/// The kernel takes the memory of the maps at once: it must follow what the machine has, not only how many descriptors
+/// there may be, of which the unit allows as many as there can be.
+#[test]
+fn there_is_room_for_as_many_flows_as_there_may_be_connections() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    const UNIT: &str = "--nofile=1048576:1048576";
+    let _alone = alone();
+    let upstream = Upstream::new();
+    let may_raise = Command::new("prlimit").args([UNIT, "true"]).output().unwrap().status.success();
+    if !may_raise {
+        println!(
+            "skipped in part: as many descriptors as the unit's need CAP_SYS_RESOURCE, and this has it not"
+        );
+    }
+    for (more, limit) in [("", None), ("[limits]\nconnections = 1000\n", Some(1_000))] {
+        let mut command = Command::new(if may_raise { "prlimit" } else { "env" });
+        command.args(may_raise.then_some(UNIT)).arg(Setu::binary());
+        let setu = Setu::start_by(command, &config(Path::Sockmap, &upstream.address(), more), &[]);
+        let line = setu.lines(|line| line.contains("limits connections=")).pop().unwrap();
+        let connections = line.split_once("connections=").unwrap().1.split(' ').next().unwrap();
+        let connections: usize = connections.parse().unwrap();
+        for name in ["SOCKETS", "SOURCES", "DIRECTIONS"] {
+            let flows = maps::capacity(maps::named(setu.pid(), name).unwrap()) / 2;
+            println!("{name}: {flows} flows, {connections} connections");
+            // Connections leave descriptors to listeners; where memory is short they are the same.
+            assert!(
+                (connections..connections + 64).contains(&flows),
+                "{flows} flows, {connections} connections"
+            );
+            assert!(limit.is_none_or(|limit| flows == limit), "{flows} flows");
+        }
+    }
 }

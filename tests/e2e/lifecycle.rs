@@ -1,12 +1,16 @@
 //! Stopping, reloading, and replacing a running setu: what clients notice of it, which is nothing.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, Permissions},
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::{
-        fd::OwnedFd,
-        unix::{fs::PermissionsExt as _, net::UnixDatagram},
+        fd::{AsRawFd as _, OwnedFd},
+        unix::{
+            fs::{MetadataExt as _, PermissionsExt as _},
+            net::UnixDatagram,
+        },
     },
     process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -265,10 +269,22 @@ impl Visitors {
 
 #[test]
 fn reloads_refuse_no_client() {
+    reload_under_visitors("127.0.0.1:0", Setu::start);
+}
+
+/// One worker accepts and deals clients out: those on their way from worker to worker are not lost, either.
+#[test]
+fn reloads_refuse_no_client_of_a_passed_socket() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    reload_under_visitors(&address, |text| Setu::start_by(activated(&listener), text, &[]));
+}
+
+fn reload_under_visitors(bind: &str, start: impl FnOnce(&str) -> Setu) {
     let echo = Upstream::new();
-    let text = config(Path::Userspace, &echo.address(), ONE_SOURCE);
+    let text = config(Path::Userspace, &echo.address(), ONE_SOURCE).replace("127.0.0.1:0", bind);
     echo.echo();
-    let mut setu = Setu::start(&text);
+    let mut setu = start(&text);
     let address = setu.address("chat");
     let visitors = Visitors::none();
     thread::scope(|scope| {
@@ -282,6 +298,9 @@ fn reloads_refuse_no_client() {
         visitors.stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(visitors.failed.into_inner(), 0, "{}", setu.tail());
+    let served = visitors.served.into_inner() as u64;
+    let (_, reasons) = setu.stop();
+    assert_eq!(reasons.values().sum::<u64>(), served, "each is counted once: {reasons:?}");
 }
 
 fn a_successor_takes_over_without_refusing_a_client(path: Path) {
@@ -381,7 +400,7 @@ fn sockets_of_the_service_manager_survive_a_restart() {
     for (number, mut client) in (0..).zip(&waiting) {
         client.write_all(&[number]).unwrap();
     }
-    // Two workers accept: in which order, nobody knows.
+    // Two workers serve: in which order, nobody knows.
     for _ in &waiting {
         let mut server = upstream.accept();
         let mut number = [0];
@@ -392,6 +411,67 @@ fn sockets_of_the_service_manager_survive_a_restart() {
     assert!(first.ended().0.success());
     drop(waiting);
     assert!(second.stop().0.success());
+}
+
+/// What each epoll of a setu watches, by descriptor and inode (proc(5), "/proc/pid/fdinfo").
+fn watched(setu: &Setu) -> Vec<BTreeSet<(u64, u64)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{}/fdinfo", setu.pid())).unwrap() {
+        // It may have been closed since.
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+        let target = |line: &str| {
+            let descriptor = line.strip_prefix("tfd:")?.split_whitespace().next()?.parse().ok()?;
+            let inode = line.split_once("ino:")?.1.split(' ').next()?;
+            Some((descriptor, u64::from_str_radix(inode, 16).ok()?))
+        };
+        let watched: BTreeSet<_> = text.lines().filter_map(target).collect();
+        // tokio has two descriptors of each epoll.
+        if !watched.is_empty() && !all.contains(&watched) {
+            all.push(watched);
+        }
+    }
+    all
+}
+
+/// One socket in several epolls wakes all of their threads for each client, and whoever is first has it.
+#[test]
+fn a_passed_socket_wakes_one_worker_and_all_serve() {
+    const FLOWS: usize = 200;
+    raise_file_limit();
+    let upstream = Upstream::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let text =
+        config(Path::Userspace, &upstream.address(), ONE_SOURCE).replace("127.0.0.1:0", &address.to_string());
+    let mut setu = Setu::start_by(activated(&listener), &text, &[]);
+    let inode = fs::metadata(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap().ino();
+    let watchers = |setu: &Setu| {
+        let has = |watched: &BTreeSet<_>| watched.iter().any(|(_, watched)| *watched == inode);
+        watched(setu).iter().filter(|watched| has(watched)).count()
+    };
+    assert_eq!(watchers(&setu), 1);
+    let flows: Vec<_> = (0..FLOWS).map(|_| upstream.connect(address)).collect();
+    for (client, server) in &flows {
+        exchange(client, server, b"open");
+    }
+    let workers = thread::available_parallelism().unwrap().get();
+    let busy: Vec<_> =
+        watched(&setu).iter().map(BTreeSet::len).filter(|count| *count > FLOWS / workers).collect();
+    println!("sockets of each of {workers} workers: {busy:?}");
+    assert_eq!(busy.len(), workers, "{busy:?}");
+    // Two for each flow, and a few of the worker's own.
+    let share = 2 * FLOWS / workers;
+    assert!(busy.iter().all(|count| (share - 2..share + 10).contains(count)), "{busy:?}");
+    setu.reload(&text);
+    assert_eq!(watchers(&setu), 1, "the same after a reload");
+    for (client, server) in flows {
+        drop(client);
+        assert_eq!(end_of(&server).unwrap(), 0);
+    }
+    setu.wait_closed("client_closed", FLOWS);
+    let (status, reasons) = setu.stop();
+    assert!(status.success());
+    assert_eq!(reasons.into_iter().collect::<Vec<_>>(), [("client_closed".into(), FLOWS as u64)]);
 }
 
 #[test]

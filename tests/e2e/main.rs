@@ -14,6 +14,7 @@ mod faults;
 mod front_door;
 mod hostile;
 mod idle_tls;
+mod integrity;
 mod kernel;
 mod kernel_faults;
 mod lifecycle;

@@ -16,6 +16,7 @@ use setu_tests::{
     NOT_PLACED, ONE_SOURCE, Path, Setu, config,
     dns::{Answer, DnsServer},
     netns::Netns,
+    network::{Network, SERVERS},
     peers::{PATIENCE, Silent, Upstream, connect, end_of, exchange},
 };
 
@@ -285,6 +286,38 @@ fn resolvers_fail_and_lie(path: Path) {
     for reason in NOT_PLACED {
         assert_eq!(reasons.get(reason), None, "{reasons:?}");
     }
+}
+
+/// A name has three addresses, and two of them are dead: who comes first finds out, and nobody after him asks them again.
+#[test]
+fn dead_addresses_are_found_out_once() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let (dead, living) = (&SERVERS[..2], SERVERS[2]);
+    let upstream = network.upstream(living);
+    let server = network.proxy.within(DnsServer::new);
+    server.set("chat.test", Answer::addresses(&SERVERS, 3_600));
+    let dead = dead.join(", ");
+    network.proxy.nft(&format!("add rule ip faults leaving ip daddr {{ {dead} }} counter drop"));
+    let asked = || {
+        let listed = network.proxy.command("nft").args(["list", "chain", "ip", "faults", "leaving"]).output();
+        let text = String::from_utf8(listed.unwrap().stdout).unwrap();
+        let packets = text.split_once("counter packets ").unwrap().1.split(' ').next().unwrap();
+        packets.parse::<usize>().unwrap()
+    };
+    let endpoint = upstream.address().replace(living, "chat.test");
+    let more = format!("[dns]\nservers = [\"{}\"]\n", server.address());
+    let setu = network.setu(Path::Userspace, &[endpoint], &more);
+    let mut flows = vec![network.flow(&setu, &upstream)];
+    let first = asked();
+    assert!(first >= 2, "the dead ones come first: {first} packets");
+    flows.extend((0..20).map(|_| network.flow(&setu, &upstream)));
+    for (client, server) in &flows {
+        exchange(client, server, b"to the living one");
+    }
+    assert_eq!(asked(), first, "the dead ones were asked again");
 }
 
 fn stopping_waits_for_no_resolver(path: Path) {

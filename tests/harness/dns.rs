@@ -16,6 +16,8 @@ use std::{
 pub enum Answer {
     /// It has these addresses for so many seconds; for a family of which there is none it exists without records.
     Addresses(Vec<IpAddr>, u32),
+    /// As [`Self::Addresses`], but for a family of which there is none nothing is said at all.
+    Half(Vec<IpAddr>, u32),
     /// It does not exist.
     NoSuchName,
     /// The server cannot say (SERVFAIL).
@@ -144,12 +146,15 @@ fn reply(query: &[u8], kind: u16, answer: &Answer) -> Option<Vec<u8>> {
     const A: u16 = 1;
     const AAAA: u16 = 28;
     let (code, addresses, ttl): (u8, &[IpAddr], u32) = match answer {
-        Answer::Addresses(addresses, ttl) => (0, addresses, *ttl),
+        Answer::Addresses(addresses, ttl) | Answer::Half(addresses, ttl) => (0, addresses, *ttl),
         Answer::NoSuchName => (3, &[], 0),
         Answer::Fails => (2, &[], 0),
         Answer::Silence => return None,
     };
     let fitting: Vec<_> = addresses.iter().filter(|ip| kind == if ip.is_ipv4() { A } else { AAAA }).collect();
+    if fitting.is_empty() && matches!(answer, Answer::Half(..)) {
+        return None;
+    }
     let mut reply = query.to_vec();
     // A response, recursion desired and available; one question, the answers, nothing more.
     reply[2..12].copy_from_slice(&[0x81, 0x80 | code, 0, 1, 0, fitting.len() as u8, 0, 0, 0, 0]);

@@ -123,9 +123,14 @@ impl Network {
 
     /// Holds a device of the proxy's host to a rate in what it sends.
     pub fn slow_down(&self, device: &str, rate: &str) {
-        let mut tc = self.proxy.command("tc");
         // The queue is a modem's: a quarter of a second at 1 Mbit/s.
-        let shape = ["rate", rate, "burst", "16kb", "limit", "32kb"];
+        self.narrow(device, rate, "16kb", "32kb");
+    }
+
+    /// As [`Self::slow_down`], with what may go at once, and what may wait beyond that.
+    pub fn narrow(&self, device: &str, rate: &str, burst: &str, limit: &str) {
+        let mut tc = self.proxy.command("tc");
+        let shape = ["rate", rate, "burst", burst, "limit", limit];
         let status = tc.args(["qdisc", "replace", "dev", device, "root", "tbf"]).args(shape).status();
         assert!(status.unwrap().success(), "tc is needed: cargo xtask setup");
     }

@@ -28,7 +28,7 @@ pub enum Path {
     Sockmap,
     /// In the process.
     Userspace,
-    /// Whatever is available, as without a word about it.
+    /// Wherever setu finds it best.
     Auto,
 }
 

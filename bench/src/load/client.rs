@@ -22,7 +22,7 @@ pub(crate) fn run() -> Result<()> {
     pattern::block();
     Reply::Up.tell()?;
     let order: Order = serde_json::from_str(&line()?)?;
-    let patience = PATIENCE + Duration::from_millis(order.milliseconds);
+    let patience = PATIENCE + Duration::from_millis(order.milliseconds + order.settling_milliseconds);
     let result = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -33,8 +33,10 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-async fn carry_out(Order { to, milliseconds, trust, load }: &Order) -> Result<()> {
+async fn carry_out(order: &Order) -> Result<()> {
+    let Order { to, milliseconds, settling_milliseconds, trust, load } = order;
     let (to, time) = (*to, Duration::from_millis(*milliseconds));
+    let settling = Duration::from_millis(*settling_milliseconds);
     let tls = trust.as_deref().map(|trust| connection::tls(Some(trust))).transpose()?;
     match load {
         Load::Bulk { streams, up } => {
@@ -46,6 +48,7 @@ async fn carry_out(Order { to, milliseconds, trust, load }: &Order) -> Result<()
             for flows in kinds {
                 opened.push((flows.clone(), echo::open(to, flows).await?));
             }
+            let opened = echo::settle(opened, settling).await?;
             start()?;
             done(echo::run(opened, time).await?)
         }
@@ -56,8 +59,9 @@ async fn carry_out(Order { to, milliseconds, trust, load }: &Order) -> Result<()
                 async move { connection::open_tls(to, &tls).await }
             };
             let opened = connection::open_many(flows.connections, open).await?;
+            let opened = echo::settle(vec![(flows.clone(), opened)], settling).await?;
             start()?;
-            done(echo::run(vec![(flows.clone(), opened)], time).await?)
+            done(echo::run(opened, time).await?)
         }
         Load::Churn { workers, first } => {
             start()?;
@@ -67,9 +71,9 @@ async fn carry_out(Order { to, milliseconds, trust, load }: &Order) -> Result<()
             start()?;
             done(echo::refusal(to).await?)
         }
-        Load::Hold { connections, stalled } => {
+        Load::Hold { connections, reading } => {
             start()?;
-            let (outcome, _held) = hold::run(to, *connections, *stalled, time).await?;
+            let (outcome, _held) = hold::run(to, *connections, *reading, time).await?;
             done(outcome)
         }
     }

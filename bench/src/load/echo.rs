@@ -22,30 +22,56 @@ pub(super) async fn open(to: SocketAddr, flows: &Flows) -> Result<Vec<TcpStream>
     connection::open_many(flows.connections, || connection::open(to)).await
 }
 
+/// Connections that behave alike, and how.
+type Kinds<C> = Vec<(Flows, Vec<C>)>;
+
+/// Keeps the connections of each kind busy, and looks at nothing: until code and tables are there, and a proxy that
+/// moves a flow elsewhere once it has seen how it behaves has done so.
+pub(super) async fn settle<C: Connection>(kinds: Kinds<C>, time: Duration) -> Result<Kinds<C>> {
+    let mut settled = Vec::new();
+    for (flows, tasks) in start(kinds, Instant::now(), time) {
+        let connections = connection::results(tasks).await?.into_iter();
+        settled.push((flows, connections.map(|(connection, _)| connection).collect()));
+    }
+    Ok(settled)
+}
+
 /// Keeps the connections of each kind busy.
-pub(super) async fn run<C: Connection>(kinds: Vec<(Flows, Vec<C>)>, time: Duration) -> Result<Outcome> {
+pub(super) async fn run<C: Connection>(kinds: Kinds<C>, time: Duration) -> Result<Outcome> {
     let begun = Instant::now();
-    let mut tasks = JoinSet::new();
-    for (flows, connections) in kinds {
+    let mut trips = Vec::new();
+    for (_, tasks) in start(kinds, begun, time) {
+        trips.extend(connection::results(tasks).await?.into_iter().map(|(_, trips)| trips));
+    }
+    outcome(begun, trips)
+}
+
+/// What becomes of each connection, by kind.
+type Kept<C> = JoinSet<Result<(C, Vec<u32>)>>;
+
+fn start<C: Connection>(kinds: Kinds<C>, begun: Instant, time: Duration) -> Vec<(Flows, Kept<C>)> {
+    let start = |(flows, connections): (Flows, Vec<C>)| {
         let interval = flows.interval_milliseconds.map(Duration::from_millis);
+        let mut tasks = JoinSet::new();
         for (number, connection) in connections.into_iter().enumerate() {
             // Paced flows begin one after the other, so that they do not all send in the same instant.
             let share = number as f64 / flows.connections as f64;
             let pace = interval.map(|interval| (begun + interval.mul_f64(share), interval));
             tasks.spawn(keep(connection, number, flows.message, pace, begun + time));
         }
-    }
-    outcome(begun, connection::results(tasks).await?)
+        (flows, tasks)
+    };
+    kinds.into_iter().map(start).collect()
 }
 
-/// One connection: message after message until the time is over. Returns the round trips, nanoseconds.
+/// One connection: message after message until the time is over. Returns it, and its round trips, nanoseconds.
 async fn keep<C: Connection>(
     mut connection: C,
     number: usize,
     len: usize,
     mut pace: Option<(Instant, Duration)>,
     until: Instant,
-) -> Result<Vec<u32>> {
+) -> Result<(C, Vec<u32>)> {
     let (mut trips, mut buffer) = (Vec::new(), Vec::new());
     loop {
         if let Some((next, interval)) = &mut pace {
@@ -54,7 +80,7 @@ async fn keep<C: Connection>(
         }
         let sent = Instant::now();
         if sent >= until && (pace.is_some() || !trips.is_empty()) {
-            return Ok(trips);
+            return Ok((connection, trips));
         }
         connection::echo(&mut connection, pattern::message(number, trips.len(), len), &mut buffer).await?;
         trips.push(nanoseconds(sent));

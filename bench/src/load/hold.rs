@@ -1,35 +1,64 @@
-//! Connections that are open, and nothing more.
+//! Connections that are open, and of which nobody reads any more.
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinSet,
     time::{self, Instant},
 };
 
-use super::{Outcome, bulk::wish, connection};
+use super::{Outcome, Reading, bulk::wish, connection, pattern};
 
-/// Holds connections for a time. They are returned, so that they stay open while the memory is looked at.
+/// Holds connections for a time after the last was opened or read. They are returned, so that they stay open while the
+/// memory is looked at.
 pub(super) async fn run(
     to: SocketAddr,
     connections: usize,
-    stalled: bool,
+    reading: Reading,
     time: Duration,
 ) -> Result<(Outcome, Vec<TcpStream>)> {
     let begun = Instant::now();
-    let mut held = Vec::new();
-    if stalled {
-        for _ in 0..connections {
-            let mut stream = connection::open(to).await?;
-            // Longer than anybody waits.
-            stream.write_all(&wish(u32::MAX)).await?;
-            held.push(stream);
+    let held = match reading {
+        Reading::Nothing => connection::open_many(connections, || connection::open(to)).await?,
+        Reading::Never => ask(to, connections).await?,
+        Reading::AtFirst(milliseconds) => {
+            let held = ask(to, connections).await?;
+            let until = Instant::now() + Duration::from_millis(milliseconds);
+            let mut tasks = JoinSet::new();
+            for stream in held {
+                tasks.spawn(read(stream, until));
+            }
+            connection::results(tasks).await?
         }
-    } else {
-        held = connection::open_many(connections, || connection::open(to)).await?;
-    }
+    };
     time::sleep(time).await;
     Ok((Outcome { seconds: begun.elapsed().as_secs_f64(), work: connections as u64, latency: None }, held))
+}
+
+/// Opens connections on which the server sends.
+async fn ask(to: SocketAddr, connections: usize) -> Result<Vec<TcpStream>> {
+    let mut asked = Vec::new();
+    for _ in 0..connections {
+        let mut stream = connection::open(to).await?;
+        // Longer than anybody waits.
+        stream.write_all(&wish(u32::MAX)).await?;
+        asked.push(stream);
+    }
+    Ok(asked)
+}
+
+/// Reads all that comes, until then. A reader that got next to nothing would be one that never reads.
+async fn read(mut stream: TcpStream, until: Instant) -> Result<TcpStream> {
+    let (mut total, mut buffer) = (0, vec![0; 256 << 10]);
+    while let Ok(count) = time::timeout_at(until, stream.read(&mut buffer)).await {
+        let count = count.context("the stream broke off")?;
+        ensure!(count > 0, "the stream ended after {total} bytes");
+        pattern::check(&buffer[..count], total)?;
+        total += count as u64;
+    }
+    ensure!(total >= pattern::BLOCK as u64, "only {total} bytes came while they were read");
+    Ok(stream)
 }

@@ -37,6 +37,9 @@ pub(crate) struct Order {
     pub(crate) to: SocketAddr,
     /// For how long.
     pub(crate) milliseconds: u64,
+    /// For how long the same connections carry the same messages before, unmeasured; [`Load::Echo`] and
+    /// [`Load::TlsEcho`] only.
+    pub(crate) settling_milliseconds: u64,
     /// The certificate (DER) to trust, where the load speaks TLS.
     pub(crate) trust: Option<PathBuf>,
     /// What.
@@ -70,9 +73,20 @@ pub(crate) enum Load {
     Hold {
         /// How many.
         connections: usize,
-        /// Whether the server sends, and nobody reads.
-        stalled: bool,
+        /// How much they read of what the server sends.
+        reading: Reading,
     },
+}
+
+/// What becomes of what the server sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Reading {
+    /// It sends nothing.
+    Nothing,
+    /// Nobody reads it.
+    Never,
+    /// It is read as fast as it comes for so long, milliseconds, and then not any more.
+    AtFirst(u64),
 }
 
 /// Connections that behave alike.

@@ -43,6 +43,8 @@ pub(crate) enum Kind {
     Nginx,
     /// Routes by SNI; nothing else.
     Sniproxy,
+    /// By default: each flow's bytes move where setu finds it best.
+    SetuAuto,
     /// Bytes move in the kernel.
     SetuSockmap,
     /// Bytes move through the process.
@@ -81,12 +83,18 @@ impl Kind {
             Self::HaproxyTuned => "haproxy-tuned",
             Self::Nginx => "nginx",
             Self::Sniproxy => "sniproxy",
+            Self::SetuAuto => "setu-auto",
             Self::SetuSockmap => "setu-sockmap",
             Self::SetuUserspace => "setu-userspace",
         }
     }
 
     pub(crate) fn is_setu(self) -> bool {
+        self == Self::SetuAuto || self.is_forced_setu()
+    }
+
+    /// Whether it is setu with a path that an operator has to ask for.
+    pub(crate) fn is_forced_setu(self) -> bool {
         matches!(self, Self::SetuSockmap | Self::SetuUserspace)
     }
 
@@ -95,12 +103,16 @@ impl Kind {
         matches!(self, Self::Direct | Self::NftDnat)
     }
 
-    /// Whether it can do this at all. TLS that ends at setu goes through userspace in either path.
+    /// Whether it can do this at all. TLS that ends at setu goes through userspace in every path.
     pub(crate) fn offers(self, service: Service) -> bool {
         match self {
             Self::Direct | Self::NftDnat | Self::SetuSockmap => service != Service::Tls,
             Self::Sniproxy => service == Service::Sni,
-            Self::HaproxyReference | Self::HaproxyTuned | Self::Nginx | Self::SetuUserspace => true,
+            Self::HaproxyReference
+            | Self::HaproxyTuned
+            | Self::Nginx
+            | Self::SetuAuto
+            | Self::SetuUserspace => true,
         }
     }
 }
@@ -176,6 +188,10 @@ impl<'a> Peer<'a> {
         let child = command.spawn().with_context(|| format!("{program}: cargo xtask setup --bench"))?;
         let mut peer = Self { address, running: Running::Process { child, folder } };
         match peer.wait_until_it_listens()? {
+            None if kind == Kind::SetuAuto => {
+                peer.wait_until_it_is_whole()?;
+                Ok(Start::Running(peer))
+            }
             None => Ok(Start::Running(peer)),
             Some(status) if kind.is_setu() && status.code() == Some(BAD_CONFIGURATION) => {
                 Ok(Start::Refused(peer.log()))
@@ -206,10 +222,30 @@ impl<'a> Peer<'a> {
         }
     }
 
+    /// `auto` goes on without the kernel path where it cannot have it, and would be measured as what it is not.
+    fn wait_until_it_is_whole(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = self.said();
+            if let Some((_, path)) = said.split_once(" ready path=") {
+                ensure!(path.starts_with("sockmap"), "it has no kernel path: {}", self.log());
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "it does not say that it is ready: {}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// All that it said.
+    fn said(&self) -> String {
+        let Running::Process { folder, .. } = &self.running else { return String::new() };
+        fs::read_to_string(folder.path().join("log")).unwrap_or_default()
+    }
+
     /// The end of what it said.
     fn log(&self) -> String {
         let Running::Process { folder, .. } = &self.running else { return String::new() };
-        let text = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+        let text = self.said();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(5)..].join("; ").replace(&folder.path().display().to_string(), "")
     }

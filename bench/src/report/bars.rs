@@ -1,19 +1,18 @@
-//! The bars: what setu is to reach, as ratios within one run.
+//! The bars: what setu is to reach, as ratios within one run, or in all.
 
 use std::fmt::Write as _;
 
 use super::{
     Run,
-    metric::{Metric, digits},
+    metric::{Metric, Spread, digits},
 };
-use crate::{
-    peers::Kind,
-    scenarios::{self, Scenario},
-};
+use crate::{peers::Kind, scenarios::Scenario};
 
 /// The other side of a ratio.
 #[derive(Clone, Copy)]
 enum Beside {
+    /// There is none: the bound is to the number itself.
+    Nobody,
     One(Kind),
     /// HAProxy in either form.
     Haproxy,
@@ -34,8 +33,8 @@ struct Bar {
     bound: Bound,
 }
 
-const BARS: [Bar; 19] = {
-    use Beside::{Best, Haproxy, One};
+const BARS: [Bar; 21] = {
+    use Beside::{Best, Haproxy, Nobody, One};
     use Bound::{AtLeast, AtMost};
     use Kind::{HaproxyReference, HaproxyTuned, Nginx};
     use Metric::{Added, Held, Memory, Own, P99, Rate, Resident};
@@ -59,6 +58,8 @@ const BARS: [Bar; 19] = {
         bar("idle", Resident, Best, AtMost(0.25)),
         bar("stalled", Held, One(HaproxyReference), AtMost(1.5)),
         bar("stalled", Memory, One(HaproxyReference), AtMost(1.5)),
+        bar("stalled-after-reading", Held, Nobody, AtMost(1024.0)),
+        bar("stalled-after-reading", Held, One(HaproxyReference), AtMost(1.5)),
         bar("tls-handshakes", Own, One(HaproxyReference), AtMost(0.1)),
         bar("tls-handshakes", Own, One(HaproxyTuned), AtMost(1.0)),
         bar("tls-ping-pong-32", Rate, Haproxy, AtLeast(1.0)),
@@ -70,11 +71,7 @@ pub(super) fn table(run: &Run) -> String {
     let mut text = String::from(
         "| scenario | what | setu | beside | ratio | bar | |\n| --- | --- | ---: | ---: | ---: | ---: | --- |\n",
     );
-    let tried = |name: &str| {
-        let skipped = run.skipped.iter().map(|skip| &skip.scenario);
-        run.rounds.iter().map(|round| &round.scenario).chain(skipped).any(|scenario| scenario == name)
-    };
-    for scenario in scenarios::all().into_iter().filter(|scenario| tried(scenario.name)) {
+    for scenario in run.tried() {
         for bar in BARS.iter().filter(|bar| bar.scenario == scenario.name) {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{}", bar.row(run, &scenario));
@@ -84,25 +81,34 @@ pub(super) fn table(run: &Run) -> String {
 }
 
 impl Bar {
+    /// The default path is what operators get; a run without it is judged by the better of the paths that it has.
     fn row(&self, run: &Run, scenario: &Scenario) -> String {
-        let ours = self.best(run, scenario, Kind::is_setu);
-        let theirs = self.best(run, scenario, |kind| match self.beside {
+        let judged =
+            |kind: Kind| if run.has(Kind::SetuAuto) { kind == Kind::SetuAuto } else { kind.is_setu() };
+        let ours = run.best(scenario, self.metric, judged);
+        let theirs = run.best(scenario, self.metric, |kind| match self.beside {
+            Beside::Nobody => false,
             Beside::One(one) => kind == one,
             Beside::Haproxy => matches!(kind, Kind::HaproxyReference | Kind::HaproxyTuned),
             Beside::Best => !kind.is_setu() && !kind.is_ceiling(),
         });
-        let side = |side: Option<(Kind, f64)>| {
+        let side = |side: Option<(Kind, Spread)>| {
             side.map_or_else(
                 || "not measured".into(),
-                |(kind, value)| format!("{} ({})", digits(value), kind.name()),
+                |(kind, spread)| format!("{} ({})", digits(spread.median), kind.name()),
             )
         };
+        let alone = matches!(self.beside, Beside::Nobody);
+        let ours_is = ours.map(|(_, spread)| spread.median);
         // What is left after direct's share may be nothing, or less: there is no ratio to that.
-        let ratio = ours.zip(theirs).map(|(ours, theirs)| ours.1.max(0.0) / theirs.1);
-        let ratio = ratio.filter(|_| theirs.is_some_and(|theirs| theirs.1 > 0.0));
+        let ratio =
+            ours_is.zip(theirs).map(|(ours, (_, theirs))| (ours.max(0.0) / theirs.median, theirs.median));
+        let ratio = ratio.filter(|(_, theirs)| *theirs > 0.0).map(|(ratio, _)| ratio);
+        let number = if alone { ours_is } else { ratio };
+        let shown = |bound: f64| if alone { digits(bound) } else { format!("{bound:.2}") };
         let (bound, holds) = match self.bound {
-            Bound::AtLeast(bound) => (format!("≥ {bound:.2}"), ratio.map(|ratio| ratio >= bound)),
-            Bound::AtMost(bound) => (format!("≤ {bound:.2}"), ratio.map(|ratio| ratio <= bound)),
+            Bound::AtLeast(bound) => (format!("≥ {}", shown(bound)), number.map(|number| number >= bound)),
+            Bound::AtMost(bound) => (format!("≤ {}", shown(bound)), number.map(|number| number <= bound)),
         };
         let verdict = match holds {
             Some(true) => "holds",
@@ -114,18 +120,67 @@ impl Bar {
             scenario.name,
             self.metric.name(scenario.unit),
             side(ours),
-            side(theirs),
+            if alone { "–".into() } else { side(theirs) },
             ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
         )
     }
+}
 
-    /// The peer with the best median, and that.
-    fn best(&self, run: &Run, scenario: &Scenario, which: impl Fn(Kind) -> bool) -> Option<(Kind, f64)> {
-        let peers = run.peers(scenario).into_iter().filter(|kind| which(*kind));
-        let values = peers.filter_map(|kind| Some((kind, run.spread(scenario, kind, self.metric)?.median)));
-        match self.bound {
-            Bound::AtLeast(_) => values.max_by(|one, other| one.1.total_cmp(&other.1)),
-            Bound::AtMost(_) => values.min_by(|one, other| one.1.total_cmp(&other.1)),
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    /// The cells of the only row about a scenario beside somebody.
+    fn row(run: &Run, scenario: &str, beside: &str) -> Vec<String> {
+        let table = table(run);
+        let begin = format!("| {scenario} |");
+        let rows: Vec<_> = table.lines().filter(|line| line.starts_with(&begin)).collect();
+        let rows: Vec<_> = rows.iter().filter(|line| line.contains(beside)).collect();
+        assert_eq!(rows.len(), 1, "{scenario} beside {beside}: {table}");
+        rows[0].split('|').map(|cell| cell.trim().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_default_path_is_judged_and_not_the_better_one() {
+        let mut run = sample::run();
+        sample::rates(&mut run, "bulk-1-down", Kind::HaproxyReference, &[1.0, 1.0, 1.0]);
+        sample::rates(&mut run, "bulk-1-down", Kind::SetuUserspace, &[4.0, 4.0, 4.0]);
+        sample::rates(&mut run, "bulk-1-down", Kind::SetuSockmap, &[2.0, 2.0, 2.0]);
+        let cells = row(&run, "bulk-1-down", "1.00 (haproxy-reference)");
+        assert_eq!(
+            cells[3..8],
+            ["4.00 (setu-userspace)", "1.00 (haproxy-reference)", "4.00", "≥ 3.00", "holds"]
+        );
+        sample::rates(&mut run, "bulk-1-down", Kind::SetuAuto, &[2.5, 2.9, 2.9]);
+        let cells = row(&run, "bulk-1-down", "1.00 (haproxy-reference)");
+        assert_eq!(
+            cells[3..8],
+            ["2.90 (setu-auto)", "1.00 (haproxy-reference)", "2.90", "≥ 3.00", "**missed**"]
+        );
+    }
+
+    #[test]
+    fn a_default_path_that_was_not_measured_is_not_replaced_by_another() {
+        let mut run = sample::run();
+        sample::rates(&mut run, "bulk-1-up", Kind::HaproxyReference, &[1.0]);
+        sample::rates(&mut run, "bulk-1-up", Kind::SetuUserspace, &[4.0]);
+        run.failed.push(sample::failure("bulk-1-up", Kind::SetuAuto));
+        let cells = row(&run, "bulk-1-up", "1.00 (haproxy-reference)");
+        assert_eq!((cells[3].as_str(), cells[7].as_str()), ("not measured", "not known"));
+    }
+
+    #[test]
+    fn what_readers_hold_that_stall_late_has_a_bar_of_its_own() {
+        let scenario = "stalled-after-reading";
+        let mut run = sample::run();
+        sample::held(&mut run, scenario, Kind::HaproxyReference, &[900, 1000, 1000]);
+        sample::held(&mut run, scenario, Kind::SetuAuto, &[1020, 1024, 1030]);
+        assert_eq!(row(&run, scenario, "| – |")[3..8], ["1,024 (setu-auto)", "–", "–", "≤ 1,024", "holds"]);
+        let beside = |run: &Run| row(run, scenario, "1,000 (haproxy-reference)");
+        assert_eq!(beside(&run)[5..8], ["1.02", "≤ 1.50", "holds"]);
+        sample::held(&mut run, scenario, Kind::SetuAuto, &[1600, 1600, 1600, 1600]);
+        assert_eq!(row(&run, scenario, "| – |")[7], "**missed**");
+        assert_eq!(beside(&run)[5..8], ["1.60", "≤ 1.50", "**missed**"]);
     }
 }

@@ -1,5 +1,7 @@
 //! Numbers out of rounds: what one round says, and the middle of several.
 
+use std::collections::BTreeSet;
+
 use super::{Round, Run};
 use crate::{
     peers::Kind,
@@ -47,6 +49,16 @@ impl Metric {
     /// Whether direct's own value is taken off.
     fn is_beyond_direct(self) -> bool {
         matches!(self, Self::Added | Self::Memory | Self::Slab)
+    }
+
+    /// Whether more of it is better.
+    fn is_merit(self) -> bool {
+        self == Self::Rate
+    }
+
+    /// By how much one is better than another, in this number's unit.
+    pub(super) fn lead(self, one: f64, other: f64) -> f64 {
+        if self.is_merit() { one - other } else { other - one }
     }
 
     /// With its unit.
@@ -102,6 +114,35 @@ impl Run {
         scenarios::all().into_iter().filter(run).collect()
     }
 
+    /// The scenarios that were to be run, with or without a round to show for it.
+    pub(super) fn tried(&self) -> Vec<Scenario> {
+        let rounds = self.rounds.iter().map(|round| &round.scenario);
+        let skipped = self.skipped.iter().map(|skip| &skip.scenario);
+        let failed = self.failed.iter().map(|failure| &failure.scenario);
+        let names: BTreeSet<_> = rounds.chain(skipped).chain(failed).map(String::as_str).collect();
+        scenarios::all().into_iter().filter(|scenario| names.contains(scenario.name)).collect()
+    }
+
+    /// Whether a peer was to take part.
+    pub(super) fn has(&self, peer: Kind) -> bool {
+        let rounds = self.rounds.iter().map(|round| round.peer);
+        let skipped = self.skipped.iter().map(|skip| skip.peer);
+        let failed = self.failed.iter().map(|failure| failure.peer);
+        rounds.chain(skipped).chain(failed).any(|kind| kind == peer)
+    }
+
+    /// The peer with the best median, and its number.
+    pub(super) fn best(
+        &self,
+        scenario: &Scenario,
+        metric: Metric,
+        which: impl Fn(Kind) -> bool,
+    ) -> Option<(Kind, Spread)> {
+        let peers = self.peers(scenario).into_iter().filter(|kind| which(*kind));
+        let spreads = peers.filter_map(|kind| Some((kind, self.spread(scenario, kind, metric)?)));
+        spreads.max_by(|(_, one), (_, other)| metric.lead(one.median, other.median).total_cmp(&0.0))
+    }
+
     /// The peers with rounds of a scenario, in the order of the report.
     pub(super) fn peers(&self, scenario: &Scenario) -> Vec<Kind> {
         let all: &[Kind] = clap::ValueEnum::value_variants();
@@ -137,6 +178,11 @@ impl Spread {
         let median =
             if values.len().is_multiple_of(2) { f64::midpoint(values[middle - 1], upper) } else { upper };
         Some(Self { low: *values.first()?, median, high: *values.last()? })
+    }
+
+    /// How far rounds are from their middle: half of what lies between the least and the most.
+    pub(super) fn noise(self) -> f64 {
+        (self.high - self.low) / 2.0
     }
 
     /// Median, least and most, for a table.

@@ -1,9 +1,12 @@
 //! A run as it is kept: raw data, and what is made of it. The raw data is the source; summary, plots and the README's
 //! table can be made again from it at any time, and a check tells when they were not.
 
+mod auto;
 mod bars;
 mod metric;
 mod plots;
+#[cfg(test)]
+mod sample;
 mod summary;
 
 use std::{
@@ -106,7 +109,7 @@ impl Run {
 
     /// For the terminal.
     pub(crate) fn summary(&self) -> String {
-        summary::tables(self) + &bars::table(self)
+        [summary::tables(self), auto::section(self), bars::table(self), auto::sentence(self)].join("\n")
     }
 }
 

@@ -95,7 +95,12 @@ const FIGURES: [Figure; 8] = [
     Figure {
         file: "memory.svg",
         title: "Memory",
-        panels: &[("idle", Metric::Resident), ("idle", Metric::Memory), ("stalled", Metric::Held)],
+        panels: &[
+            ("idle", Metric::Resident),
+            ("idle", Metric::Memory),
+            ("stalled", Metric::Held),
+            ("stalled-after-reading", Metric::Held),
+        ],
     },
     Figure { file: "phones.svg", title: "Phones", panels: &[("phones", Metric::Added)] },
 ];

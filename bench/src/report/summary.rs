@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::Path};
 
 use super::{
-    Run, bars,
+    Run, auto, bars,
     metric::{Metric, Spread, digits},
 };
 use crate::{
@@ -70,6 +70,7 @@ pub(super) fn page(run: &Run, plots: &[(&str, &str)]) -> String {
     }
     let _ = writeln!(text, "\nThe peers' configurations are `bench/src/peers/config.rs` of that commit.\n");
     let _ = writeln!(text, "## Bars\n\n{}", bars::table(run));
+    text.push_str(&auto::section(run));
     let _ = writeln!(text, "## Plots\n");
     for (name, title) in plots {
         let _ = writeln!(text, "![{title}]({name})\n");
@@ -87,8 +88,9 @@ pub(super) fn block(run: &Run, folder: &Path) -> String {
     let quick = if *quick { ", a quick run" } else { "" };
     format!(
         "\n{date}{quick}, {processors} cores, Linux {kernel}; three network namespaces, medians, every byte checked; \
-         [all of it]({folder}/README.md).\n\n{}\n![Bulk]({folder}/bulk.svg)\n\n",
-        bars::table(run)
+         [all of it]({folder}/README.md).\n\n{}\n{}![Bulk]({folder}/bulk.svg)\n\n",
+        bars::table(run),
+        auto::sentence(run)
     )
 }
 

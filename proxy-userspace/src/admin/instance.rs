@@ -108,6 +108,7 @@ impl Instance {
                 reserved: kernel.counts().reserved(),
                 budget: kernel.budget(),
                 congested: kernel.counts().congested(),
+                streams: kernel.counts().streams(),
                 resumed: kernel.counts().resumed(),
             }),
             fallbacks: self.kernel.iter().flat_map(fallbacks).collect(),

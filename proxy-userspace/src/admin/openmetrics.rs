@@ -202,9 +202,15 @@ impl Exposition {
             one(status.kernel.map_or(0, |kernel| kernel.congested)),
         )?;
         to.counter(
+            "setu_kernel_streams",
+            None,
+            "How often a connection left the kernel because it moved more than messages",
+            one(status.kernel.map_or(0, |kernel| kernel.streams)),
+        )?;
+        to.counter(
             "setu_kernel_resumed",
             None,
-            "How often such a connection came back",
+            "How often a connection that had left for one of these came back",
             one(status.kernel.map_or(0, |kernel| kernel.resumed)),
         )?;
         to.counter(

@@ -112,7 +112,10 @@ pub struct Kernel {
     pub budget: u64,
     /// How often a flow left it because a leg could not keep up.
     pub congested: u64,
-    /// How often such a flow came back.
+    /// How often a flow left the kernel because it moved more than messages.
+    #[serde(default)]
+    pub streams: u64,
+    /// How often a flow that had left for one of these came back.
     pub resumed: u64,
 }
 

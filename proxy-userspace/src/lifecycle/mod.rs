@@ -62,6 +62,7 @@ pub(crate) struct Prepared {
     args: RunArgs,
     config: Config,
     files: u64,
+    recall: Option<Duration>,
     workers: usize,
     acceptor: Option<Arc<Acceptor>>,
     bound: Vec<Bound>,
@@ -94,7 +95,8 @@ impl Prepared {
     /// # Errors
     /// What is in the way.
     pub(crate) fn new(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { run: args, replace } = args;
+        let ServeArgs { run: args, replace, force_handover } = args;
+        let recall = force_handover.map(|millis| Duration::from_millis(millis.get().into()));
         let config = args.config()?;
         let files = sys::raise_file_limit().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
@@ -118,7 +120,7 @@ impl Prepared {
             warn!(address = %unused.address, "a socket that was passed to setu is in no listener's bind, it is closed");
         }
         let admin = admin::Sockets::bind(&config, predecessor.is_some())?;
-        Ok(Self { args, config, files, workers, acceptor, bound, admin, predecessor })
+        Ok(Self { args, config, files, recall, workers, acceptor, bound, admin, predecessor })
     }
 
     /// The configuration.
@@ -134,6 +136,11 @@ impl Prepared {
     /// The limit of open files.
     pub(crate) fn files(&self) -> u64 {
         self.files
+    }
+
+    /// See `ServeArgs::force_handover`.
+    pub(crate) fn recall(&self) -> Option<Duration> {
+        self.recall
     }
 
     /// Serves until the end.
@@ -153,7 +160,7 @@ impl Prepared {
     }
 
     async fn run(self, kernel: Option<Running>) -> anyhow::Result<()> {
-        let Self { args, config, files, workers, acceptor, bound, admin, predecessor } = self;
+        let Self { args, config, files, workers, acceptor, bound, admin, predecessor, .. } = self;
         // They must be awaited before anyone is told that setu is ready.
         let mut signals = Signals::new().context("signals cannot be awaited")?;
         let addresses: Vec<SocketAddr> = admin.addresses().collect();
@@ -350,10 +357,12 @@ impl Server {
     /// they accepted from before is closed.
     async fn serve(&self, shares: Vec<Share>) {
         let mut done = Vec::new();
+        let all: Arc<[_]> = self.workers.iter().map(|worker| worker.orders.downgrade()).collect();
         for (worker, sockets) in self.workers.iter().zip(shares) {
             let (tell, told) = oneshot::channel();
+            let (shared, workers) = (self.shared.clone(), all.clone());
             // An error means that the worker has panicked.
-            let _ = worker.orders.send(Order::Serve { shared: self.shared.clone(), sockets, done: tell });
+            let _ = worker.orders.send(Order::Serve { shared, sockets, workers, done: tell });
             done.push(told);
         }
         for told in done {
@@ -440,9 +449,12 @@ fn tell_kernel_counts(counts: &sockmap::Counts) {
             info!(reason = refusal.name(), count, "flows that the kernel did not take");
         }
     }
-    let (congested, resumed) = (counts.congested(), counts.resumed());
-    if congested > 0 {
-        info!(congested, resumed, "flows that left the kernel for a slow reader, and came back");
+    let (congested, streams, resumed) = (counts.congested(), counts.streams(), counts.resumed());
+    if congested + streams > 0 {
+        info!(
+            congested,
+            streams, resumed, "flows that left the kernel, for a slow reader or to stream, and came back"
+        );
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     listener::bind::{self, Bound},
     tls::TlsSettings,
     upstream::Upstreams,
-    worker::Shared,
+    worker::{Listening, Shared},
 };
 
 impl Server {
@@ -64,15 +64,17 @@ impl Server {
     }
 }
 
-/// Sockets of one worker, each with the index of its listener.
-pub(super) type Share = Vec<(usize, std::net::TcpListener)>;
+/// Sockets of one worker.
+pub(super) type Share = Vec<Listening>;
 
 /// Deals the sockets out.
 pub(super) fn share(bound: &[Bound], workers: usize) -> std::io::Result<Vec<Share>> {
     let of = |worker| {
         let mut share = Share::new();
-        for bound in bound {
-            share.extend(bound.share(worker, workers)?.into_iter().map(|socket| (bound.listener, socket)));
+        for (shift, bound) in bound.iter().enumerate() {
+            let (listener, deals) = (bound.listener, bound.is_uneven(workers));
+            let sockets = bound.share(worker, workers, shift)?;
+            share.extend(sockets.into_iter().map(|socket| Listening { listener, socket, deals }));
         }
         Ok(share)
     };

@@ -40,7 +40,7 @@ pub(super) fn stopping(status: &str, more: Duration) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(more)]);
 }
 
-/// Sockets that the service manager passed. One on each address, which all workers share.
+/// Sockets that the service manager passed. One on each address, from which one worker accepts for all.
 ///
 /// # Errors
 /// What was passed is not what it should be.

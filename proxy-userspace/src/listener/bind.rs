@@ -38,15 +38,22 @@ impl Bound {
         Ok(Self { sockets, ..*self })
     }
 
-    /// Duplicates of those that one of `workers` is to accept from: each socket has at least one worker, and each worker
-    /// one socket.
+    /// Duplicates of those that one of `workers` is to accept from. Each socket has one worker: if several waited for
+    /// it, a client would wake all of them, and one could serve many times as many clients as another. `shift` says
+    /// which begins, so that sockets on several addresses do not all have the same.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn share(&self, worker: usize, workers: usize) -> io::Result<Vec<TcpListener>> {
-        let count = self.sockets.len().max(workers);
-        let own = (worker..count).step_by(workers);
-        own.map(|number| self.sockets[number % self.sockets.len()].try_clone()).collect()
+    pub fn share(&self, worker: usize, workers: usize, shift: usize) -> io::Result<Vec<TcpListener>> {
+        let own = self.sockets.iter().enumerate().filter(|(number, _)| (shift + number) % workers == worker);
+        own.map(|(_, socket)| socket.try_clone()).collect()
+    }
+
+    /// Whether `workers` do not have the same number of sockets each, so that clients are to be dealt out to all of them
+    /// by those who accept. Where each has its own, the kernel deals them out (`SO_REUSEPORT`).
+    #[must_use]
+    pub fn is_uneven(&self, workers: usize) -> bool {
+        !self.sockets.len().is_multiple_of(workers)
     }
 }
 
@@ -249,17 +256,22 @@ mod tests {
     }
 
     #[test]
-    fn open_sockets_stay_and_every_worker_has_one() {
+    fn open_sockets_stay_and_each_has_one_worker() {
         let before = bind_all(&config("\"127.0.0.1:0\""), 3, &[]).unwrap();
         let after = bind_all(&config("\"127.0.0.2:0\", \"127.0.0.1:0\""), 2, &before).unwrap();
         assert_eq!([after[0].sockets.len(), after[1].sockets.len()], [2, 3]);
         assert_ne!(after[0].address, before[0].address);
         assert_eq!(after[1].address, before[0].address);
-        let shares = |bound: &Bound, workers| -> Vec<usize> {
-            (0..workers).map(|worker| bound.share(worker, workers).unwrap().len()).collect()
+        let shares = |bound: &Bound, workers, shift| -> Vec<usize> {
+            (0..workers).map(|worker| bound.share(worker, workers, shift).unwrap().len()).collect()
         };
-        assert_eq!(shares(&after[1], 2), [2, 1]);
-        assert_eq!(shares(&after[1], 5), [1; 5]);
+        assert_eq!(shares(&after[0], 2, 0), [1, 1]);
+        assert_eq!(shares(&after[0], 2, 1), [1, 1]);
+        assert_eq!(shares(&after[1], 2, 0), [2, 1]);
+        assert_eq!(shares(&after[1], 2, 1), [1, 2]);
+        assert_eq!(shares(&after[1], 5, 4), [1, 1, 0, 0, 1]);
+        let uneven = [(0, 2), (1, 2), (1, 3), (1, 5)].map(|(bound, workers)| after[bound].is_uneven(workers));
+        assert_eq!(uneven, [false, true, false, true]);
     }
 
     #[test]

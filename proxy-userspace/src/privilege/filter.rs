@@ -130,6 +130,7 @@ const BPF_COMMANDS: [u64; 5] = [1, 2, 3, 4, 9];
 const PRCTL_OPTIONS: [u64; 2] = [libc::PR_SET_NAME as u64, libc::PR_SET_VMA as u64];
 /// include/uapi/asm-generic/ioctls.h; libc's constants differ in type from one C library to another.
 const FIONREAD: u64 = 0x541b;
+const SIOCOUTQ: u64 = 0x5411;
 const FIONBIO: u64 = 0x5421;
 const FAMILIES: [i32; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
@@ -172,7 +173,7 @@ fn program() -> Result<BpfProgram, BackendError> {
     allow(libc::SYS_socket, sockets)?;
     allow(libc::SYS_socketpair, vec![vec![is(0, libc::AF_UNIX as u64)?]])?;
     // How much is queued, and nonblocking mode.
-    allow(libc::SYS_ioctl, vec![vec![is(1, FIONREAD)?], vec![is(1, FIONBIO)?]])?;
+    allow(libc::SYS_ioctl, vec![vec![is(1, FIONREAD)?], vec![is(1, SIOCOUTQ)?], vec![is(1, FIONBIO)?]])?;
 
     // Memory is never executable.
     allow(libc::SYS_mmap, vec![vec![bits(2, libc::PROT_EXEC, 0)?]])?;

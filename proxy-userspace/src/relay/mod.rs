@@ -1,13 +1,103 @@
 //! Moves a flow's bytes: picks a path, and records why.
+//!
+//! Which flow goes where is in [`choice`], and nowhere else. A flow that changes its path comes by here: from userspace
+//! when it may go to the kernel, and from the kernel with what is to be sent before all else.
 
-use std::time::Duration;
-
+mod choice;
+mod legs;
 mod silence;
 pub mod sockmap;
 pub mod terminated;
 pub(crate) mod userspace;
-pub(crate) mod vanished;
+mod vanished;
+
+use std::time::Duration;
+
+use tokio::{net::TcpStream, sync::mpsc::UnboundedSender};
+
+use crate::{
+    close_reason::{CloseReason, Path, Ticket},
+    config::{PathChoice, Timeouts},
+    metrics::Counters,
+};
+use choice::HandOver;
+use sockmap::{Handle, Returned, Why};
+use userspace::{Ended, Flow};
 
 /// A flow that has lasted for so long gets what costs more than all that a shorter one, a probe's or a health check's,
-/// would move: the kernel watches its peers, and with `relay.path = "auto"` takes it.
+/// would move: the kernel watches its peers.
 pub(crate) const LASTING: Duration = Duration::from_millis(250);
+
+/// What moving bytes needs besides the flow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Means<'a> {
+    pub(crate) choice: PathChoice,
+    /// The kernel path, where there is one.
+    pub(crate) kernel: Option<&'a Handle>,
+    /// Where flows come back from the kernel.
+    pub(crate) returns: &'a UnboundedSender<Returned>,
+    pub(crate) timeouts: &'a Timeouts,
+    pub(crate) counters: &'a Counters,
+}
+
+/// Moves the bytes of a new flow to its end, or until the kernel has it.
+pub(crate) async fn relay(client: TcpStream, upstream: TcpStream, ticket: Ticket, means: Means<'_>) {
+    let hand_over = HandOver::of_new(means.choice, means.kernel.is_some_and(Handle::recalls));
+    let flow = Flow { client, upstream, first: None, collected: Default::default(), is_new: true, hand_over };
+    in_userspace(flow, 0, ticket, means).await;
+}
+
+/// Carries on a flow that came back from the kernel.
+pub(crate) async fn carry_on(returned: Returned, means: Means<'_>) {
+    let Returned { legs: sockmap::Legs { client, upstream, left }, ticket, why, collected } = returned;
+    let first = match why {
+        Why::Finished(side) => Some(side),
+        Why::Congested | Why::Streams | Why::Recalled => None,
+        Why::NotTaken(refusal) => {
+            tracing::debug!(reason = refusal.name(), "not handed over to the kernel");
+            None
+        }
+    };
+    let Ok([client, upstream]) = legs::register([client, upstream]) else {
+        return ticket.close(CloseReason::OutOfResources);
+    };
+    let hand_over = HandOver::of_returned(means.choice, why, left);
+    let flow = Flow { client, upstream, first, collected, is_new: false, hand_over };
+    in_userspace(flow, left, ticket, means).await;
+}
+
+/// Relays a flow in userspace, to its end or until the kernel has it.
+async fn in_userspace(mut flow: Flow, left: u32, mut ticket: Ticket, means: Means<'_>) {
+    if means.kernel.is_none() {
+        flow.hand_over = HandOver::Never;
+    }
+    loop {
+        // What ends in userspace after it was handed over was in the kernel as long as there was something to move.
+        if flow.first.is_none() {
+            ticket.set_path(Path::Userspace);
+        }
+        let [client, upstream] = match userspace::relay(flow, means.timeouts, means.counters).await {
+            Ended::Closed(reason) => return ticket.close(reason),
+            Ended::Quiet(legs) => legs,
+        };
+        let legs = match (client.into_std(), upstream.into_std()) {
+            (Ok(client), Ok(upstream)) => {
+                sockmap::Legs { client: client.into(), upstream: upstream.into(), left }
+            }
+            (Err(_), _) | (_, Err(_)) => return ticket.close(CloseReason::InternalError),
+        };
+        // Without a kernel path no flow is given up.
+        let Some(kernel) = means.kernel else { return ticket.close(CloseReason::InternalError) };
+        let Err((legs, kept)) = kernel.adopt(legs, ticket, means.returns.clone()) else { return };
+        ticket = kept;
+        let Ok([client, upstream]) = legs::register([legs.client, legs.upstream]) else {
+            return ticket.close(CloseReason::OutOfResources);
+        };
+        let hand_over = HandOver::Never;
+        flow =
+            Flow { client, upstream, first: None, collected: Default::default(), is_new: false, hand_over };
+    }
+}
+
+#[cfg(test)]
+mod tests;

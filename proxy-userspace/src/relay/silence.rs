@@ -57,6 +57,13 @@ impl<'a> Silence<'a> {
         std::mem::take(&mut self.fired)
     }
 
+    /// Another path has the flow from now on: what waited for it to last is done.
+    pub(super) fn watch_now(&mut self, legs: [&TcpStream; 2]) {
+        if std::mem::take(&mut self.is_new) {
+            vanished::watch(legs, self.timeouts.vanished);
+        }
+    }
+
     /// One side has finished: from now on `timeouts.half_close` counts.
     pub(super) fn half_closed(&mut self) {
         self.half = true;
@@ -82,9 +89,7 @@ impl<'a> Silence<'a> {
         };
         while self.timer.as_mut().poll(cx).is_ready() {
             self.fired = true;
-            if std::mem::take(&mut self.is_new) {
-                vanished::watch(legs, self.timeouts.vanished);
-            }
+            self.watch_now(legs);
             let silent =
                 legs.iter().filter_map(|leg| sys::tcp_info(leg.as_fd()).ok()).map(|info| info.silent);
             let silent = silent.min().unwrap_or(Duration::MAX);

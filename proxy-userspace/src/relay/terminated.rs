@@ -18,10 +18,8 @@ use std::{
     io,
     pin::{Pin, pin},
     task::{Context, Poll},
-    time::Duration,
 };
 
-use socket2::SockRef;
 use tokio::{
     io::AsyncWrite as _,
     net::{
@@ -31,7 +29,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::silence::Silence;
+use super::{
+    legs::{Legs, reset},
+    silence::Silence,
+};
 use crate::{
     close_reason::{CloseReason, Side},
     config::Timeouts,
@@ -46,34 +47,33 @@ const ROUNDS: u32 = 8;
 /// goes first.
 pub async fn relay(
     terminated: Terminated,
-    mut upstream: TcpStream,
+    upstream: TcpStream,
     timeouts: &Timeouts,
     counters: &Counters,
 ) -> CloseReason {
-    let Terminated { stream: mut client, mut session, first, end } = terminated;
-    let reset = |leg: &TcpStream| {
-        // A close with lingering time 0 sends RST: the other side must not take the end for a FIN.
-        let _ = SockRef::from(leg).set_linger(Some(Duration::ZERO));
-    };
+    let Terminated { stream: client, mut session, first, end } = terminated;
+    let mut legs = Legs::default();
+    let [client, upstream] = legs.hold(client, upstream);
     let inward = Inward { pending: first, end, meter: counters.meter(Side::Client) };
     let outward = Outward { closing: false, meter: counters.meter(Side::Upstream) };
-    match run(&mut client, &mut session, inward, outward, &mut upstream, timeouts).await {
+    let reason = match run(client, &mut session, inward, outward, upstream, timeouts).await {
         Ok(reason) => reason,
-        Err(Broken::Client(error)) => {
-            reset(&upstream);
-            CloseReason::broken(Side::Client, &error)
-        }
-        Err(Broken::Upstream(error)) => {
-            reset(&client);
-            CloseReason::broken(Side::Upstream, &error)
-        }
+        // Dropped, both are reset: the other side must not take the end for a FIN.
+        Err(Broken::Client(error)) => return CloseReason::broken(Side::Client, &error),
+        Err(Broken::Upstream(error)) => return CloseReason::broken(Side::Upstream, &error),
         Err(Broken::Tls(error)) => {
             tracing::debug!(%error, "a client broke its TLS");
-            reset(&upstream);
-            let_go(&mut client).await;
+            let_go(client).await;
             CloseReason::TlsBroken
         }
+    };
+    if let Some([_, upstream]) = legs.release()
+        && reason == CloseReason::TlsBroken
+    {
+        // The client was told in its own words.
+        reset(&upstream);
     }
+    reason
 }
 
 enum Broken {

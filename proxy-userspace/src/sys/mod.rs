@@ -14,7 +14,7 @@ pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memor
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
     Pipe, bound_receive_buffer, cookie, discard, lock_receive_buffer, peek, queued, receive,
-    set_bind_address_no_port, set_receive_low_water, splice_in, splice_out,
+    set_bind_address_no_port, set_receive_low_water, splice_in, splice_out, unacknowledged,
 };
 pub(crate) use tcp_info::{TcpInfo, tcp_info};
 

@@ -96,8 +96,9 @@ macro_rules! field {
 
 impl<'a> DirectionRef<'a> {
     /// Writes the state of a direction that is not in the kernel yet.
-    pub(crate) fn initialise(self, destination: u64, base_acked: u64) {
-        let blank = Direction { base_acked, destination, ..Direction::default() };
+    pub(crate) fn initialise(self, destination: u64, base_acked: u64, stream_at: u64) {
+        let stream_at = AtomicU64::new(stream_at);
+        let blank = Direction { base_acked, destination, stream_at, ..Direction::default() };
         // SAFETY: within the mapping. Its source is not in the sockhash, so that the program does not look at it.
         unsafe { self.at.as_ptr().write_volatile(blank) };
     }
@@ -105,6 +106,16 @@ impl<'a> DirectionRef<'a> {
     /// Bytes redirected.
     pub(crate) fn redirected(self) -> u64 {
         field!(self.window.redirected).load(Ordering::Acquire)
+    }
+
+    /// Segments redirected, wrapping.
+    pub(crate) fn segments(self) -> u32 {
+        self.window().segments
+    }
+
+    /// Makes the program tell when so many bytes were redirected.
+    pub(crate) fn tell_at(self, redirected: u64) {
+        field!(self.stream_at).store(redirected, Ordering::Release);
     }
 
     /// Bytes left to userspace.
@@ -150,6 +161,11 @@ impl<'a> BudgetRef<'a> {
     /// The bound, bytes.
     pub(crate) fn total(self) -> &'a AtomicU64 {
         field!(self.total)
+    }
+
+    /// The bound for one direction, bytes.
+    pub(crate) fn direction(self) -> &'a AtomicU64 {
+        field!(self.direction)
     }
 
     /// Bytes held.

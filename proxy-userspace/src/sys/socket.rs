@@ -88,6 +88,18 @@ pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
+/// Bytes that were written to the socket and that its peer has not acknowledged, sent or not (`SIOCOUTQ`: `tcp_ioctl`,
+/// net/ipv4/tcp.c).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes = 0_i32;
+    // SAFETY: the kernel writes one integer to `bytes`. SIOCOUTQ has the number of TIOCOUTQ.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
 /// Reads what is there, without waiting. 0 means that the peer has finished.
 ///
 /// # Errors

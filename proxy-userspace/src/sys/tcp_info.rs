@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-/// `struct tcp_info` up to `tcpi_bytes_retrans` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
+/// `struct tcp_info` up to `tcpi_bytes_received` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
+///
+/// No position in a stream is ever reckoned from what follows: `tcpi_bytes_sent` counts a segment again that a local
+/// queue refused (`__tcp_transmit_skb`, net/ipv4/tcp_output.c, counts before it queues).
 #[repr(C)]
 struct Raw {
     state: u8,
@@ -17,23 +20,9 @@ struct Raw {
     max_pacing_rate: u64,
     bytes_acked: u64,
     bytes_received: u64,
-    segs_out: u32,
-    segs_in: u32,
-    notsent_bytes: u32,
-    min_rtt: u32,
-    data_segs_in: u32,
-    data_segs_out: u32,
-    delivery_rate: u64,
-    busy_time: u64,
-    rwnd_limited: u64,
-    sndbuf_limited: u64,
-    delivered: u32,
-    delivered_ce: u32,
-    bytes_sent: u64,
-    bytes_retrans: u64,
 }
 
-const _: () = assert!(size_of::<Raw>() == 216);
+const _: () = assert!(size_of::<Raw>() == 136);
 
 /// Index of `tcpi_last_data_sent` in [`Raw::words`]; `tcpi_last_data_recv` is two further. In milliseconds.
 const LAST_DATA_SENT: usize = 9;
@@ -47,8 +36,6 @@ pub(crate) struct TcpInfo {
     pub(crate) finished: bool,
     /// Bytes received in order, a FIN counted as one.
     pub(crate) received: u64,
-    /// Bytes that were written to the socket, sent or not.
-    pub(crate) written: u64,
     /// Bytes that the peer acknowledged; on the dialing side the SYN counts as one.
     pub(crate) acked: u64,
     /// Time since data was last sent or received.
@@ -59,7 +46,7 @@ pub(crate) struct TcpInfo {
 /// socket before the call has been done wholly.
 ///
 /// # Errors
-/// The socket's, and `Unsupported` on a kernel before 4.19, which does not tell the bytes sent.
+/// The socket's, and `Unsupported` on a kernel before 4.1, which does not tell the bytes acknowledged.
 pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let mut raw = MaybeUninit::<Raw>::zeroed();
     let mut len = size_of::<Raw>() as libc::socklen_t;
@@ -83,10 +70,17 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         closed: raw.state == TCP_CLOSE,
         finished: matches!(raw.state, TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING),
         received: raw.bytes_received,
-        written: raw.bytes_sent.saturating_sub(raw.bytes_retrans) + u64::from(raw.notsent_bytes),
         acked: raw.bytes_acked,
         silent: Duration::from_millis(u64::from(silent)),
     })
+}
+
+impl TcpInfo {
+    /// Bytes that were written to the socket, sent or not: those acknowledged, and those that are not ([`super::unacknowledged`],
+    /// asked for after this was read). What is acknowledged between the two makes it too low, never too high.
+    pub(crate) fn written(&self, unacknowledged: u64) -> u64 {
+        self.acked + unacknowledged
+    }
 }
 
 /// States of include/net/tcp_states.h.
@@ -103,6 +97,8 @@ mod tests {
         os::fd::AsFd as _,
     };
 
+    use setu_tests::netns::Netns;
+
     use super::*;
 
     #[test]
@@ -113,7 +109,9 @@ mod tests {
         client.write_all(&[7; 1000]).unwrap();
         server.read_exact(&mut [0; 1000]).unwrap();
         std::thread::sleep(Duration::from_millis(60));
-        assert_eq!(tcp_info(client.as_fd()).unwrap().written, 1000);
+        let info = tcp_info(client.as_fd()).unwrap();
+        // The SYN counts as one.
+        assert_eq!(info.written(crate::sys::unacknowledged(client.as_fd()).unwrap()), 1001);
         let info = tcp_info(server.as_fd()).unwrap();
         assert_eq!(info.received, 1000);
         assert!(
@@ -123,5 +121,46 @@ mod tests {
         drop(client);
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(tcp_info(server.as_fd()).unwrap().received, 1001, "a FIN counts as one byte");
+    }
+
+    /// A queue that refuses segments makes TCP count their transmission again and again.
+    #[test]
+    fn what_is_written_is_no_count_of_transmissions() {
+        if !setu_tests::machine::is_root() {
+            println!("skipped: a queueing discipline needs root, and this is not");
+            return;
+        }
+        let (near, far) = (Netns::alone(), Netns::alone());
+        near.join("toward", "10.76.1.1/24", &far, "back", "10.76.1.2/24");
+        let shape = "qdisc add dev toward root tbf rate 20mbit burst 20kb limit 30kb";
+        assert!(near.command("tc").args(shape.split(' ')).status().unwrap().success());
+        let listener = far.within(|| TcpListener::bind("10.76.1.2:0").unwrap());
+        let address = listener.local_addr().unwrap();
+        let mut client = near.within(|| TcpStream::connect(address).unwrap());
+        let (mut server, _) = listener.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let reader = std::thread::spawn(move || std::io::copy(&mut server, &mut std::io::sink()).unwrap());
+        let written = |client: &TcpStream| {
+            let info = tcp_info(client.as_fd()).unwrap();
+            info.written(crate::sys::unacknowledged(client.as_fd()).unwrap())
+        };
+        // The SYN counts as one.
+        let mut sent = 1;
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        while std::time::Instant::now() < end {
+            sent += client.write(&[7; 20_000]).unwrap_or(0) as u64;
+            let written = written(&client);
+            assert!(written <= sent, "{written} of {sent}");
+        }
+        let dropped = near.command("tc").args(["-s", "qdisc", "show", "dev", "toward"]).output().unwrap();
+        let dropped = String::from_utf8(dropped.stdout).unwrap();
+        assert!(!dropped.contains("dropped 0,"), "nothing was refused: {dropped}");
+        client.set_nonblocking(false).unwrap();
+        while crate::sys::unacknowledged(client.as_fd()).unwrap() > 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(written(&client), sent);
+        drop(client);
+        assert_eq!(reader.join().unwrap() + 1, sent);
     }
 }

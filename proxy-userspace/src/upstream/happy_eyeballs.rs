@@ -1,5 +1,5 @@
 //! One connection out of many addresses (RFC 8305): a family or a server that is broken costs a quarter of a second,
-//! not the whole timeout.
+//! not the whole timeout; and that once, not each time, for what failed is tried last.
 
 use std::{
     io,
@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Socket, Type};
@@ -18,6 +18,7 @@ use tokio::{
     time::sleep,
 };
 
+use super::history::History;
 use crate::{close_reason::out_of_resources, sys};
 
 /// How long an attempt may be alone (RFC 8305, section 5: "Connection Attempt Delay").
@@ -60,45 +61,68 @@ impl Sources {
     }
 }
 
-/// Connects to the first address that answers. The attempts that lost are closed.
+/// Connects to the first address that answers, beginning with those that did not fail lately. The attempts that lost are
+/// closed.
 ///
 /// # Errors
 /// The most telling error of all attempts. It waits as long as the kernel does: bound it by a timeout.
-pub(crate) async fn connect(addresses: &[SocketAddr], sources: &Sources) -> io::Result<TcpStream> {
-    let mut queue = order(addresses).into_iter();
-    let Some(first) = queue.next() else { return Err(io::ErrorKind::HostUnreachable.into()) };
-    if queue.len() == 0 {
-        return connect_one(first, sources.clone()).await;
+pub(super) async fn connect(
+    addresses: &[SocketAddr],
+    sources: &Sources,
+    history: &History,
+) -> io::Result<TcpStream> {
+    if let [only] = addresses {
+        return connect_one(*only, sources.clone()).await;
     }
+    let mut ordered = alternate(addresses, SocketAddr::is_ipv6);
+    history.put_failed_last(&mut ordered, Instant::now());
+    let mut queue = ordered.into_iter();
+    let Some(first) = queue.next() else { return Err(io::ErrorKind::HostUnreachable.into()) };
     let mut attempts = JoinSet::new();
     let mut failure: Option<io::Error> = None;
-    let mut start = Some(first);
+    let (mut start, mut newest) = (Some(first), first);
     loop {
         if let Some(address) = start.take() {
-            attempts.spawn(connect_one(address, sources.clone()));
+            let sources = sources.clone();
+            attempts.spawn(async move { (address, connect_one(address, sources).await) });
+            newest = address;
         }
         tokio::select! {
-            // Dropping the others' tasks closes their sockets.
-            Some(done) = attempts.join_next() => match done.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => {
-                    failure = Some(match failure.take() {
-                        Some(before) if rank(&before) > rank(&error) => before,
-                        _ => error,
-                    });
-                    start = queue.next();
+            Some(done) = attempts.join_next() => {
+                let (address, result) = done.unwrap_or_else(|error| (newest, Err(io::Error::other(error))));
+                match result {
+                    // Dropping the others' tasks closes their sockets.
+                    Ok(stream) => {
+                        history.connected(address);
+                        return Ok(stream);
+                    }
+                    Err(error) => {
+                        // What this machine lacks says nothing of the address.
+                        if !out_of_resources(&error) {
+                            history.failed(address, Instant::now());
+                        }
+                        failure = Some(match failure.take() {
+                            Some(before) if rank(&before) > rank(&error) => before,
+                            _ => error,
+                        });
+                        start = queue.next();
+                    }
                 }
-            },
-            () = sleep(STAGGER), if queue.len() > 0 => start = queue.next(),
+            }
+            // At once, not when another has won: that may be after the caller's patience.
+            () = sleep(STAGGER), if queue.len() > 0 => {
+                history.failed(newest, Instant::now());
+                start = queue.next();
+            }
             else => return Err(failure.unwrap_or_else(|| io::ErrorKind::HostUnreachable.into())),
         }
     }
 }
 
 /// Alternates the families, IPv6 first (RFC 8305, section 4); within a family the order stays.
-fn order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let mut v6 = addresses.iter().filter(|address| address.is_ipv6());
-    let mut v4 = addresses.iter().filter(|address| address.is_ipv4());
+pub(super) fn alternate<T: Copy>(addresses: &[T], is_ipv6: impl Fn(&T) -> bool) -> Vec<T> {
+    let mut v6 = addresses.iter().filter(|address| is_ipv6(address));
+    let mut v4 = addresses.iter().filter(|address| !is_ipv6(address));
     let mut ordered = Vec::with_capacity(addresses.len());
     while ordered.len() < addresses.len() {
         ordered.extend(v6.next());
@@ -146,7 +170,7 @@ fn socket(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpSocket> 
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, time::Instant};
+    use std::net::TcpListener;
 
     use setu_tests::peers::Silent;
 
@@ -154,6 +178,11 @@ mod tests {
 
     fn any() -> Sources {
         Sources::new(&[])
+    }
+
+    /// As [`super::connect`], without a history.
+    async fn connect(addresses: &[SocketAddr], sources: &Sources) -> io::Result<TcpStream> {
+        super::connect(addresses, sources, &History::default()).await
     }
 
     fn parse(addresses: &[&str]) -> Vec<SocketAddr> {
@@ -174,8 +203,8 @@ mod tests {
     fn families_alternate_beginning_with_ipv6() {
         let given = parse(&["1.1.1.1:1", "2.2.2.2:1", "3.3.3.3:1", "[1::]:1", "[2::]:1"]);
         let wanted = parse(&["[1::]:1", "1.1.1.1:1", "[2::]:1", "2.2.2.2:1", "3.3.3.3:1"]);
-        assert_eq!(order(&given), wanted);
-        assert_eq!(order(&[]), []);
+        assert_eq!(alternate(&given, SocketAddr::is_ipv6), wanted);
+        assert_eq!(alternate(&[], SocketAddr::is_ipv6), []);
     }
 
     #[tokio::test]
@@ -199,28 +228,75 @@ mod tests {
         assert!(begun.elapsed() >= STAGGER, "{:?}", begun.elapsed());
     }
 
+    /// This process's sockets that are connecting, or connected, to an address.
+    fn dialing(address: SocketAddr) -> usize {
+        let sockets = procfs::net::tcp().unwrap();
+        let ours = procfs::process::Process::myself().unwrap().fd().unwrap().flatten();
+        let inodes: Vec<_> = ours
+            .filter_map(|fd| match fd.target {
+                procfs::process::FDTarget::Socket(inode) => Some(inode),
+                _ => None,
+            })
+            .collect();
+        sockets.iter().filter(|s| s.remote_address == address && inodes.contains(&s.inode)).count()
+    }
+
     #[tokio::test]
     async fn losers_are_closed() {
         let silent = Silent::new("127.0.0.1:0");
         let (_listener, address) = listen("127.0.0.1:0");
-        let to_silent = || {
-            let sockets = procfs::net::tcp().unwrap();
-            let ours = procfs::process::Process::myself().unwrap().fd().unwrap().flatten();
-            let inodes: Vec<_> = ours
-                .filter_map(|fd| match fd.target {
-                    procfs::process::FDTarget::Socket(inode) => Some(inode),
-                    _ => None,
-                })
-                .collect();
-            sockets
-                .iter()
-                .filter(|s| s.remote_address == silent.address() && inodes.contains(&s.inode))
-                .count()
-        };
-        let before = to_silent();
+        let before = dialing(silent.address());
         drop(connect(&[silent.address(), address], &any()).await.unwrap());
         tokio::task::yield_now().await;
-        assert_eq!(to_silent(), before);
+        assert_eq!(dialing(silent.address()), before);
+    }
+
+    /// What would be tried first, and second.
+    fn next(history: &History, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+        let mut ordered = addresses.to_vec();
+        history.put_failed_last(&mut ordered, Instant::now());
+        ordered
+    }
+
+    #[tokio::test]
+    async fn what_was_silent_or_refused_is_tried_last_from_then_on() {
+        let silent = Silent::new("127.0.0.1:0");
+        let (listener, living) = listen("127.0.0.1:0");
+        let (all, history) = ([silent.address(), refused(), living], History::default());
+        for round in 0..5 {
+            let stream = super::connect(&all, &any(), &history).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), living);
+            assert_eq!(next(&history, &all), [living, all[0], all[1]], "round {round}");
+        }
+        // Now it is the living one that refuses, and the refusing one that lives.
+        drop(listener);
+        let (_listener, _) = listen(&all[1].to_string());
+        let stream = super::connect(&all, &any(), &history).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), all[1]);
+        assert_eq!(next(&history, &all), [all[1], all[0], living]);
+    }
+
+    /// An address that is slow, not dead, may answer after another was tried: then it is as good as before.
+    #[tokio::test]
+    async fn who_gives_up_leaves_behind_what_was_silent() {
+        let silent = Silent::new("127.0.0.1:0");
+        let (_listener, living) = listen("127.0.0.1:0");
+        let (all, history) = ([silent.address(), living], History::default());
+        let (more, patience) = ([silent.address(), silent.address(), living], STAGGER + STAGGER / 2);
+        let ended = tokio::time::timeout(patience, super::connect(&more, &any(), &history)).await;
+        assert!(ended.is_err(), "nobody answers so soon");
+        assert_eq!(next(&history, &all), [living, silent.address()]);
+        history.connected(silent.address());
+        assert_eq!(next(&history, &all), all);
+    }
+
+    #[tokio::test]
+    async fn what_this_machine_lacks_is_not_blamed_on_addresses() {
+        let (_listener, living) = listen("127.0.0.1:0");
+        let (all, history) = ([living, refused()], History::default());
+        let foreign = Sources::new(&["203.0.113.7".parse().unwrap()]);
+        assert!(super::connect(&all, &foreign, &history).await.is_err());
+        assert_eq!(next(&history, &all), all);
     }
 
     #[tokio::test]

@@ -1,14 +1,16 @@
 //! Connects to WhatsApp. Nothing else in setu dials.
 //!
 //! A client's connection asks for an upstream ([`Upstreams::dial`]) and gets a stream to one of its endpoints: `pool`
-//! says which, `dns` knows their addresses, `happy_eyeballs` connects to the first that answers. What the upstream does
-//! wrong until then costs the client time, not the connection, as long as one endpoint is well. Workers only read what
+//! says which, `dns` knows their addresses, `happy_eyeballs` connects to the first that answers, and `history` has those
+//! that did not. What the upstream does wrong until then costs the client time, not the connection, as long as one
+//! endpoint is well. Workers only read what
 //! is known of names and endpoints; [`Background`] finds it out, on one runtime.
 
 mod destinations;
 mod dns;
 mod happy_eyeballs;
 mod health;
+mod history;
 mod pool;
 
 use std::{
@@ -31,6 +33,7 @@ use crate::{
 use destinations::Destinations;
 use dns::Names;
 use happy_eyeballs::Sources;
+use history::History;
 use pool::Pool;
 
 pub(crate) use dns::NameFailure;
@@ -59,6 +62,7 @@ pub(crate) struct Upstreams {
 struct Upstream {
     pool: Arc<Pool>,
     sources: Sources,
+    history: Arc<History>,
 }
 
 /// A connection to an upstream.
@@ -91,8 +95,8 @@ pub(crate) struct Background {
 
 impl Upstreams {
     /// The upstreams of a configuration. `own`: where setu listens, which is never dialed. Of those of `before`, the
-    /// configuration until now, what is known of names stays, and the health and connections of each upstream whose
-    /// endpoints are the same.
+    /// configuration until now, what is known of names stays, the history of each upstream, and the health and connections
+    /// of each whose endpoints are the same.
     pub(crate) fn new(
         config: &Config,
         own: Vec<SocketAddr>,
@@ -101,11 +105,15 @@ impl Upstreams {
         let now = Instant::now();
         let upstream = |upstream: &crate::config::Upstream| {
             let config::Upstream { name, endpoints, sources, .. } = upstream;
-            let same = |before: &&Upstream| before.pool.is_of(name, endpoints);
-            let pool = before.and_then(|before| before.all.iter().find(same)).map(|same| same.pool.clone());
+            let before =
+                before.and_then(|before| before.all.iter().find(|before| before.pool.name() == name));
+            let pool = before.map(|before| &before.pool).filter(|pool| pool.endpoints() == endpoints);
             Upstream {
-                pool: pool.unwrap_or_else(|| Pool::new(name.clone(), endpoints.clone(), now)),
+                pool: pool.cloned().unwrap_or_else(|| Pool::new(name.clone(), endpoints.clone(), now)),
                 sources: Sources::new(sources),
+                // Of addresses: the endpoints do not matter. Another source may reach what failed from the one of
+                // before, but to try that last for some minutes costs nobody anything.
+                history: before.map(|before| before.history.clone()).unwrap_or_default(),
             }
         };
         let used =
@@ -188,7 +196,8 @@ impl Upstreams {
     /// The reason for which the client's connection ends.
     pub(crate) async fn dial_fallback(&self, address: SocketAddr) -> Result<Dialed, CloseReason> {
         let deadline = Deadline::now() + self.connect;
-        match timeout_at(deadline, happy_eyeballs::connect(&[address], &Sources::new(&[]))).await {
+        let (sources, history) = (Sources::new(&[]), History::default());
+        match timeout_at(deadline, happy_eyeballs::connect(&[address], &sources, &history)).await {
             Ok(Ok(stream)) => Ok(Dialed { stream, lease: None }),
             Ok(Err(error)) => Err(CloseReason::connect(&error)),
             Err(_elapsed) => Err(CloseReason::ConnectTimeout),
@@ -247,7 +256,8 @@ impl Upstreams {
             debug!(%endpoint, "every address is refused");
             return Err(CloseReason::DestinationRefused);
         }
-        match timeout_at(deadline, happy_eyeballs::connect(&addresses, &self.get(id).sources)).await {
+        let Upstream { sources, history, .. } = self.get(id);
+        match timeout_at(deadline, happy_eyeballs::connect(&addresses, sources, history)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {
                 debug!(%endpoint, %error, "not connected");

@@ -208,9 +208,9 @@ impl Pool {
         Arc::new(Self { name, endpoints, changed, probed: Notify::new(), shared })
     }
 
-    /// Whether it is a pool of these, by this name.
-    pub(crate) fn is_of(&self, name: &str, endpoints: &[Endpoint]) -> bool {
-        self.name == name && self.endpoints == endpoints
+    /// The upstream's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// An endpoint for a client that was not lucky with those in `tried`; `None` when nobody else is left. Where one is

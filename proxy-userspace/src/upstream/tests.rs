@@ -190,4 +190,10 @@ async fn what_is_known_survives_another_configuration() {
     assert_eq!(same.status().iter().map(|status| status.connections).sum::<usize>(), 0);
     let (other, _background) = Upstreams::new(&config(&[living]), Vec::new(), Some(&same));
     assert_eq!(standings(&other), [Standing::Untried]);
+    // Which addresses failed does not depend on the endpoints that have them.
+    let history = |upstreams: &Upstreams| {
+        let mut all = upstreams.all.iter();
+        all.find(|upstream| upstream.pool.name() == "test").unwrap().history.clone()
+    };
+    assert!(Arc::ptr_eq(&history(&before), &history(&other)));
 }

@@ -10,6 +10,7 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
     sync::{Arc, atomic::Ordering, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -21,28 +22,27 @@ use tracing::{debug, error, warn};
 use super::{
     Command, Legs, Limits, Returned, StartError, Why, budget,
     counts::{Counts, Refusal},
-    flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, direction_index},
+    flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, Seen, direction_index},
     loader::{Kernel, Raw},
+    set_abortive,
 };
 use crate::{
     close_reason::{CloseReason, Path, Side, Ticket},
-    sys::{self, Epoll, Event, EventFd, Interest},
+    relay::choice::{SETTLED, STREAM, STREAM_OF_MESSAGES},
+    sys::{self, DirectionRef, Epoll, Event, EventFd, Interest},
 };
 
 /// How soon a flow that waits is looked at again at the latest.
 const POLL_MAX: Duration = Duration::from_millis(50);
 /// How often all flows are looked over, at most.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Commands that are obeyed before what happened to flows is looked at: a storm of new ones must not hold up a FIN.
+const COMMANDS: usize = 64;
 
 /// Bytes that arrive before a socket on its way into the map is told: no more than fit its first window, so that its
 /// receive buffer is not made larger (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
 const QUIET: i32 = 32 * 1024;
 
-/// Bytes that a leg of a flow in the kernel holds for its reader at most. What the kernel forwards counts as read, so
-/// that the buffer would be tuned for a quick reader, up to `net.ipv4.tcp_rmem`, and be full of a slow one's bytes. At a
-/// round trip of 100 ms a sender still fills 100 Mbit/s; with 416 KiB, all that the `net.core.rmem_max` of older kernels
-/// lets setu have without privileges, 20 Mbit/s.
-const RECEIVE_BUFFER: i32 = 2 << 20;
 /// Bytes taken out of a leaving leg together.
 const SCRATCH: usize = 256 * 1024;
 
@@ -105,13 +105,15 @@ impl Controller {
     /// Runs until told to stop, or until every worker is gone.
     pub(super) fn run(mut self) {
         let mut events = vec![Event { events: 0, u64: 0 }; 256];
+        let mut more = false;
         loop {
-            match self.epoll.wait(&mut events, self.timeout(Instant::now())) {
+            let timeout = if more { Some(Duration::ZERO) } else { self.timeout(Instant::now()) };
+            match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => {
                     for ready in ready {
                         match ready.token {
                             TOKEN_WAKE => {}
-                            TOKEN_EVENTS => self.take_congested(),
+                            TOKEN_EVENTS => self.take_notices(),
                             TOKEN_LOG => self.kernel.flush_log(),
                             token => self.attend(token, ready.broken, ready.finished),
                         }
@@ -122,24 +124,15 @@ impl Controller {
                     break;
                 }
             }
-            if !self.take_commands() {
-                break;
+            match self.take_commands() {
+                Commands::More => more = true,
+                Commands::Taken => more = false,
+                Commands::Stop => break,
             }
             self.poll();
             self.sweep();
             let reserved = self.kernel.budget.budget().reserved().load(Ordering::Relaxed);
             self.counts.hold((self.flows.len() - self.free.len()) as u64, reserved);
-        }
-        for id in 0..self.flows.len() as u32 {
-            if let Some(flow) = self.remove(id) {
-                flow.ticket.close(CloseReason::Shutdown);
-            }
-        }
-        // What was sent meanwhile is closed as well: `Handle::adopt` cannot know.
-        while let Ok(command) = self.commands.try_recv() {
-            if let Command::Adopt(_, ticket, _) = command {
-                ticket.close(CloseReason::Shutdown);
-            }
         }
     }
 
@@ -157,9 +150,8 @@ impl Controller {
         self.flows.get(id as usize)?.as_ref()
     }
 
-    /// Whether to go on.
-    fn take_commands(&mut self) -> bool {
-        loop {
+    fn take_commands(&mut self) -> Commands {
+        for _ in 0..COMMANDS {
             match self.commands.try_recv() {
                 Ok(Command::Adopt(legs, ticket, returns)) => self.adopt(legs, ticket, returns),
                 Ok(Command::Idle(idle)) => self.limits.idle = idle,
@@ -167,10 +159,11 @@ impl Controller {
                     // An error means that nobody waits any more.
                     let _ = answer.send(());
                 }
-                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
-                Err(mpsc::TryRecvError::Empty) => return true,
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Commands::Stop,
+                Err(mpsc::TryRecvError::Empty) => return Commands::Taken,
             }
         }
+        Commands::More
     }
 
     /// Takes a flow into the kernel: both sockets or neither.
@@ -186,8 +179,9 @@ impl Controller {
         };
         match self.insert(id, &legs) {
             Ok(Inserted { cookies, bases }) => {
-                let Legs { client, upstream, strained } = legs;
-                if strained > 0 {
+                let Legs { client, upstream, left } = legs;
+                let now = Instant::now();
+                if left > 0 {
                     self.counts.resume();
                     debug!("a flow is back in the kernel");
                 }
@@ -195,13 +189,15 @@ impl Controller {
                     sockets: [client, upstream],
                     cookies,
                     bases,
-                    strained,
+                    left,
+                    since: now,
+                    recalled: self.limits.recall.map(|most| now + most.mul_f64(fastrand::f64() * 2.0)),
                     ticket,
                     returns,
                     idle: self.limits.idle,
-                    deadline: Instant::now() + self.limits.idle,
+                    deadline: now + self.limits.idle,
                     leaving: None,
-                    seen: [0; 2],
+                    seen: Default::default(),
                     poll: None,
                 });
                 self.watch(id);
@@ -213,8 +209,7 @@ impl Controller {
             Err(NotInserted::Lost) => {
                 error!("a connection was reset: bytes came while only one leg was in the kernel");
                 self.free.push(id);
-                set_abortive(legs.client.as_fd(), true);
-                set_abortive(legs.upstream.as_fd(), true);
+                drop(legs);
                 ticket.close(CloseReason::InternalError);
             }
         }
@@ -232,7 +227,7 @@ impl Controller {
         let refuse = |_| NotInserted::Refused(Refusal::SocketGone);
         for socket in sockets {
             // Without it the flow works as well, but a stalled one may hold more.
-            let _ = sys::bound_receive_buffer(socket, RECEIVE_BUFFER);
+            let _ = sys::bound_receive_buffer(socket, self.limits.receive_buffer);
         }
         let base = |socket| Base::of(socket).map_err(refuse)?.ok_or(NotInserted::Refused(Refusal::Busy));
         let bases = [base(sockets[0])?, base(sockets[1])?];
@@ -250,7 +245,7 @@ impl Controller {
             let direction = self.kernel.directions.direction(index);
             // A run of the program that was under way when the flow before this one left may have reserved again.
             budget::hold(direction, self.kernel.budget.budget(), 0);
-            direction.initialise(destination, base);
+            direction.initialise(destination, base, if self.limits.only_quiet { STREAM } else { u64::MAX });
             if self.kernel.sources.insert(cookies[side.index()], index, 0).is_err() {
                 self.forget(&cookies);
                 return Err(NotInserted::Refused(Refusal::MapFull));
@@ -305,7 +300,7 @@ impl Controller {
             .try_for_each(|side| self.epoll.add(flow.leg(*side), token(id, *side), Interest::HangUp));
         if let Err(error) = added {
             warn!(%error, "a flow cannot be watched");
-            self.close(id, CloseReason::OutOfResources);
+            self.cut(id, CloseReason::OutOfResources);
         }
     }
 
@@ -317,11 +312,39 @@ impl Controller {
         }
     }
 
-    /// The program reports directions that became congested.
-    fn take_congested(&mut self) {
-        while let Some(index) = self.kernel.next_congested() {
-            self.leave(index / 2, Why::Congested);
+    /// The program tells of directions in which there is something to see.
+    fn take_notices(&mut self) {
+        while let Some(index) = self.kernel.next_notice() {
+            let id = index / 2;
+            // The flow may have left meanwhile.
+            if let Some(why) = self.flow(id).and_then(|flow| self.reason_to_leave(id, flow)) {
+                self.leave(id, why);
+            }
         }
+    }
+
+    /// Whether the kernel is no place for the flow any more.
+    fn reason_to_leave(&self, id: u32, flow: &Flow) -> Option<Why> {
+        let mut streams = false;
+        for side in SIDES {
+            let direction = self.direction(id, side);
+            if direction.passed() != 0 || direction.is_broken() {
+                return Some(Why::Congested);
+            }
+            if self.limits.only_quiet {
+                let (before, now) = (flow.seen[side.index()], Seen::of(direction));
+                let moved = now.bytes.wrapping_sub(before.bytes);
+                streams |= moved >= STREAM && before.is_stream(now);
+                if moved >= STREAM {
+                    direction.tell_at(now.bytes + STREAM_OF_MESSAGES);
+                }
+            }
+        }
+        streams.then_some(Why::Streams)
+    }
+
+    fn direction(&self, id: u32, source: Side) -> DirectionRef<'_> {
+        self.kernel.directions.direction(direction_index(id, source))
     }
 
     /// Something happened to a leg.
@@ -331,7 +354,7 @@ impl Controller {
         if broken {
             let error = SockRef::from(&flow.leg(side)).take_error().ok().flatten();
             let error = error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
-            self.break_off(id, side, &error);
+            self.cut(id, CloseReason::broken(side, &error));
         } else if finished {
             self.leave(id, Why::Finished(side));
         }
@@ -359,15 +382,14 @@ impl Controller {
         let (why, after) = (leaving.why, flow.poll.map_or(POLL_MIN, |poll| (poll.after * 2).min(POLL_MAX)));
         flow.leaving = Some(leaving);
         match out {
-            Ok(true) => self.give_back(id, why, waited),
+            Ok(true) => self.give_back(id, why),
             Ok(false) => {
                 flow.poll = Some(Poll { at: Instant::now() + after, after });
                 if !waited {
-                    SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
                     self.polled.push(id);
                 }
             }
-            Err((side, error)) => self.break_off(id, side, &error),
+            Err((side, error)) => self.cut(id, CloseReason::broken(side, &error)),
         }
     }
 
@@ -395,7 +417,8 @@ impl Controller {
         if now < self.next_sweep {
             return;
         }
-        self.next_sweep = now + SWEEP.min(self.limits.idle / 4).max(POLL_MAX);
+        let recall = self.limits.recall.unwrap_or(SWEEP);
+        self.next_sweep = now + SWEEP.min(self.limits.idle / 4).max(POLL_MAX).min(recall);
         let budget = self.kernel.budget.budget();
         let scarce = budget.reserved().load(Ordering::Relaxed) > budget.total().load(Ordering::Relaxed) / 4;
         for id in 0..self.flows.len() as u32 {
@@ -406,20 +429,23 @@ impl Controller {
     }
 
     fn look_over(&mut self, id: u32, now: Instant, scarce: bool) {
+        let why = self.flow(id).filter(|flow| flow.leaving.is_none()).and_then(|flow| {
+            let recalled = flow.recalled.is_some_and(|at| at <= now);
+            self.reason_to_leave(id, flow).or(recalled.then_some(Why::Recalled))
+        });
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
-        let idle = flow.idle;
-        let mut congested = false;
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
-            congested |= direction.passed() != 0 || direction.is_broken();
-            let redirected = direction.redirected();
-            let before = std::mem::replace(&mut flow.seen[side.index()], redirected);
-            let rests = before == redirected;
-            flow.ticket.counters().count_bytes(side, redirected.wrapping_sub(before));
+            let seen = Seen::of(direction);
+            let before = std::mem::replace(&mut flow.seen[side.index()], seen);
+            flow.ticket.counters().count_bytes(side, seen.bytes.wrapping_sub(before.bytes));
+            if self.limits.only_quiet && before != seen {
+                direction.tell_at(seen.bytes + STREAM);
+            }
             if scarce
-                && rests
+                && before == seen
                 && direction.reserved().load(Ordering::Relaxed) > 0
                 && let Ok(info) = sys::tcp_info(flow.leg(side.other()))
             {
@@ -428,44 +454,54 @@ impl Controller {
                 budget::reserve(direction, self.kernel.budget.budget(), base, &info);
             }
         }
+        let idle = flow.idle;
         if flow.deadline <= now {
             let silent = SIDES.iter().filter_map(|side| sys::tcp_info(flow.leg(*side)).ok());
             let silent = silent.map(|info| info.silent).min().unwrap_or(idle);
             if silent >= idle {
-                return self.close(id, CloseReason::Idle);
+                return self.close_idle(id);
             }
             flow.deadline = now + (idle - silent);
         }
-        if congested && flow.leaving.is_none() {
-            self.leave(id, Why::Congested);
+        if let Some(why) = why {
+            self.leave(id, why);
         }
     }
 
-    /// Closes a flow in order.
-    fn close(&mut self, id: u32, reason: CloseReason) {
+    /// Closes a flow in which nothing moves: in order, if all that came was forwarded and taken.
+    fn close_idle(&mut self, id: u32) {
+        if let Some(flow) = self.remove(id) {
+            let rests = |leg| matches!((sys::queued(leg), sys::unacknowledged(leg)), (Ok(0), Ok(0)));
+            let passed = SIDES.map(|side| self.direction(id, side).passed());
+            if passed == [0; 2] && SIDES.iter().all(|side| rests(flow.leg(*side))) {
+                SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), false));
+            }
+            flow.ticket.close(CloseReason::Idle);
+        }
+    }
+
+    /// Cuts a flow: its peers must not take that for the end.
+    fn cut(&mut self, id: u32, reason: CloseReason) {
         if let Some(flow) = self.remove(id) {
             flow.ticket.close(reason);
         }
     }
 
-    /// Ends a flow of which a leg failed: the other side must not take the end for a FIN.
-    fn break_off(&mut self, id: u32, side: Side, error: &io::Error) {
-        if let Some(flow) = self.remove(id) {
-            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), true));
-            flow.ticket.close(CloseReason::broken(side, error));
-        }
-    }
-
     /// Returns a flow that has left the kernel to its worker.
-    fn give_back(&mut self, id: u32, why: Why, waited: bool) {
+    fn give_back(&mut self, id: u32, why: Why) {
         let Some(flow) = self.remove(id) else { return };
-        if waited {
-            SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), false));
+        for side in SIDES {
+            // Where the kernel does not know the lock (before Linux 5.14) it keeps its size.
+            let _ = sys::lock_receive_buffer(&flow.leg(side), false);
         }
-        let Flow { sockets: [client, upstream], strained, ticket, returns, leaving, .. } = flow;
-        let legs = Legs { client, upstream, strained: strained + u32::from(why == Why::Congested) };
-        if why == Why::Congested {
-            self.counts.congest();
+        let Flow { sockets: [client, upstream], left, since, ticket, returns, leaving, .. } = flow;
+        let misplaced = matches!(why, Why::Congested | Why::Streams);
+        let left = if since.elapsed() > SETTLED { 0 } else { left } + u32::from(misplaced);
+        let legs = Legs { client, upstream, left };
+        match why {
+            Why::Congested => self.counts.congest(),
+            Why::Streams => self.counts.stream(),
+            _ => {}
         }
         let collected = leaving.map(|leaving| leaving.collected).unwrap_or_default();
         give_back(legs, ticket, &returns, why, collected);
@@ -484,11 +520,34 @@ impl Controller {
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             budget::hold(direction, self.kernel.budget.budget(), 0);
-            let unseen = direction.redirected().wrapping_sub(flow.seen[side.index()]);
+            let unseen = direction.redirected().wrapping_sub(flow.seen[side.index()].bytes);
             flow.ticket.counters().count_bytes(side, unseen);
         }
         Some(flow)
     }
+}
+
+impl Drop for Controller {
+    /// The end of setu, or of this thread by a defect. Flows in the kernel are cut, for what is on its way in them is lost;
+    /// those that wait to be taken go on in userspace.
+    fn drop(&mut self) {
+        for id in 0..self.flows.len() as u32 {
+            let reason = if thread::panicking() { CloseReason::InternalError } else { CloseReason::Shutdown };
+            self.cut(id, reason);
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Adopt(legs, ticket, returns) = command {
+                give_back(legs, ticket, &returns, Why::NotTaken(Refusal::Ended), Default::default());
+            }
+        }
+    }
+}
+
+/// Whether there are commands left.
+enum Commands {
+    More,
+    Taken,
+    Stop,
 }
 
 /// A flow that is in the maps.
@@ -508,13 +567,6 @@ fn token(id: u32, side: Side) -> u64 {
     u64::from(direction_index(id, side))
 }
 
-/// Makes a close, also that of a killed setu, send RST instead of FIN. What was passed is not in the socket's own queue,
-/// so that `tcp_close` (net/ipv4/tcp.c) would send a FIN, which the peer would take for an orderly end.
-fn set_abortive(leg: BorrowedFd<'_>, abortive: bool) {
-    // An error means that the connection is gone.
-    let _ = SockRef::from(&leg).set_linger(abortive.then_some(Duration::ZERO));
-}
-
 fn give_back(
     legs: Legs,
     mut ticket: Ticket,
@@ -527,5 +579,101 @@ fn give_back(
     }
     if let Err(unsent) = returns.send(Returned { legs, ticket, why, collected }) {
         unsent.0.ticket.close(CloseReason::Shutdown);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::{
+        metrics::Counters,
+        relay::sockmap::{Handle, Loaded},
+    };
+
+    /// A controller that does not run; `None` where the kernel path needs more privileges.
+    fn controller() -> Option<(Controller, Handle)> {
+        let limits = Limits::new(1_000, 64 << 20, Duration::from_secs(60)).only_quiet();
+        match Loaded::new(limits) {
+            Ok(Loaded { controller, handle }) => Some((controller, handle)),
+            Err(error) if !procfs::process::Process::myself().unwrap().status().unwrap().euid.eq(&0) => {
+                println!("skipped, not privileged: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let leg = listener.accept().unwrap().0;
+        leg.set_nonblocking(true).unwrap();
+        (peer, leg)
+    }
+
+    fn flow() -> ([TcpStream; 2], Legs) {
+        let ((phone, client), (server, upstream)) = (pair(), pair());
+        ([phone, server], Legs { client: client.into(), upstream: upstream.into(), left: 0 })
+    }
+
+    fn ticket() -> Ticket {
+        let counters = Arc::<Counters>::default();
+        let listener = counters.listener("test");
+        Ticket::new(counters, listener)
+    }
+
+    #[test]
+    fn a_storm_of_new_flows_does_not_hold_up_the_others() {
+        let Some((mut controller, handle)) = controller() else { return };
+        let (returns, _returned) = unbounded_channel();
+        let mut peers = Vec::new();
+        for _ in 0..COMMANDS + 1 {
+            let (ends, legs) = flow();
+            peers.push(ends);
+            assert!(handle.adopt(legs, ticket(), returns.clone()).is_ok());
+        }
+        assert!(matches!(controller.take_commands(), Commands::More));
+        assert_eq!(controller.flows.len(), COMMANDS);
+        assert!(matches!(controller.take_commands(), Commands::Taken));
+        assert_eq!(controller.flows.len(), COMMANDS + 1);
+    }
+
+    #[test]
+    fn at_its_end_flows_in_the_kernel_are_reset_and_those_that_wait_go_back() {
+        let Some((mut controller, handle)) = controller() else { return };
+        let (returns, mut returned) = unbounded_channel();
+        let ([phone, server], legs) = flow();
+        assert!(handle.adopt(legs, ticket(), returns.clone()).is_ok());
+        assert!(matches!(controller.take_commands(), Commands::Taken));
+        let (_waiting, legs) = flow();
+        assert!(handle.adopt(legs, ticket(), returns).is_ok());
+        drop(controller);
+        for mut peer in [phone, server] {
+            let error = std::io::Read::read(&mut peer, &mut [0]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+        assert_eq!(returned.try_recv().unwrap().why, Why::NotTaken(Refusal::Ended));
+    }
+
+    #[test]
+    fn a_flow_comes_back_with_receive_buffers_that_grow() {
+        let Some((mut controller, handle)) = controller() else { return };
+        let (returns, mut returned) = unbounded_channel();
+        let (_peers, legs) = flow();
+        assert!(handle.adopt(legs, ticket(), returns).is_ok());
+        assert!(matches!(controller.take_commands(), Commands::Taken));
+        assert!(
+            SIDES
+                .iter()
+                .all(|side| sys::testing::is_receive_buffer_locked(&controller.flow(0).unwrap().leg(*side)))
+        );
+        controller.leave(0, Why::Streams);
+        let Legs { client, upstream, left } = returned.try_recv().unwrap().legs;
+        assert!(![client, upstream].iter().any(sys::testing::is_receive_buffer_locked));
+        assert_eq!(left, 1);
     }
 }

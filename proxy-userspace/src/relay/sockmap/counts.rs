@@ -23,11 +23,13 @@ pub enum Refusal {
     OutOfMemory,
     /// Another error of the map.
     MapError,
+    /// The thread that owns the kernel path is gone.
+    Ended,
 }
 
 impl Refusal {
     /// Each, in the order of declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::MapFull,
         Self::Finished,
         Self::SocketGone,
@@ -37,6 +39,7 @@ impl Refusal {
         Self::SocketInUse,
         Self::OutOfMemory,
         Self::MapError,
+        Self::Ended,
     ];
 
     /// Its name in logs and metrics.
@@ -52,6 +55,7 @@ impl Refusal {
             Self::SocketInUse => "socket_in_use",
             Self::OutOfMemory => "out_of_memory",
             Self::MapError => "map_error",
+            Self::Ended => "ended",
         }
     }
 
@@ -76,6 +80,7 @@ impl Refusal {
 pub(crate) struct Counts {
     refused: [AtomicU64; Refusal::ALL.len()],
     congested: AtomicU64,
+    streams: AtomicU64,
     resumed: AtomicU64,
     flows: AtomicU64,
     reserved: AtomicU64,
@@ -87,6 +92,7 @@ impl Default for Counts {
         Self {
             refused: Refusal::ALL.map(|_| zero()),
             congested: zero(),
+            streams: zero(),
             resumed: zero(),
             flows: zero(),
             reserved: zero(),
@@ -101,6 +107,10 @@ impl Counts {
 
     pub(super) fn congest(&self) {
         self.congested.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn stream(&self) {
+        self.streams.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn resume(&self) {
@@ -133,7 +143,12 @@ impl Counts {
         self.congested.load(Ordering::Relaxed)
     }
 
-    /// How often such a flow came back.
+    /// How often a flow left the kernel because it moved more than messages.
+    pub(crate) fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// How often a flow that had left for one of these came back.
     pub(crate) fn resumed(&self) -> u64 {
         self.resumed.load(Ordering::Relaxed)
     }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     close_reason::{Side, Ticket},
+    relay::choice,
     sys::{self, DirectionRef},
 };
 
@@ -30,7 +31,11 @@ pub(super) struct Flow {
     pub(super) cookies: [u64; 2],
     /// What was at insertion, by leg.
     pub(super) bases: [Base; 2],
-    pub(super) strained: u32,
+    pub(super) left: u32,
+    /// When the flow came.
+    pub(super) since: Instant,
+    /// When it is recalled, if that is being tested.
+    pub(super) recalled: Option<Instant>,
     pub(super) ticket: Ticket,
     pub(super) returns: UnboundedSender<Returned>,
     /// Close it when nothing moved for so long.
@@ -39,10 +44,30 @@ pub(super) struct Flow {
     pub(super) deadline: Instant,
     /// Set while the flow leaves the kernel.
     pub(super) leaving: Option<Leaving>,
-    /// Bytes redirected as of the last sweep, by source.
-    pub(super) seen: [u64; 2],
+    /// What was redirected as of the last sweep, by source.
+    pub(super) seen: [Seen; 2],
     /// Set while the flow is polled.
     pub(super) poll: Option<Poll>,
+}
+
+/// How far a direction was.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) bytes: u64,
+    /// Wrapping.
+    pub(super) segments: u32,
+}
+
+impl Seen {
+    pub(super) fn of(direction: DirectionRef<'_>) -> Self {
+        Self { bytes: direction.redirected(), segments: direction.segments() }
+    }
+
+    /// Whether what was redirected since is a stream, not messages.
+    pub(super) fn is_stream(self, now: Self) -> bool {
+        let segments = now.segments.wrapping_sub(self.segments);
+        choice::is_stream(now.bytes.wrapping_sub(self.bytes), segments.into())
+    }
 }
 
 /// A leg at insertion: the kernel's counts go on from here.
@@ -55,14 +80,16 @@ pub(super) struct Base {
 }
 
 impl Base {
-    /// Reads a leg's counts. `None` when bytes keep arriving: the two counts must be of one moment.
+    /// Reads a leg's counts. `None` when bytes keep arriving or being acknowledged: counts must be of one moment.
     pub(super) fn of(leg: BorrowedFd<'_>) -> io::Result<Option<Self>> {
         for _ in 0..TRIES {
-            let (before, queued, after) = (sys::tcp_info(leg)?, sys::queued(leg)?, sys::tcp_info(leg)?);
-            if before.received == after.received {
+            let before = sys::tcp_info(leg)?;
+            let (queued, unacknowledged) = (sys::queued(leg)?, sys::unacknowledged(leg)?);
+            let after = sys::tcp_info(leg)?;
+            if (before.received, before.acked) == (after.received, after.acked) {
                 return Ok(Some(Self {
                     taken: after.received.saturating_sub(queued),
-                    written: after.written,
+                    written: after.written(unacknowledged),
                 }));
             }
         }
@@ -133,7 +160,7 @@ impl Departure<'_> {
     pub(super) fn advance(&mut self) -> Result<bool, Broken> {
         for side in SIDES {
             if self.direction(side).is_broken() {
-                let text = "a segment repeated bytes and could not be trimmed";
+                let text = "a segment was not the one that follows, and could not be trimmed";
                 return Err((side, io::Error::other(text)));
             }
             if !self.leaving.detached[side.index()] && !self.detach(side)? {
@@ -186,7 +213,11 @@ impl Departure<'_> {
         while (collected.len() as u64) < target {
             match sys::receive(self.flow.leg(side), self.scratch) {
                 Ok(0) => break,
-                Ok(count) => collected.extend_from_slice(&self.scratch[..count]),
+                Ok(count) => {
+                    // As much as there is, not the double: a reader that stalls may keep it for long.
+                    collected.reserve_exact(count);
+                    collected.extend_from_slice(&self.scratch[..count]);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err((side, error)),
             }
@@ -213,12 +244,14 @@ impl Departure<'_> {
     /// What goes out on a leg.
     fn outbound(&self, side: Side) -> Result<Outbound, Broken> {
         let leg = self.flow.leg(side);
+        // In this order: see `TcpInfo::written`.
         let info = sys::tcp_info(leg).map_err(|error| (side, error))?;
+        let unacknowledged = sys::unacknowledged(leg).map_err(|error| (side, error))?;
         if info.closed {
             let error = SockRef::from(&leg).take_error().ok().flatten();
             return Err((side, error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())));
         }
-        let written = info.written.saturating_sub(self.flow.base(side).written);
+        let written = info.written(unacknowledged).saturating_sub(self.flow.base(side).written);
         Ok(Outbound { redirected: self.direction(side.other()).redirected(), written })
     }
 }

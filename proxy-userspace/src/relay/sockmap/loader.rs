@@ -13,13 +13,16 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use proxy_common::{
-    direction::{Budget, Congested, Direction},
+    direction::{Budget, Direction, Notice},
     names,
 };
 use socket2::SockRef;
 use thiserror::Error;
 
-use super::btf::{self, Btf, BtfError};
+use super::{
+    Limits,
+    btf::{self, Btf, BtfError},
+};
 use crate::sys::Shared;
 
 /// The program that moves bytes, as built by `cargo xtask ebpf`.
@@ -71,12 +74,12 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the program for at most `flows` flows that hold at most `budget` bytes; `log_transitions` makes it
-    /// report congestion through aya-log.
+    /// Loads the program for these limits.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub(super) fn load(flows: u32, budget: u64, log_transitions: bool) -> Result<Self, LoadError> {
+    pub(super) fn load(limits: &Limits) -> Result<Self, LoadError> {
+        let Limits { flows, budget, most, log_transitions, .. } = *limits;
         let (sndbuf, acked, copied, sequence) = {
             let bytes = std::fs::read(btf::VMLINUX).map_err(LoadError::NoBtf)?;
             let btf = Btf::parse(&bytes)?;
@@ -107,6 +110,7 @@ impl Kernel {
         let directions = map_shared(take(names::DIRECTIONS)?, names::DIRECTIONS, directions as usize)?;
         let budget_map = map_shared::<Budget>(take(names::BUDGET)?, names::BUDGET, 1)?;
         budget_map.budget().total().store(budget, Ordering::Relaxed);
+        budget_map.budget().direction().store(most, Ordering::Relaxed);
         let events = RingBuf::try_from(take(names::EVENTS)?)?;
         let logger = if log_transitions { EbpfLogger::init(&mut object).ok() } else { None };
 
@@ -133,7 +137,7 @@ impl Kernel {
         SockRef::from(&socket).detach_filter()
     }
 
-    /// The descriptor that is readable when a direction became congested.
+    /// The descriptor that is readable when there is something to see in a direction.
     pub(super) fn events(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
@@ -150,11 +154,11 @@ impl Kernel {
         }
     }
 
-    /// The next direction that became congested.
-    pub(super) fn next_congested(&mut self) -> Option<u32> {
+    /// The next direction in which there is something to see.
+    pub(super) fn next_notice(&mut self) -> Option<u32> {
         let item = self.events.next()?;
         let bytes: [u8; 4] = item.get(..4)?.try_into().ok()?;
-        const { assert!(std::mem::offset_of!(Congested, direction) == 0) };
+        const { assert!(std::mem::offset_of!(Notice, direction) == 0) };
         Some(u32::from_ne_bytes(bytes))
     }
 }

@@ -15,16 +15,17 @@ mod teardown;
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
-    close_reason::{CloseReason, Side, Ticket},
+    close_reason::{Side, Ticket},
     sys::EventFd,
 };
 pub use btf::VMLINUX;
@@ -33,14 +34,21 @@ pub use counts::Refusal;
 pub use loader::LoadError;
 pub use probe::{Check, probe};
 
-/// Both legs of a flow, nonblocking, with nothing of their streams in userspace.
+/// Both legs of a flow, nonblocking, with nothing of their streams in userspace, and no segment of which a part was read:
+/// the kernel forwards segments whole.
 #[derive(Debug)]
 pub(crate) struct Legs {
     pub(crate) client: OwnedFd,
     pub(crate) upstream: OwnedFd,
-    /// How often the flow left the kernel because a leg could not keep up.
-    pub(crate) strained: u32,
+    /// How often the kernel turned out to be no place for the flow.
+    pub(crate) left: u32,
 }
+
+/// Bytes that a leg of a flow in the kernel holds for its reader at most. What the kernel forwards counts as read, so
+/// that the buffer would be tuned for a quick reader, up to `net.ipv4.tcp_rmem`, and be full of a slow one's bytes. At a
+/// round trip of 100 ms a sender still fills 100 Mbit/s; with 416 KiB, all that the `net.core.rmem_max` of older kernels
+/// lets setu have without privileges, 20 Mbit/s.
+const RECEIVE_BUFFER: i32 = 2 << 20;
 
 /// Why a flow comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +57,10 @@ pub(crate) enum Why {
     Finished(Side),
     /// A leg's peer reads slower than the other sends.
     Congested,
+    /// It moves more than messages.
+    Streams,
+    /// To test the way out.
+    Recalled,
     /// The kernel did not take it.
     NotTaken(Refusal),
 }
@@ -70,6 +82,14 @@ pub(crate) struct Limits {
     pub(crate) flows: u32,
     /// Bytes that all flows together may have on their way to clients and upstreams.
     pub(crate) budget: u64,
+    /// Bytes that one direction may have on its way, whatever its destination's send buffer takes.
+    pub(crate) most: u64,
+    /// Bytes that a leg holds for its reader at most.
+    pub(crate) receive_buffer: i32,
+    /// Flows that turn out to stream leave.
+    pub(crate) only_quiet: bool,
+    /// Flows leave after up to twice this, whatever they do: only to test the way out.
+    pub(crate) recall: Option<Duration>,
     /// Close a flow when nothing moved for so long.
     pub(crate) idle: Duration,
     /// Let the program report congestion.
@@ -85,6 +105,27 @@ enum Command {
     Stop,
 }
 
+impl Limits {
+    /// For flows of every kind.
+    pub(crate) fn new(flows: u32, budget: u64, idle: Duration) -> Self {
+        Self {
+            flows,
+            budget,
+            most: u64::MAX,
+            receive_buffer: RECEIVE_BUFFER,
+            only_quiet: false,
+            recall: None,
+            idle,
+            log_transitions: false,
+        }
+    }
+
+    /// The same for flows that leave when they stream: a reader that stalls then costs a fraction of a stream's buffers.
+    pub(crate) fn only_quiet(self) -> Self {
+        Self { most: 128 << 10, receive_buffer: 256 << 10, only_quiet: true, ..self }
+    }
+}
+
 /// A way to the controller.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
@@ -92,16 +133,40 @@ pub(crate) struct Handle {
     wake: Arc<EventFd>,
     counts: Arc<Counts>,
     budget: u64,
+    recalls: bool,
 }
 
 impl Handle {
-    /// Hands a flow over. It ends in the kernel, or comes back through `returns`.
-    pub(crate) fn adopt(&self, legs: Legs, ticket: Ticket, returns: UnboundedSender<Returned>) {
+    /// Hands a flow over. It ends in the kernel, or comes back through `returns`, from now on with sockets whose close, also
+    /// that of a killed setu, is an RST: what was passed on one is not in its own queue, so that `tcp_close`
+    /// (net/ipv4/tcp.c) would send a FIN, which the peer would take for the end.
+    ///
+    /// # Errors
+    /// The controller is gone: the flow, untouched.
+    pub(crate) fn adopt(
+        &self,
+        legs: Legs,
+        ticket: Ticket,
+        returns: UnboundedSender<Returned>,
+    ) -> Result<(), (Legs, Ticket)> {
+        set_abortive(legs.client.as_fd(), true);
+        set_abortive(legs.upstream.as_fd(), true);
         match self.commands.send(Command::Adopt(legs, ticket, returns)) {
-            Ok(()) => self.wake.wake(),
-            Err(mpsc::SendError(Command::Adopt(_, ticket, _))) => ticket.close(CloseReason::Shutdown),
-            Err(mpsc::SendError(_)) => {}
+            Ok(()) => {
+                self.wake.wake();
+                Ok(())
+            }
+            Err(mpsc::SendError(Command::Adopt(legs, ticket, _))) => Err((legs, ticket)),
+            // Nothing else was sent.
+            Err(mpsc::SendError(_)) => Ok(()),
         }
+    }
+
+    /// A way to a controller that is gone.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Self {
+        let wake = Arc::new(EventFd::new().unwrap());
+        Self { commands: mpsc::channel().0, wake, counts: Arc::default(), budget: 0, recalls: false }
     }
 
     /// What became of flows.
@@ -112,6 +177,11 @@ impl Handle {
     /// Bytes that all flows together may have on their way.
     pub(crate) fn budget(&self) -> u64 {
         self.budget
+    }
+
+    /// Whether flows go to the kernel and back at every chance: only to test that.
+    pub(crate) fn recalls(&self) -> bool {
+        self.recalls
     }
 
     /// Flows that come from now on have another idle timeout.
@@ -133,6 +203,12 @@ impl Handle {
     }
 }
 
+/// Makes a close send RST instead of FIN, or FIN again.
+fn set_abortive(leg: BorrowedFd<'_>, abortive: bool) {
+    // An error means that the connection is gone.
+    let _ = SockRef::from(&leg).set_linger(abortive.then_some(Duration::ZERO));
+}
+
 /// The kernel path, ready to go: what needs privileges is done.
 pub(crate) struct Loaded {
     controller: controller::Controller,
@@ -147,10 +223,12 @@ impl Loaded {
     pub(crate) fn new(limits: Limits) -> Result<Self, StartError> {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
-        let kernel = loader::Kernel::load(limits.flows, limits.budget, limits.log_transitions)?;
+        let kernel = loader::Kernel::load(&limits)?;
         let counts = Arc::<Counts>::default();
         let controller = controller::Controller::new(kernel, limits, receiver, counts.clone(), &wake)?;
-        Ok(Self { controller, handle: Handle { commands, wake, counts, budget: limits.budget } })
+        let Limits { budget, recall, .. } = limits;
+        let handle = Handle { commands, wake, counts, budget, recalls: recall.is_some() };
+        Ok(Self { controller, handle })
     }
 
     /// Starts the controller's thread.

@@ -7,16 +7,27 @@
 mod pump;
 mod restraint;
 
-use std::{future::poll_fn, io, pin::pin, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    os::fd::AsFd as _,
+    pin::pin,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
-use socket2::SockRef;
 use tokio::{net::TcpStream, time::sleep};
 
-use super::silence::Silence;
+use super::{
+    choice::{HandOver, Pace},
+    legs::{self, Legs},
+    silence::Silence,
+};
 use crate::{
     close_reason::{CloseReason, Side},
     config::Timeouts,
     metrics::Counters,
+    sys,
 };
 use pump::{Flowed, Pump};
 use restraint::Restraint;
@@ -32,37 +43,61 @@ pub(crate) struct Flow {
     /// No path has had it before: the kernel does not watch for peers that vanish, and readers have yet to show that
     /// they read.
     pub(crate) is_new: bool,
-    /// Give the flow up when both sides have kept up for so long.
-    pub(crate) calm: Option<Duration>,
+    /// When to give the flow up to the kernel.
+    pub(crate) hand_over: HandOver,
 }
 
 /// How relaying ended.
 pub(crate) enum Ended {
     /// The connection is over.
     Closed(CloseReason),
-    /// Both sides keep up with each other: client and upstream, with nothing of their streams in userspace.
-    Calm(TcpStream, TcpStream),
+    /// The flow may go to the kernel: client and upstream, with nothing of their streams in userspace, nor in their
+    /// receive queues.
+    Quiet([TcpStream; 2]),
 }
 
-/// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow is calm.
+/// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow may go to the kernel.
 pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
-    let Flow { mut client, mut upstream, first, collected, is_new, calm } = flow;
+    let Flow { client, upstream, first, collected, is_new, hand_over } = flow;
     let [from_client, from_upstream] = collected;
     let restraint = if is_new { Restraint::NEW } else { Restraint::Lifted };
-    let out = Pump::new(from_client, counters.meter(Side::Client), restraint);
-    let back = Pump::new(from_upstream, counters.meter(Side::Upstream), restraint);
+    let mut streams = Streams {
+        out: Pump::new(from_client, counters.meter(Side::Client), restraint),
+        back: Pump::new(from_upstream, counters.meter(Side::Upstream), restraint),
+        first,
+        finished: [false; 2],
+    };
     let timer = pin!(sleep(timeouts.idle));
-    let silence = Silence::new(timer, timeouts, calm, is_new);
-    match run(&mut client, &mut upstream, [out, back], first, calm.is_some(), silence).await {
-        Ok(Some(reason)) => Ended::Closed(reason),
-        Ok(None) => Ended::Calm(client, upstream),
-        Err(Broken { side, error }) => {
-            let other = if side == Side::Client { &upstream } else { &client };
-            // A close with lingering time 0 sends RST: the other side must not take the end for a FIN.
-            let _ = SockRef::from(other).set_linger(Some(Duration::ZERO));
-            Ended::Closed(CloseReason::broken(side, &error))
+    let mut silence = Silence::new(timer, timeouts, hand_over.period(), is_new);
+    let mut legs = Legs::default();
+    let mut both = legs.hold(client, upstream);
+    loop {
+        match run(both, &mut streams, hand_over, &mut silence).await {
+            Ok(Over::Closed { reason, whole }) => {
+                if whole {
+                    drop(legs.release());
+                }
+                return Ended::Closed(reason);
+            }
+            // Held until here.
+            Ok(Over::Quiet) => {
+                return legs.release().map_or(Ended::Closed(CloseReason::InternalError), Ended::Quiet);
+            }
+            Ok(Over::Deaf) => match legs.release().map(legs::register_anew) {
+                Some(Ok([client, upstream])) => both = legs.hold(client, upstream),
+                _ => return Ended::Closed(CloseReason::OutOfResources),
+            },
+            Err(Broken { side, error }) => return Ended::Closed(CloseReason::broken(side, &error)),
         }
     }
+}
+
+/// Both directions, and who has finished.
+struct Streams<'a> {
+    out: Pump<'a>,
+    back: Pump<'a>,
+    first: Option<Side>,
+    finished: [bool; 2],
 }
 
 struct Broken {
@@ -70,18 +105,27 @@ struct Broken {
     error: io::Error,
 }
 
-/// Returns no reason when the flow is calm.
+enum Over {
+    Closed {
+        reason: CloseReason,
+        /// All that came was forwarded.
+        whole: bool,
+    },
+    Quiet,
+    /// Bytes wait of which the runtime was not told.
+    Deaf,
+}
+
 async fn run(
-    client: &mut TcpStream,
-    upstream: &mut TcpStream,
-    [mut out, mut back]: [Pump<'_>; 2],
-    mut first: Option<Side>,
-    may_leave: bool,
-    mut silence: Silence<'_>,
-) -> Result<Option<CloseReason>, Broken> {
+    [client, upstream]: &mut [TcpStream; 2],
+    Streams { out, back, first, finished }: &mut Streams<'_>,
+    hand_over: HandOver,
+    silence: &mut Silence<'_>,
+) -> Result<Over, Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
-    let mut finished = [false; 2];
+    let mut watched_since = Instant::now();
+    let mut is_due = hand_over.is_due(Pace::default(), Duration::ZERO);
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {
@@ -101,31 +145,60 @@ async fn run(
                 }
             }
         }
-        if finished == [true; 2] {
-            return Poll::Ready(Ok(Some(CloseReason::finished(first.unwrap_or(Side::Client)))));
+        let whole = out.is_empty() && back.is_empty();
+        if *finished == [true; 2] {
+            let reason = CloseReason::finished(first.unwrap_or(Side::Client));
+            return Poll::Ready(Ok(Over::Closed { reason, whole }));
         }
-        let over = silence.poll(cx, any_moved, [client_read.as_ref(), upstream_read.as_ref()]);
-        let look = may_leave && finished == [false; 2] && silence.take_fired();
-        // Both must be asked.
-        if over.is_pending() && look && !(out.take_strained() | back.take_strained()) {
-            out.release(client_read.as_ref(), upstream_read.as_ref());
-            back.release(upstream_read.as_ref(), client_read.as_ref());
-            return Poll::Ready(Ok(None));
+        let legs = [client_read.as_ref(), upstream_read.as_ref()];
+        if let Poll::Ready(reason) = silence.poll(cx, any_moved, legs) {
+            return Poll::Ready(Ok(Over::Closed {
+                reason,
+                whole: whole && legs.iter().all(|leg| is_read(leg)),
+            }));
         }
-        over.map(|reason| Ok(Some(reason)))
+        if let Some(period) = hand_over.period()
+            && silence.take_fired()
+        {
+            let now = Instant::now();
+            let time = now - watched_since;
+            if time >= period {
+                watched_since = now;
+                let pace = out.take_pace().and(back.take_pace());
+                is_due = hand_over.is_due(pace, time);
+                // A read that found nothing, although there was something, has used up the event that tells of it.
+                if pace.bytes == 0 && whole && !legs.iter().all(|leg| is_read(leg)) {
+                    return Poll::Ready(Ok(Over::Deaf));
+                }
+            }
+        }
+        // Not what a read found last: it may have found nothing for other reasons, such as its share of this turn.
+        if is_due && *finished == [false; 2] && whole && legs.iter().all(|leg| is_read(leg)) {
+            silence.watch_now(legs);
+            out.release(legs[0], legs[1]);
+            back.release(legs[1], legs[0]);
+            return Poll::Ready(Ok(Over::Quiet));
+        }
+        Poll::Pending
     })
     .await
 }
 
+/// Whether nothing waits in the receive queue. An error is met again by whoever reads.
+fn is_read(leg: &TcpStream) -> bool {
+    matches!(sys::queued(leg.as_fd()), Ok(0))
+}
+
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
     };
 
     use super::*;
-    use crate::{relay::LASTING, sys, tls::testing::TIMEOUTS};
+    use crate::{config::PathChoice, tls::testing::TIMEOUTS};
 
     /// The two ends of a connection.
     pub(super) async fn pair() -> [TcpStream; 2] {
@@ -135,13 +208,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_calm_flow_leaves_with_buffers_that_grow() {
+    async fn a_quiet_flow_leaves_with_buffers_that_grow() {
         let [mut phone, client] = pair().await;
         let [mut server, upstream] = pair().await;
         let unsent = |socket: &TcpStream| SockRef::from(socket).tcp_notsent_lowat().unwrap();
         let before = unsent(&upstream);
         let collected = Default::default();
-        let flow = Flow { client, upstream, first: None, collected, is_new: true, calm: Some(LASTING) };
+        let hand_over = HandOver::of_new(PathChoice::Auto, false);
+        let flow = Flow { client, upstream, first: None, collected, is_new: true, hand_over };
         let counters = Counters::default();
         let peers = async {
             // More than is moved before buffers are held, less than lets them go.
@@ -150,7 +224,7 @@ mod tests {
             server.read_exact(&mut bytes).await.unwrap();
         };
         let (ended, ()) = tokio::join!(relay(flow, &TIMEOUTS, &counters), peers);
-        let Ended::Calm(client, upstream) = ended else { panic!("it did not leave") };
+        let Ended::Quiet([client, upstream]) = ended else { panic!("it did not leave") };
         assert_eq!(unsent(&upstream), before);
         assert!(!sys::testing::is_receive_buffer_locked(&client));
         for leg in [&client, &upstream] {

@@ -24,7 +24,7 @@ use tokio::{
     },
 };
 
-use super::{Broken, restraint::Restraint};
+use super::{super::choice::Pace, Broken, restraint::Restraint};
 use crate::{
     close_reason::Side,
     metrics::Meter,
@@ -66,8 +66,8 @@ pub(super) struct Pump<'a> {
     meter: Meter<'a>,
     /// The source has sent its FIN.
     ended: bool,
-    /// The destination did not take all that there was, since [`Self::take_strained`].
-    strained: bool,
+    /// Since [`Self::take_pace`].
+    pace: Pace,
     restraint: Restraint,
 }
 
@@ -112,7 +112,7 @@ impl<'a> Pump<'a> {
             mode: Mode::Copying { pending, full_reads: 0 },
             meter,
             ended: false,
-            strained: false,
+            pace: Pace::default(),
             restraint,
         }
     }
@@ -122,9 +122,9 @@ impl<'a> Pump<'a> {
         self.restraint.lift(source, destination);
     }
 
-    /// Whether the destination did not take all that there was since this was asked last, or does not now.
-    pub(super) fn take_strained(&mut self) -> bool {
-        std::mem::take(&mut self.strained) || !self.is_empty()
+    /// What was moved since this was asked last.
+    pub(super) fn take_pace(&mut self) -> Pace {
+        std::mem::take(&mut self.pace)
     }
 
     /// Moves what can be moved. `from` names the source for errors.
@@ -177,7 +177,9 @@ impl<'a> Pump<'a> {
                             self.meter.add(taken);
                             self.restraint.taken(taken, source.as_ref(), destination.as_ref());
                             *full_reads = if full { *full_reads + 1 } else { 0 };
-                            self.strained |= !pending.bytes.is_empty();
+                            self.pace.bytes += count as u64;
+                            self.pace.pieces += 1;
+                            self.pace.fell_behind |= !pending.bytes.is_empty();
                             if *full_reads >= BULK && pending.bytes.is_empty() {
                                 // Without a pipe copying goes on.
                                 *full_reads = 0;
@@ -195,6 +197,8 @@ impl<'a> Pump<'a> {
                 Mode::Splicing { pipe, inside } => {
                     let (source, destination) = ((*source).as_ref(), (*destination).as_ref());
                     let taken = |count| {
+                        self.pace.bytes += count as u64;
+                        self.pace.pieces += 1;
                         self.meter.add(count);
                         self.restraint.taken(count, source, destination);
                     };
@@ -204,7 +208,7 @@ impl<'a> Pump<'a> {
                             Poll::Pending
                         }
                         Ok(Spliced::Blocked) => {
-                            self.strained = true;
+                            self.pace.fell_behind = true;
                             Poll::Pending
                         }
                         Ok(Spliced::Dry) => {
@@ -225,7 +229,8 @@ impl<'a> Pump<'a> {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether nothing that came waits to be sent.
+    pub(super) fn is_empty(&self) -> bool {
         match &self.mode {
             Mode::Copying { pending, .. } => pending.rest().is_empty(),
             Mode::Splicing { inside, .. } => *inside == 0,

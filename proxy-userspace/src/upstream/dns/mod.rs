@@ -28,7 +28,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::destinations::Destinations;
+use super::{destinations::Destinations, happy_eyeballs::alternate};
 use entry::{Entry, Known, TTL_MAX};
 use resolver::{Found, RESOLV_CONF, Resolver};
 
@@ -37,7 +37,7 @@ const STALE_WAIT: Duration = Duration::from_millis(1_800);
 /// Names that are remembered, and lookups for clients at the same time.
 const NAMES_MAX: usize = 4_096;
 const LOOKUPS_MAX: usize = 256;
-/// Addresses of a name that are of use.
+/// Addresses of a name that are of use, of both families alike.
 const ADDRESSES_MAX: usize = 16;
 
 /// Why a name has no address.
@@ -179,10 +179,13 @@ impl Names {
     /// Writes down how a lookup ended.
     fn learn(&self, name: &Arc<str>, found: Result<Found, NameFailure>, to: &Destinations) -> Answer {
         let now = Instant::now();
-        let allowed = found.and_then(|found| {
+        let allowed = found.and_then(|found| -> Result<(Addresses, Duration), NameFailure> {
             let all = found.addresses.iter().map(IpAddr::to_canonical);
-            let allowed: Addresses = all.filter(|ip| to.allow_ip(*ip)).take(ADDRESSES_MAX).collect();
-            if allowed.is_empty() { Err(NameFailure::Refused) } else { Ok((allowed, found.ttl)) }
+            let mut allowed: Vec<_> = all.filter(|ip| to.allow_ip(*ip)).collect();
+            // Before the cut, so that a family of which there are many leaves room for the other.
+            allowed = alternate(&allowed, IpAddr::is_ipv6);
+            allowed.truncate(ADDRESSES_MAX);
+            if allowed.is_empty() { Err(NameFailure::Refused) } else { Ok((allowed.into(), found.ttl)) }
         });
         let mut table = self.lock();
         make_room(&mut table, name);

@@ -31,6 +31,10 @@ const LOOKUP: Duration = Duration::from_secs(5);
 /// How much longer the answer for one family is waited for when the other's is there.
 const SECOND_FAMILY: Duration = Duration::from_millis(500);
 
+/// How long an answer is worth something of which one family is missing because nobody answered in time: it must not be
+/// hidden for as long as the other is good for. Where resolvers never answer for one, a client waits so often.
+const HALF: Duration = Duration::from_secs(30);
+
 /// What a lookup found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
@@ -111,7 +115,10 @@ async fn both_families(resolver: &TokioResolver, name: &str) -> Result<Found, Na
         match result {
             Ok(lookup) => found.add(&lookup),
             Err(error) if error.is_no_records_found() => {}
-            Err(_) => failure = NameFailure::Unanswered,
+            Err(_) => {
+                failure = NameFailure::Unanswered;
+                found.ttl = found.ttl.min(HALF);
+            }
         }
     }
     if found.addresses.is_empty() { Err(failure) } else { Ok(found) }

@@ -64,6 +64,49 @@ async fn both_families_are_found_and_remembered() {
 }
 
 #[tokio::test]
+async fn many_addresses_of_one_family_leave_room_for_the_other() {
+    let server = DnsServer::new();
+    let v6: Vec<_> = (1..=ADDRESSES_MAX + 4).map(|number| format!("2a03:2880::{number:x}")).collect();
+    let v4: Vec<_> = (1..=ADDRESSES_MAX + 4).map(|number| format!("157.240.1.{number}")).collect();
+    let say = |name: &str, addresses: &[&[String]]| {
+        let all: Vec<_> = addresses.concat();
+        server.set(name, Says::addresses(&all.iter().map(String::as_str).collect::<Vec<_>>(), 60));
+    };
+    say("six.test", &[&v6, &v4[..1]]);
+    say("four.test", &[&v4, &v6[..1]]);
+    say("both.test", &[&v4, &v6]);
+    with(&[], &[server.address()], false, async |names| {
+        for (name, six) in
+            [("six.test", ADDRESSES_MAX - 1), ("four.test", 1), ("both.test", ADDRESSES_MAX / 2)]
+        {
+            let addresses = names.addresses(name).await.unwrap();
+            let found = addresses.iter().filter(|ip| ip.is_ipv6()).count();
+            assert_eq!((addresses.len(), found), (ADDRESSES_MAX, six), "{name}: {addresses:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_family_that_came_too_late_is_asked_for_again_soon() {
+    let server = DnsServer::new();
+    let six = "2a03:2880::1".parse().unwrap();
+    server.set("late.test", Says::Half(vec![six], 3_600));
+    with(&[], &[server.address()], false, async |names| {
+        assert_eq!(names.addresses("late.test").await, ips(&["2a03:2880::1"]));
+        server.set("late.test", Says::addresses(&["157.240.1.1", "2a03:2880::1"], 3_600));
+        assert_eq!(names.addresses("late.test").await, ips(&["2a03:2880::1"]), "not at once");
+        age(names, "late.test", Duration::from_secs(60));
+        assert_eq!(names.addresses("late.test").await, ips(&["2a03:2880::1", "157.240.1.1"]));
+        age(names, "late.test", Duration::from_secs(60));
+        let queries = server.queries();
+        assert_eq!(names.addresses("late.test").await, ips(&["2a03:2880::1", "157.240.1.1"]));
+        assert_eq!(server.queries(), queries, "both are there");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn many_that_ask_at_once_share_one_lookup() {
     let server = DnsServer::new();
     server.set("a.test", Says::addresses(&["157.240.1.1"], 60));

@@ -1,0 +1,60 @@
+//! Both connections of a flow, while it is not over.
+
+use std::{io, net, os::fd::OwnedFd, time::Duration};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+/// Client's and upstream's connection. What is still here when it is dropped is reset, not closed: a peer must never take
+/// a cut, by the other side's failure or by the end of setu, for the end of a stream.
+#[derive(Debug, Default)]
+pub(super) struct Legs(Option<[TcpStream; 2]>);
+
+impl Legs {
+    /// Holds them from now on.
+    pub(super) fn hold(&mut self, client: TcpStream, upstream: TcpStream) -> &mut [TcpStream; 2] {
+        self.0.insert([client, upstream])
+    }
+
+    /// Lets them go: they are no longer reset. `None` when they are gone already.
+    pub(super) fn release(&mut self) -> Option<[TcpStream; 2]> {
+        self.0.take()
+    }
+}
+
+impl Drop for Legs {
+    fn drop(&mut self) {
+        self.0.iter().flatten().for_each(reset);
+    }
+}
+
+/// Makes the close of a connection an RST.
+pub(super) fn reset(leg: &TcpStream) {
+    // An error means that the connection is gone.
+    let _ = SockRef::from(leg).set_linger(Some(Duration::ZERO));
+}
+
+/// Takes two connections that this thread's runtime does not know, and whose close is a reset: so it is when it cannot
+/// have both, else no more.
+///
+/// # Errors
+/// Out of watches, or of memory for them.
+pub(super) fn register(legs: [OwnedFd; 2]) -> io::Result<[TcpStream; 2]> {
+    let [client, upstream] = legs.map(|leg| TcpStream::from_std(net::TcpStream::from(leg)));
+    let legs = [client?, upstream?];
+    for leg in &legs {
+        // An error means that the connection is gone.
+        let _ = SockRef::from(leg).set_linger(None);
+    }
+    Ok(legs)
+}
+
+/// Lets this thread's runtime look anew at what can be read and written.
+///
+/// # Errors
+/// As [`register`].
+pub(super) fn register_anew(legs: [TcpStream; 2]) -> io::Result<[TcpStream; 2]> {
+    legs.iter().for_each(reset);
+    let [client, upstream] = legs.map(TcpStream::into_std);
+    register([client?.into(), upstream?.into()])
+}
