@@ -13,6 +13,7 @@ mod scenarios;
 mod soak;
 mod stand_in;
 mod topology;
+mod torture;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -41,6 +42,11 @@ enum Task {
     },
     /// 5,000 slowloris connections and 2,000 readers without a window around 500 healthy flows
     Siege,
+    /// Flows under conditions that are drawn anew each round; fails on a byte that is lost, repeated or moved
+    Torture(torture::TortureArgs),
+    /// Busy loops beside a round
+    #[command(hide = true)]
+    Hogs { count: u32 },
     /// Clients of a run
     #[command(hide = true)]
     LoadClient,
@@ -84,6 +90,11 @@ fn main() -> Result<()> {
         Task::Bench(arguments) => bench(arguments),
         Task::Soak { minutes } => soak::run(minutes),
         Task::Siege => soak::siege::run(),
+        Task::Torture(arguments) => torture::run(&arguments),
+        Task::Hogs { count } => {
+            torture::be_hogs(count);
+            Ok(())
+        }
         Task::LoadClient => load::client::run(),
         Task::LoadServer => load::server::run(),
         Task::StandInServers { dns, authority } => stand_in::servers(dns, &authority),

@@ -14,6 +14,10 @@ use crate::{
 
 /// The proxy as clients see it.
 pub const PROXY: &str = "10.79.1.1";
+/// Clients as the proxy sees them.
+pub const CLIENT: &str = "10.79.1.2";
+/// The proxy as servers see it.
+pub const PROXY_TO_SERVERS: &str = "10.79.2.1";
 /// The servers' host as the proxy sees it.
 pub const SERVERS: [&str; 3] = ["10.79.2.2", "10.79.2.3", "10.79.2.4"];
 /// Devices on the proxy's host, named after where they lead.
@@ -60,12 +64,25 @@ impl Network {
     /// As [`Self::setu`], with a level of logging.
     #[must_use]
     pub fn setu_with_log(&self, path: Path, endpoints: &[String], more: &str, level: &str) -> Setu {
+        self.start(&self.config(path, endpoints, more), level, &[])
+    }
+
+    /// The configuration of a setu on the proxy's host.
+    #[must_use]
+    pub fn config(&self, path: Path, endpoints: &[String], more: &str) -> String {
         let config = config(path, &endpoints.join("\", \""), more);
         // Only a process of its own user may change its limits (prlimit(2)); capabilities it drops all the same.
         let user = "allow_private_upstreams = true\nuser = \"root\"";
         let config = config.replace("allow_private_upstreams = true", user);
-        let config = config.replace("127.0.0.1:0", &format!("{PROXY}:0"));
-        let setu = Setu::start_with_log(&config, Some(&self.proxy), level);
+        config.replace("127.0.0.1:0", &format!("{PROXY}:0"))
+    }
+
+    /// Starts setu by a configuration, with a level of logging and more arguments.
+    #[must_use]
+    pub fn start(&self, config: &str, level: &str, arguments: &[&str]) -> Setu {
+        let mut command = self.proxy.command(&Setu::binary().display().to_string());
+        command.env("SETU_LOG", format!("proxy_userspace={level}"));
+        let setu = Setu::start_by(command, config, arguments);
         let _ = setu.descriptors_at_rest();
         setu
     }

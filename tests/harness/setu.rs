@@ -201,6 +201,12 @@ impl Setu {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// What it writes to its log, also after its end.
+    #[must_use]
+    pub fn transcript(&self) -> Arc<Mutex<Vec<String>>> {
+        self.log.clone()
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

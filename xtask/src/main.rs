@@ -70,6 +70,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Flows under conditions that are drawn anew each round, every byte compared; as root
+    Torture {
+        /// For the torture: --minutes N, --path P, --seed S, --out DIR
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Healthy flows among thousands of clients that mean harm, beside the same flows alone; as root
     Siege,
     /// Measure setu beside what people would use instead; as root. Arguments go to the bench
@@ -102,6 +108,7 @@ fn main() -> Result<()> {
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
         Task::Demo => bench::run("demo", &[]),
         Task::Soak { args } => bench::run("soak", &args),
+        Task::Torture { args } => bench::run("torture", &args),
         Task::Siege => bench::run("siege", &[]),
         Task::Bench { args } => bench::run("bench", &args),
         Task::Dist { check: false } => dist::build(),
