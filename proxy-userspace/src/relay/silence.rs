@@ -18,12 +18,17 @@ use tokio::{
 use super::{LASTING, vanished};
 use crate::{close_reason::CloseReason, config::Timeouts, sys};
 
+/// How soon a flow is looked at of which both directions wait for room.
+const BOTH_WAIT: Duration = Duration::from_secs(1);
+
 /// A flow's timer.
 pub(super) struct Silence<'a> {
     timer: Pin<&'a mut Sleep>,
     is_set: bool,
     half: bool,
     fired: bool,
+    /// Both directions wait for room.
+    waits: bool,
     /// The kernel does not watch the legs yet.
     is_new: bool,
     timeouts: &'a Timeouts,
@@ -39,7 +44,8 @@ impl<'a> Silence<'a> {
         look: Option<Duration>,
         is_new: bool,
     ) -> Self {
-        let mut silence = Self { timer, is_set: false, half: false, fired: false, is_new, timeouts, look };
+        let mut silence =
+            Self { timer, is_set: false, half: false, fired: false, waits: false, is_new, timeouts, look };
         silence.set(timeouts.idle);
         silence
     }
@@ -47,7 +53,8 @@ impl<'a> Silence<'a> {
     /// Lets the timer fire after `rest`, or sooner where there is something to do.
     fn set(&mut self, rest: Duration) {
         let new = self.is_new.then_some(LASTING);
-        let after = [self.look, new].into_iter().flatten().fold(rest, Duration::min);
+        let waits = self.waits.then_some(BOTH_WAIT);
+        let after = [self.look, new, waits].into_iter().flatten().fold(rest, Duration::min);
         self.timer.as_mut().reset(Instant::now() + after);
         self.is_set = false;
     }
@@ -55,6 +62,15 @@ impl<'a> Silence<'a> {
     /// Whether it has fired since this was asked last.
     pub(super) fn take_fired(&mut self) -> bool {
         std::mem::take(&mut self.fired)
+    }
+
+    /// Whether both directions wait for room from now on: then it fires soon.
+    pub(super) fn both_wait(&mut self, waits: bool) {
+        if waits && !self.waits {
+            self.waits = true;
+            self.set(BOTH_WAIT);
+        }
+        self.waits = waits;
     }
 
     /// Another path has the flow from now on: what waited for it to last is done.

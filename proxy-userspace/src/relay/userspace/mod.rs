@@ -125,6 +125,7 @@ async fn run(
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
     let mut watched_since = Instant::now();
+    let mut has_moved = false;
     let mut is_due = hand_over.is_due(Pace::default(), Duration::ZERO);
     poll_fn(|cx| {
         let mut any_moved = false;
@@ -146,6 +147,8 @@ async fn run(
             }
         }
         let whole = out.is_empty() && back.is_empty();
+        silence.both_wait(!out.is_empty() && !back.is_empty());
+        has_moved |= any_moved;
         if *finished == [true; 2] {
             let reason = CloseReason::finished(first.unwrap_or(Side::Client));
             return Poll::Ready(Ok(Over::Closed { reason, whole }));
@@ -157,8 +160,14 @@ async fn run(
                 whole: whole && legs.iter().all(|leg| is_read(leg)),
             }));
         }
+        let fired = silence.take_fired();
+        if fired && !std::mem::take(&mut has_moved) && !out.is_empty() && !back.is_empty() {
+            tracing::debug!("neither side of a flow takes anything");
+            out.relieve(legs[0]);
+            back.relieve(legs[1]);
+        }
         if let Some(period) = hand_over.period()
-            && silence.take_fired()
+            && fired
         {
             let now = Instant::now();
             let time = now - watched_since;

@@ -16,6 +16,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, Interest, ReadBuf},
     net::{
@@ -34,6 +35,8 @@ use crate::{close_reason::Side, metrics::Meter, sys};
 
 /// Bytes of a thread's scratch buffer.
 const SCRATCH: usize = 32 * 1024;
+/// See [`Pump::relieve`].
+const RELIEF_PART: usize = 8;
 /// So many full reads in a row make a direction bulk.
 const BULK: u32 = 4;
 /// Bytes that a direction moves before other connections get their turn.
@@ -69,8 +72,16 @@ pub(super) struct Pump<'a> {
 
 #[derive(Debug)]
 enum Mode {
-    Copying { pending: Pending, full_reads: u32 },
-    Splicing { pipe: Pipe, inside: usize },
+    Copying {
+        pending: Pending,
+        full_reads: u32,
+    },
+    /// `after` is what was read of the source meanwhile, see [`Pump::relieve`].
+    Splicing {
+        pipe: Pipe,
+        inside: usize,
+        after: Vec<u8>,
+    },
 }
 
 impl Default for Mode {
@@ -186,7 +197,7 @@ impl<'a> Pump<'a> {
                                 // Without a pipe copying goes on.
                                 *full_reads = 0;
                                 if let Some(pipe) = pipes::take() {
-                                    self.mode = Mode::Splicing { pipe, inside: 0 };
+                                    self.mode = Mode::Splicing { pipe, inside: 0, after: Vec::new() };
                                 }
                             }
                             Poll::Ready(())
@@ -196,7 +207,15 @@ impl<'a> Pump<'a> {
                         Poll::Pending => Poll::Pending,
                     }
                 }
-                Mode::Splicing { pipe, inside } => {
+                Mode::Splicing { inside: 0, after, .. } if !after.is_empty() => {
+                    let pending = Pending { bytes: std::mem::take(after), sent: 0 };
+                    let copying = Mode::Copying { pending, full_reads: 0 };
+                    if let Mode::Splicing { pipe, .. } = std::mem::replace(&mut self.mode, copying) {
+                        pipe.put_back();
+                    }
+                    Poll::Ready(())
+                }
+                Mode::Splicing { pipe, inside, .. } => {
                     let (source, destination) = ((*source).as_ref(), (*destination).as_ref());
                     let taken = |count| {
                         self.pace.bytes += count as u64;
@@ -233,8 +252,36 @@ impl<'a> Pump<'a> {
     pub(super) fn is_empty(&self) -> bool {
         match &self.mode {
             Mode::Copying { pending, .. } => pending.rest().is_empty(),
-            Mode::Splicing { inside, .. } => *inside == 0,
+            Mode::Splicing { inside, after, .. } => *inside == 0 && after.is_empty(),
         }
+    }
+
+    /// Reads on although the destination takes nothing, each time an eighth of what the receive buffer may hold, and all of
+    /// that at most: the kernel offers the source room again when a sixteenth is free (`__tcp_select_window`,
+    /// net/ipv4/tcp_output.c), but the buffer may hold more than it may.
+    ///
+    /// For a flow of which neither direction moves. Where many small segments fill a receive buffer the kernel takes back
+    /// room that it has offered (`tcp_select_window`, `ICSK_ACK_NOMEM`); the peer has sent beyond it and goes on from there,
+    /// so that its acknowledgements are refused as out of the window (`tcp_acceptable_seq`, `tcp_sequence`), and with those
+    /// what this side has sent is never acknowledged. A relay that waits for room on both sides waits for ever.
+    pub(super) fn relieve(&mut self, source: &TcpStream) {
+        let Ok(size) = SockRef::from(source).recv_buffer_size() else { return };
+        let held = match &mut self.mode {
+            Mode::Copying { pending, .. } => {
+                pending.bytes.drain(..std::mem::take(&mut pending.sent));
+                &mut pending.bytes
+            }
+            Mode::Splicing { after, .. } => after,
+        };
+        let most = (held.len() + size / RELIEF_PART).min(size).max(SCRATCH);
+        BUFFER.with_borrow_mut(|buffer| {
+            while held.len() < most {
+                // An error, or an end, is met again when the flow goes on.
+                let Ok(count @ 1..) = sys::receive(source.as_fd(), buffer) else { return };
+                held.extend_from_slice(&buffer[..count]);
+                self.pace.bytes += count as u64;
+            }
+        });
     }
 }
 
@@ -328,7 +375,7 @@ fn next_turn(cx: &mut Context<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::{future::poll_fn, time::Duration};
 
     use socket2::SockRef;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -375,6 +422,52 @@ mod tests {
             assert!(turns.len() > 1, "{turns:?}");
             let mut bytes = vec![0; SENT];
             peer.read_exact(&mut bytes).await.unwrap();
+        }
+    }
+    /// Pipes and buffers may hold bytes when more is read: order stays.
+    #[tokio::test]
+    async fn what_relieves_a_source_is_sent_in_its_place() {
+        const LEN: usize = 8 << 20;
+        for first in [0, 1_000_000] {
+            let ([mut sender, mut source], [mut destination, mut peer]) = (pair().await, pair().await);
+            let sent: Vec<u8> = (0..LEN).map(|at| (at % 65_521 * 31 % 251) as u8).collect();
+            let counters = Counters::default();
+            let mut pump = Pump::new(sent[..first].to_vec(), counters.meter(Side::Client), Buffers::Final);
+            let (mut source, mut destination) = (source.split().0, destination.split().1);
+            let feed = async { sender.write_all(&sent[first..]).await.unwrap() };
+            let relay = async {
+                // Until nothing moves any more.
+                while tokio::time::timeout(
+                    Duration::from_millis(300),
+                    poll_fn(|cx| match pump.poll(cx, Side::Client, &mut source, &mut destination) {
+                        Ok(Flowed::Waits { moved: true }) => Poll::Ready(()),
+                        Ok(Flowed::Waits { moved: false }) => Poll::Pending,
+                        _ => panic!("it ended"),
+                    }),
+                )
+                .await
+                .is_ok()
+                {}
+                assert!(!pump.is_empty());
+                let size = SockRef::from(source.as_ref()).recv_buffer_size().unwrap();
+                pump.take_pace();
+                for _ in 0..3 * RELIEF_PART {
+                    pump.relieve(source.as_ref());
+                }
+                let relieved = pump.take_pace().bytes as usize;
+                assert!((1..size.max(SCRATCH) + SCRATCH).contains(&relieved), "{relieved} of {size}");
+                let mut got = vec![0; LEN];
+                let pumping = poll_fn(|cx| {
+                    assert!(pump.poll(cx, Side::Client, &mut source, &mut destination).is_ok());
+                    Poll::<()>::Pending
+                });
+                tokio::select! {
+                    () = pumping => {}
+                    read = peer.read_exact(&mut got) => { read.unwrap(); }
+                }
+                assert!(got == sent);
+            };
+            tokio::join!(feed, relay);
         }
     }
 }
