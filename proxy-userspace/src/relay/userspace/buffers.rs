@@ -10,9 +10,17 @@
 //!     as the kernel made it         at that size     │ a near source: its cap is set at once           ▲
 //!                                                    └────────────────────────────────────────────────┘
 //! ```
+//! A near source's reader that is very fast for long gets buffers as the kernel would tune them, for which there is a
+//! bounded number of places: such a stream costs more processor time through small ones.
+//!
 //! That a reader reads shows in the window that its kernel offers: without reading it ends where its first buffer does.
 
-use std::{io, os::fd::AsFd as _, time::Duration};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -43,12 +51,17 @@ const READS_FAR: u64 = 96 * 1024;
 const ACKNOWLEDGED: u64 = 32 * 1024;
 /// The receive buffer that is enough for a near source, bytes.
 const CAP: usize = 384 * 1024;
+/// A stream is fast that moves [`FAST`] bytes in [`FAST_TIME`] at most: 4 Gbit/s.
+const FAST: usize = 16 << 20;
+const FAST_TIME: Duration = Duration::from_millis(33);
+/// So many streams may have large buffers because they are fast, or were.
+const PLACES: usize = 16;
 /// A source that is far has this more for each second of its round trip: what two streams of 1 Gbit/s have on their way,
 /// for the kernel counts a buffer's memory, of which up to a half is overhead.
 const CAP_RATE: u64 = 2 * 125_000_000;
 
 /// The buffers of one direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Buffers {
     /// As the kernel made them, or another path left them.
     Initial { moved: usize, is_new: bool },
@@ -56,8 +69,31 @@ pub(super) enum Buffers {
     Locked { unseen: usize, base: u64 },
     /// It grows, and is locked when it has reached the cap.
     Growing { cap: usize, unseen: usize },
+    /// It has the size that it keeps, unless so much moves in so short a time that it is fast.
+    Near { moved: usize, since: Instant },
     /// It has the size that it keeps.
     Final,
+    /// As the kernel makes it.
+    Fast(Place),
+}
+
+/// One of [`PLACES`] for fast streams. Dropping it makes room for another.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place(());
+
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+impl Place {
+    fn take() -> Option<Self> {
+        let more = |taken| (taken < PLACES).then_some(taken + 1);
+        TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Buffers {
@@ -67,7 +103,7 @@ impl Buffers {
     pub(super) const RETURNED: Self = Self::Initial { moved: 0, is_new: false };
 
     /// Bytes to read at once.
-    pub(super) fn read_limit(self) -> usize {
+    pub(super) fn read_limit(&self) -> usize {
         if matches!(self, Self::Initial { .. }) { FIRST } else { usize::MAX }
     }
 
@@ -109,7 +145,22 @@ impl Buffers {
                     }
                 }
             }
-            Self::Final => {}
+            Self::Near { moved, since } => {
+                *moved += bytes;
+                if *moved >= FAST {
+                    let now = Instant::now();
+                    if now - *since <= FAST_TIME
+                        && let Some(place) = Place::take()
+                    {
+                        bound_unsent(destination, 0);
+                        let _ = grow(source);
+                        *self = Self::Fast(place);
+                    } else {
+                        (*moved, *since) = (0, now);
+                    }
+                }
+            }
+            Self::Final | Self::Fast(_) => {}
         }
     }
 
@@ -131,7 +182,7 @@ impl Buffers {
         match sys::tcp_info(source.as_fd()) {
             Ok(info) if info.min_rtt < NEAR => {
                 let _ = resize(source, CAP);
-                Self::Final
+                Self::Near { moved: 0, since: Instant::now() }
             }
             Ok(info) => {
                 let _ = grow(source);
@@ -221,7 +272,8 @@ mod tests {
         buffers.taken(FIRST - 1, &source, &destination);
         assert_eq!((unsent(&destination), buffers.read_limit()), (before.1, FIRST));
         buffers.taken(1, &source, &destination);
-        assert_eq!((buffers, buffers.read_limit()), (Buffers::Locked { unseen: 0, base: 0 }, usize::MAX));
+        assert_eq!(buffers.read_limit(), usize::MAX);
+        assert_eq!(buffers, Buffers::Locked { unseen: 0, base: 0 });
         assert_eq!((size(&source), unsent(&destination)), (before.0, UNSENT_FIRST));
         assert!(sys::testing::is_receive_buffer_locked(&source));
         // However much the send buffer takes.
@@ -231,7 +283,8 @@ mod tests {
         buffers.taken(LOOK - 1, &source, &destination);
         assert_eq!(buffers, Buffers::Locked { unseen: LOOK - 1, base: 0 });
         buffers.taken(1, &source, &destination);
-        assert_eq!((buffers, unsent(&destination)), (Buffers::Final, UNSENT));
+        assert!(matches!(buffers, Buffers::Near { .. }), "{buffers:?}");
+        assert_eq!(unsent(&destination), UNSENT);
         // The source is near.
         assert_eq!(size(&source), CAP);
         assert!(sys::testing::is_receive_buffer_locked(&source));
@@ -287,6 +340,29 @@ mod tests {
         buffers.taken(LOOK_GROWING, &source, &destination);
         assert_eq!(buffers, Buffers::Final);
         assert!(sys::testing::is_receive_buffer_locked(&source));
+    }
+
+    #[tokio::test]
+    async fn few_streams_get_large_buffers_for_being_fast() {
+        let ([source, _sender], [destination, _peer]) = (pair().await, pair().await);
+        resize(&source, CAP).unwrap();
+        let now = Instant::now();
+        let mut slow = Buffers::Near { moved: FAST - 1, since: now - FAST_TIME * 2 };
+        slow.taken(1, &source, &destination);
+        assert!(matches!(slow, Buffers::Near { moved: 0, .. }));
+        assert!(sys::testing::is_receive_buffer_locked(&source));
+        let is_fast = || {
+            let mut buffers = Buffers::Near { moved: FAST - 1, since: Instant::now() };
+            buffers.taken(1, &source, &destination);
+            matches!(buffers, Buffers::Fast(_)).then_some(buffers)
+        };
+        let mut fast = vec![is_fast().unwrap()];
+        assert!(!sys::testing::is_receive_buffer_locked(&source));
+        assert_eq!(unsent(&destination), 0);
+        fast.extend((0..PLACES * 2).map_while(|_| is_fast()));
+        assert_eq!(fast.len(), PLACES);
+        fast.pop();
+        assert!(is_fast().is_some());
     }
 
     #[test]

@@ -60,10 +60,10 @@ pub(crate) enum Ended {
 pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
     let Flow { client, upstream, first, collected, is_new, hand_over } = flow;
     let [from_client, from_upstream] = collected;
-    let buffers = if is_new { Buffers::NEW } else { Buffers::RETURNED };
+    let buffers = || if is_new { Buffers::NEW } else { Buffers::RETURNED };
     let mut streams = Streams {
-        out: Pump::new(from_client, counters.meter(Side::Client), buffers),
-        back: Pump::new(from_upstream, counters.meter(Side::Upstream), buffers),
+        out: Pump::new(from_client, counters.meter(Side::Client), buffers()),
+        back: Pump::new(from_upstream, counters.meter(Side::Upstream), buffers()),
         first,
         finished: [false; 2],
     };
