@@ -182,7 +182,9 @@ fn excused(evidence: &Evidence, at: Duration) -> bool {
 
 /// Whether a flow may be without a server.
 fn never_there(evidence: &Evidence) -> bool {
-    evidence.outcomes.client.as_ref().is_none_or(|client| excused(evidence, client.at))
+    // A reset overtakes what the server has not read, the flow's number among it.
+    let left = |client: &Outcome| client.read == Read::Left || excused(evidence, client.at);
+    evidence.outcomes.client.as_ref().is_none_or(left)
 }
 
 /// Whether setu closed a client for which it had no server, which had not sent a byte then.
@@ -315,6 +317,16 @@ mod tests {
         assert_eq!(kinds(&evidence), []);
         // Closed by FIN: no stream was cut.
         client(&mut evidence, |client| client.read = Read::End);
+        assert_eq!(kinds(&evidence), []);
+    }
+
+    #[test]
+    fn a_client_that_resets_may_be_without_a_server() {
+        let mut evidence = well();
+        evidence.outcomes.server = None;
+        client(&mut evidence, |client| client.read = Read::Left);
+        // Noted a moment after the client had left.
+        evidence.reset = Some(SECOND * 6);
         assert_eq!(kinds(&evidence), []);
     }
 
