@@ -36,10 +36,13 @@ fn a_reader_that_stalls_costs_little() {
         return;
     }
     let second = Duration::from_secs(1);
-    for stalls in [Stalls::AtOnce, Stalls::AfterCalm(2 * second), Stalls::AfterSpeed(2 * second)] {
+    let all = [Stalls::AtOnce, Stalls::AfterCalm(2 * second), Stalls::AfterSpeed(2 * second)];
+    for (path, stalls) in
+        [Path::Userspace, Path::Auto].into_iter().flat_map(|path| all.map(|stalls| (path, stalls)))
+    {
         let network = Network::new();
         let upstream = network.upstream(SERVERS[0]);
-        let setu = network.setu(Path::Userspace, &[upstream.address()], ONE_SOURCE);
+        let setu = network.setu(path, &[upstream.address()], ONE_SOURCE);
         let flows: Vec<_> = (0..FLOWS).map(|_| network.flow(&setu, &upstream)).collect();
         for (client, server) in &flows {
             exchange(client, server, b"send it");
@@ -66,8 +69,8 @@ fn a_reader_that_stalls_costs_little() {
         });
         let memory = setu.status("RssAnon").saturating_sub(memory) * 1024;
         let each = (memory + network.socket_memory()) / FLOWS as u64;
-        println!("{stalls:?}: {} KiB each", each >> 10);
-        assert!(each <= 1 << 20, "{stalls:?}: {each} bytes each");
+        println!("{} {stalls:?}: {} KiB each", path.name(), each >> 10);
+        assert!(each <= 1 << 20, "{} {stalls:?}: {each} bytes each", path.name());
     }
 }
 

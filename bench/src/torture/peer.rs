@@ -43,7 +43,8 @@ pub(crate) async fn play(
 ) -> Outcome {
     let (script, planned) = (flow.plan.script(role), flow.plan.script(role.other()).total());
     let (progress, sent) = (watch::Sender::new(Progress::default()), Cell::new(0));
-    let end = End { stream: &stream, script, progress: &progress, sent: &sent, failed: Cell::new(false) };
+    let end =
+        End { stream: &stream, stage, script, progress: &progress, sent: &sent, failed: Cell::new(false) };
     let mut write_error = None;
     let ended = match end.prepare() {
         Err(error) => (Read::Broken(error.to_string()), None),
@@ -92,6 +93,7 @@ pub(crate) async fn play(
 
 struct End<'a> {
     stream: &'a TcpStream,
+    stage: &'a Stage,
     script: &'a Script,
     progress: &'a watch::Sender<Progress>,
     sent: &'a Cell<u64>,
@@ -131,6 +133,7 @@ impl End<'_> {
                         return (Read::Left, wrong);
                     }
                     at += count as u64;
+                    self.stage.moves();
                     self.progress.send_modify(|progress| progress.bytes = at);
                 }
                 Err(error) => return (Read::Broken(error.to_string()), None),

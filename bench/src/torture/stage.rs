@@ -33,6 +33,8 @@ pub(crate) struct Flow {
 pub(crate) struct Stage {
     begun: Instant,
     pub(crate) flows: Vec<Flow>,
+    /// When an end of any flow last read something, microseconds from the beginning.
+    moved: AtomicU64,
     /// Connections at a server that are no flow's.
     strays: Mutex<Vec<String>>,
     over: watch::Sender<bool>,
@@ -51,6 +53,7 @@ impl Stage {
         Self {
             begun: Instant::now(),
             flows: (0..conditions.flows).map(flow).collect(),
+            moved: AtomicU64::new(0),
             strays: Mutex::default(),
             over: watch::Sender::new(false),
             dead: watch::Sender::new(None),
@@ -60,6 +63,16 @@ impl Stage {
     /// Since the beginning.
     pub(crate) fn time(&self) -> Duration {
         self.begun.elapsed()
+    }
+
+    /// An end has read something.
+    pub(crate) fn moves(&self) {
+        self.moved.store(self.time().as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Since when no end of any flow has read anything.
+    pub(crate) fn still(&self) -> Duration {
+        self.time().saturating_sub(Duration::from_micros(self.moved.load(Ordering::Relaxed)))
     }
 
     /// A peer is about to reset a flow.
