@@ -339,4 +339,6 @@ async fn read_header(
 pub(crate) fn prepare(socket: &impl AsFd) {
     // An error means that the connection is gone, which the relay finds out.
     let _ = SockRef::from(socket).set_tcp_nodelay(true);
+    // Urgent data stays where it is in the stream; else the kernel would take it out.
+    let _ = SockRef::from(socket).set_out_of_band_inline(true);
 }

@@ -22,37 +22,48 @@ impl Legs {
         self.0.insert([client, upstream])
     }
 
-    /// Lets them go: they are no longer reset. `None` when they are gone already.
+    /// Lets them go as they are. `None` when they are gone already.
     pub(super) fn release(&mut self) -> Option<[TcpStream; 2]> {
         self.0.take()
+    }
+
+    /// Closes them in order: both streams have ended. `lasted`: they were made to reset.
+    pub(super) fn close(&mut self, lasted: bool) {
+        let legs = self.0.take().into_iter().flatten();
+        if lasted {
+            legs.for_each(close_in_order);
+        } else {
+            legs.for_each(drop);
+        }
     }
 }
 
 impl Drop for Legs {
     fn drop(&mut self) {
-        self.0.iter().flatten().for_each(reset);
+        self.0.iter().flatten().for_each(reset_on_close);
     }
 }
 
-/// Makes the close of a connection an RST.
-pub(super) fn reset(leg: &TcpStream) {
+/// Closes a connection whose stream has ended.
+pub(super) fn close_in_order(leg: TcpStream) {
+    // An error means that the connection is gone.
+    let _ = SockRef::from(&leg).set_linger(None);
+}
+
+/// Makes the close of a connection an RST, whoever closes it: the kernel, when setu is killed, as well.
+pub(super) fn reset_on_close(leg: &TcpStream) {
     // An error means that the connection is gone.
     let _ = SockRef::from(leg).set_linger(Some(Duration::ZERO));
 }
 
 /// Takes two connections that this thread's runtime does not know, and whose close is a reset: so it is when it cannot
-/// have both, else no more.
+/// have both.
 ///
 /// # Errors
 /// Out of watches, or of memory for them.
 pub(super) fn register(legs: [OwnedFd; 2]) -> io::Result<[TcpStream; 2]> {
     let [client, upstream] = legs.map(|leg| TcpStream::from_std(net::TcpStream::from(leg)));
-    let legs = [client?, upstream?];
-    for leg in &legs {
-        // An error means that the connection is gone.
-        let _ = SockRef::from(leg).set_linger(None);
-    }
-    Ok(legs)
+    Ok([client?, upstream?])
 }
 
 /// Lets this thread's runtime look anew at what can be read and written.
@@ -60,7 +71,7 @@ pub(super) fn register(legs: [OwnedFd; 2]) -> io::Result<[TcpStream; 2]> {
 /// # Errors
 /// As [`register`].
 pub(super) fn register_anew(legs: [TcpStream; 2]) -> io::Result<[TcpStream; 2]> {
-    legs.iter().for_each(reset);
+    legs.iter().for_each(reset_on_close);
     let [client, upstream] = legs.map(TcpStream::into_std);
     register([client?.into(), upstream?.into()])
 }

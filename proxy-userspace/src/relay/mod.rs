@@ -3,6 +3,7 @@
 //! Which flow goes where is in [`choice`], and nowhere else. A flow that changes its path comes by here: from userspace
 //! when it may go to the kernel, and from the kernel with what is to be sent before all else.
 
+mod buffers;
 mod choice;
 mod legs;
 mod silence;

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{LASTING, vanished};
+use super::{LASTING, legs::reset_on_close, vanished};
 use crate::{close_reason::CloseReason, config::Timeouts, sys};
 
 /// How soon a flow is looked at of which both directions wait for room.
@@ -77,7 +77,13 @@ impl<'a> Silence<'a> {
     pub(super) fn watch_now(&mut self, legs: [&TcpStream; 2]) {
         if std::mem::take(&mut self.is_new) {
             vanished::watch(legs, self.timeouts.vanished);
+            legs.into_iter().for_each(reset_on_close);
         }
+    }
+
+    /// Whether what waited for the flow to last is done.
+    pub(super) fn has_lasted(&self) -> bool {
+        !self.is_new
     }
 
     /// One side has finished: from now on `timeouts.half_close` counts.

@@ -30,7 +30,8 @@ use tokio::{
 };
 
 use super::{
-    legs::{Legs, is_read, reset},
+    buffers::Buffers,
+    legs::{Legs, close_in_order, reset_on_close},
     silence::Silence,
 };
 use crate::{
@@ -54,31 +55,37 @@ pub async fn relay(
     let Terminated { stream: client, mut session, first, end } = terminated;
     let mut legs = Legs::default();
     let [client, upstream] = legs.hold(client, upstream);
-    let inward = Inward { pending: first, end, meter: counters.meter(Side::Client) };
-    let outward = Outward { closing: false, meter: counters.meter(Side::Upstream) };
-    let reason = match run(client, &mut session, inward, outward, upstream, timeouts).await {
-        Ok((reason, whole)) => {
-            if !whole {
-                return reason;
-            }
+    let inward = Inward { pending: first, end, meter: counters.meter(Side::Client), buffers: Buffers::NEW };
+    let outward = Outward { closing: false, meter: counters.meter(Side::Upstream), buffers: Buffers::NEW };
+    let timer = pin!(sleep(timeouts.idle));
+    let mut silence = Silence::new(timer, timeouts, None, true);
+    match run(client, &mut session, inward, outward, upstream, &mut silence).await {
+        Ok(Over::Finished(reason)) => {
+            legs.close(silence.has_lasted());
             reason
         }
-        // Dropped, both are reset: the other side must not take the end for a FIN.
-        Err(Broken::Client(error)) => return CloseReason::broken(Side::Client, &error),
-        Err(Broken::Upstream(error)) => return CloseReason::broken(Side::Upstream, &error),
+        // Dropped, both are reset: a side must not take that for the end of the other's stream.
+        Ok(Over::Silent(reason)) => reason,
+        Err(Broken::Client(error)) => CloseReason::broken(Side::Client, &error),
+        Err(Broken::Upstream(error)) => CloseReason::broken(Side::Upstream, &error),
         Err(Broken::Tls(error)) => {
             tracing::debug!(%error, "a client broke its TLS");
+            // The client is told in its own words.
             let_go(client).await;
+            if let Some([client, upstream]) = legs.release() {
+                close_in_order(client);
+                reset_on_close(&upstream);
+            }
             CloseReason::TlsBroken
         }
-    };
-    if let Some([_, upstream]) = legs.release()
-        && reason == CloseReason::TlsBroken
-    {
-        // The client was told in its own words.
-        reset(&upstream);
     }
-    reason
+}
+
+enum Over {
+    /// Both streams have ended.
+    Finished(CloseReason),
+    /// Nothing has moved for too long.
+    Silent(CloseReason),
 }
 
 enum Broken {
@@ -105,21 +112,18 @@ impl From<ForwardError> for Broken {
     }
 }
 
-/// Returns with the reason whether all that came was forwarded.
 async fn run(
     client: &mut TcpStream,
     session: &mut Session,
     mut inward: Inward<'_>,
     mut outward: Outward<'_>,
     upstream: &mut TcpStream,
-    timeouts: &Timeouts,
-) -> Result<(CloseReason, bool), Broken> {
+    silence: &mut Silence<'_>,
+) -> Result<Over, Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
     let mut finished = [false; 2];
     let mut reason = None;
-    let timer = pin!(sleep(timeouts.idle));
-    let mut silence = Silence::new(timer, timeouts, None, true);
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {
@@ -145,13 +149,10 @@ async fn run(
             }
         }
         if finished == [true; 2] {
-            return Poll::Ready(Ok((reason.unwrap_or(CloseReason::InternalError), true)));
+            return Poll::Ready(Ok(Over::Finished(reason.unwrap_or(CloseReason::InternalError))));
         }
         let legs = [client_read.as_ref(), upstream_read.as_ref()];
-        silence.poll(cx, any_moved, legs).map(|reason| {
-            let held = !inward.pending.is_empty() || session.is_blocked();
-            Ok((reason, !held && legs.iter().all(|leg| is_read(leg))))
-        })
+        silence.poll(cx, any_moved, legs).map(|reason| Ok(Over::Silent(reason)))
     })
     .await
 }
@@ -173,6 +174,7 @@ struct Inward<'a> {
     pending: Vec<u8>,
     end: Option<End>,
     meter: Meter<'a>,
+    buffers: Buffers,
 }
 
 impl Inward<'_> {
@@ -191,6 +193,7 @@ impl Inward<'_> {
                     Poll::Ready(Ok(count)) => {
                         self.pending.drain(..count);
                         self.meter.add(count);
+                        self.buffers.taken(count, source.as_ref(), destination.as_ref());
                         moved = true;
                         if self.pending.is_empty() {
                             // An idle direction holds no buffer.
@@ -211,6 +214,7 @@ impl Inward<'_> {
             }
             let (pending, meter) = (&mut self.pending, &mut self.meter);
             let mut written = Ok(());
+            let mut moved_now = 0;
             let received = session.poll_receive(cx, source, answers, |cx, plaintext| {
                 let taken = match Pin::new(&mut *destination).poll_write(cx, plaintext) {
                     Poll::Ready(Ok(taken)) => taken,
@@ -221,9 +225,11 @@ impl Inward<'_> {
                     Poll::Pending => 0,
                 };
                 meter.add(taken);
+                moved_now += taken;
                 pending.extend_from_slice(&plaintext[taken..]);
             });
             written.map_err(Broken::Upstream)?;
+            self.buffers.taken(moved_now, source.as_ref(), destination.as_ref());
             match received {
                 Poll::Ready(Ok(Received::Some)) => moved = true,
                 Poll::Ready(Ok(Received::Last(end))) => self.end = Some(end),
@@ -242,6 +248,7 @@ struct Outward<'a> {
     closing: bool,
     /// Of plaintext that was made into records.
     meter: Meter<'a>,
+    buffers: Buffers,
 }
 
 impl Outward<'_> {
@@ -275,6 +282,7 @@ impl Outward<'_> {
                 }
                 Poll::Ready(Ok(count)) => {
                     self.meter.add(count);
+                    self.buffers.taken(count, source.as_ref(), destination.as_ref());
                     moved = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error.into()),

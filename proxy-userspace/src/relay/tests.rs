@@ -14,7 +14,7 @@ use crate::{metrics::ListenerCounts, tls::testing::TIMEOUTS};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The two ends of a connection.
-async fn pair() -> [TcpStream; 2] {
+pub(super) async fn pair() -> [TcpStream; 2] {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     [peer, listener.accept().await.unwrap().0]
@@ -121,24 +121,35 @@ async fn a_flow_that_is_cut_is_reset() {
     assert!(is_reset(&mut phone).await && is_reset(&mut server).await);
 }
 
+/// A stream has ended when its FIN has come, and at no other time.
 #[tokio::test]
-async fn a_silent_flow_is_closed_in_order_only_when_all_of_it_was_taken() {
-    for stalls in [false, true] {
+async fn a_flow_that_is_silent_for_too_long_is_reset() {
+    for (len, finishes, expected) in [
+        (0, false, CloseReason::Idle),
+        (1000, false, CloseReason::Idle),
+        // More than all buffers between hold.
+        (64 << 20, false, CloseReason::Idle),
+        (1000, true, CloseReason::HalfCloseTimeout),
+    ] {
         let [mut phone, client] = pair().await;
         let [mut server, upstream] = pair().await;
         let counters = Counters::default();
-        let timeouts = Timeouts { idle: Duration::from_millis(300), ..TIMEOUTS };
+        let half = Duration::from_millis(300);
+        let timeouts = Timeouts { idle: half, half_close: half, ..TIMEOUTS };
         let flow = Flow { hand_over: HandOver::Never, ..at_once(client, upstream) };
         let relaying = async {
             let Ended::Closed(reason) = userspace::relay(flow, &timeouts, &counters).await else {
                 panic!("handed over")
             };
-            assert_eq!(reason, CloseReason::Idle);
+            assert_eq!(reason, expected);
         };
-        // More than all buffers between hold, or little.
-        let len = if stalls { 64 << 20 } else { 1000 };
-        let peers = async { timeout(Duration::from_secs(3), server.write_all(&vec![1; len])).await };
+        let peers = async {
+            if finishes {
+                phone.shutdown().await.unwrap();
+            }
+            timeout(Duration::from_secs(3), server.write_all(&vec![1; len])).await
+        };
         let (_written, ()) = tokio::join!(peers, relaying);
-        assert_eq!(is_reset(&mut phone).await, stalls);
+        assert!(is_reset(&mut phone).await, "{len} bytes");
     }
 }

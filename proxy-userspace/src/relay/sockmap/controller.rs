@@ -24,7 +24,6 @@ use super::{
     counts::{Counts, Refusal},
     flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, Seen, direction_index},
     loader::{Kernel, Raw},
-    set_abortive,
 };
 use crate::{
     close_reason::{CloseReason, Path, Side, Ticket},
@@ -459,24 +458,12 @@ impl Controller {
             let silent = SIDES.iter().filter_map(|side| sys::tcp_info(flow.leg(*side)).ok());
             let silent = silent.map(|info| info.silent).min().unwrap_or(idle);
             if silent >= idle {
-                return self.close_idle(id);
+                return self.cut(id, CloseReason::Idle);
             }
             flow.deadline = now + (idle - silent);
         }
         if let Some(why) = why {
             self.leave(id, why);
-        }
-    }
-
-    /// Closes a flow in which nothing moves: in order, if all that came was forwarded and taken.
-    fn close_idle(&mut self, id: u32) {
-        if let Some(flow) = self.remove(id) {
-            let rests = |leg| matches!((sys::queued(leg), sys::unacknowledged(leg)), (Ok(0), Ok(0)));
-            let passed = SIDES.map(|side| self.direction(id, side).passed());
-            if passed == [0; 2] && SIDES.iter().all(|side| rests(flow.leg(*side))) {
-                SIDES.iter().for_each(|side| set_abortive(flow.leg(*side), false));
-            }
-            flow.ticket.close(CloseReason::Idle);
         }
     }
 
@@ -613,6 +600,7 @@ mod tests {
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let leg = listener.accept().unwrap().0;
         leg.set_nonblocking(true).unwrap();
+        SockRef::from(&leg).set_linger(Some(Duration::ZERO)).unwrap();
         (peer, leg)
     }
 

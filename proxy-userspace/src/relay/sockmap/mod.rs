@@ -15,13 +15,12 @@ mod teardown;
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
-use socket2::SockRef;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
@@ -150,9 +149,9 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Hands a flow over. It ends in the kernel, or comes back through `returns`, from now on with sockets whose close, also
-    /// that of a killed setu, is an RST: what was passed on one is not in its own queue, so that `tcp_close`
-    /// (net/ipv4/tcp.c) would send a FIN, which the peer would take for the end.
+    /// Hands a flow over. It ends in the kernel, or comes back through `returns`. The close of its sockets must be an RST,
+    /// also that of a killed setu: what was passed on one is not in its own queue, so that `tcp_close` (net/ipv4/tcp.c)
+    /// would send a FIN, which the peer would take for the end.
     ///
     /// # Errors
     /// The controller is gone: the flow, untouched.
@@ -162,8 +161,6 @@ impl Handle {
         ticket: Ticket,
         returns: UnboundedSender<Returned>,
     ) -> Result<(), (Legs, Ticket)> {
-        set_abortive(legs.client.as_fd(), true);
-        set_abortive(legs.upstream.as_fd(), true);
         match self.commands.send(Command::Adopt(legs, ticket, returns)) {
             Ok(()) => {
                 self.wake.wake();
@@ -214,12 +211,6 @@ impl Handle {
         let _ = self.commands.send(command);
         self.wake.wake();
     }
-}
-
-/// Makes a close send RST instead of FIN, or FIN again.
-fn set_abortive(leg: BorrowedFd<'_>, abortive: bool) {
-    // An error means that the connection is gone.
-    let _ = SockRef::from(&leg).set_linger(abortive.then_some(Duration::ZERO));
 }
 
 /// The kernel path, ready to go: what needs privileges is done.

@@ -4,7 +4,6 @@
 //! It holds no buffer for an idle connection: a thread has one scratch buffer, and a direction keeps bytes only while
 //! its destination cannot take them. A direction that turns out to be bulk goes through a pipe by splice(2).
 
-mod buffers;
 mod pipes;
 mod pump;
 
@@ -19,6 +18,7 @@ use std::{
 use tokio::{net::TcpStream, time::sleep};
 
 use super::{
+    buffers::Buffers,
     choice::{HandOver, Pace},
     legs::{self, Legs, is_read},
     silence::Silence,
@@ -28,7 +28,6 @@ use crate::{
     config::Timeouts,
     metrics::Counters,
 };
-use buffers::Buffers;
 pub(crate) use pipes::allow as allow_pipes;
 use pump::{Flowed, Pump};
 
@@ -73,12 +72,12 @@ pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) 
     let mut both = legs.hold(client, upstream);
     loop {
         match run(both, &mut streams, hand_over, &mut silence).await {
-            Ok(Over::Closed { reason, whole }) => {
-                if whole {
-                    drop(legs.release());
-                }
+            Ok(Over::Finished(reason)) => {
+                legs.close(silence.has_lasted());
                 return Ended::Closed(reason);
             }
+            // Dropped, both are reset: at least one stream has not ended.
+            Ok(Over::Silent(reason)) => return Ended::Closed(reason),
             // Held until here.
             Ok(Over::Quiet) => {
                 return legs.release().map_or(Ended::Closed(CloseReason::InternalError), Ended::Quiet);
@@ -106,11 +105,10 @@ struct Broken {
 }
 
 enum Over {
-    Closed {
-        reason: CloseReason,
-        /// All that came was forwarded.
-        whole: bool,
-    },
+    /// Both streams have ended.
+    Finished(CloseReason),
+    /// Nothing has moved for too long.
+    Silent(CloseReason),
     Quiet,
     /// Bytes wait of which the runtime was not told.
     Deaf,
@@ -151,14 +149,11 @@ async fn run(
         has_moved |= any_moved;
         if *finished == [true; 2] {
             let reason = CloseReason::finished(first.unwrap_or(Side::Client));
-            return Poll::Ready(Ok(Over::Closed { reason, whole }));
+            return Poll::Ready(Ok(Over::Finished(reason)));
         }
         let legs = [client_read.as_ref(), upstream_read.as_ref()];
         if let Poll::Ready(reason) = silence.poll(cx, any_moved, legs) {
-            return Poll::Ready(Ok(Over::Closed {
-                reason,
-                whole: whole && legs.iter().all(|leg| is_read(leg)),
-            }));
+            return Poll::Ready(Ok(Over::Silent(reason)));
         }
         let fired = silence.take_fired();
         if fired && !std::mem::take(&mut has_moved) && !out.is_empty() && !back.is_empty() {

@@ -26,9 +26,8 @@ use tokio::{
 };
 
 use super::{
-    super::choice::Pace,
+    super::{buffers::Buffers, choice::Pace},
     Broken,
-    buffers::Buffers,
     pipes::{self, CAPACITY, Pipe},
 };
 use crate::{close_reason::Side, metrics::Meter, sys};
@@ -231,7 +230,10 @@ impl<'a> Pump<'a> {
                             Poll::Pending
                         }
                         Ok(Spliced::Dry) => {
-                            if let Mode::Splicing { pipe, .. } = std::mem::take(&mut self.mode) {
+                            // Urgent data stops a splice (`tcp_read_sock`, net/ipv4/tcp.c), not what reads.
+                            let pending = Pending { bytes: take_waiting(source), sent: 0 };
+                            let copying = Mode::Copying { pending, full_reads: 0 };
+                            if let Mode::Splicing { pipe, .. } = std::mem::replace(&mut self.mode, copying) {
                                 pipe.put_back();
                             }
                             Poll::Ready(())
@@ -310,6 +312,18 @@ fn copy(
     };
     pending.extend_from_slice(&bytes[taken..]);
     Poll::Ready(Ok(bytes.len()))
+}
+
+/// Reads what is there, at most a scratch buffer full. The runtime may think that there is nothing.
+fn take_waiting(source: &TcpStream) -> Vec<u8> {
+    if !matches!(sys::queued(source.as_fd()), Ok(1..)) {
+        return Vec::new();
+    }
+    // An error, or an end, is met again by the next read.
+    BUFFER.with_borrow_mut(|buffer| match sys::receive(source.as_fd(), buffer) {
+        Ok(count) => buffer[..count].to_vec(),
+        Err(_) => Vec::new(),
+    })
 }
 
 enum Spliced {
