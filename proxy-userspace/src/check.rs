@@ -1,6 +1,6 @@
 //! `setu check`: the effective configuration, and what this machine can do for it.
 
-use std::{fmt::Write as _, fs, io, num::NonZero};
+use std::{fmt::Write as _, fs, io, num::NonZero, thread};
 
 use procfs::process::Process;
 
@@ -162,6 +162,9 @@ fn kernel(lines: &mut Lines, config: &Config) {
         Err(error) => failed = Some(error.trim().to_owned()),
     }
     match (failed, config.path) {
+        (None, PathChoice::Auto) => {
+            lines.fine("path: sockmap, in the kernel, for connections that are quiet; those that stream use this process")
+        }
         (None, _) => lines.fine("path: sockmap, bytes move in the kernel"),
         (Some(reason), PathChoice::Sockmap) => {
             lines.bad(&format!(
@@ -180,7 +183,11 @@ fn connections(lines: &mut Lines, config: &Config) {
         Err(error) => return lines.bad(&format!("the limit of open files cannot be read: {error}")),
     };
     let memory = sys::total_memory();
-    let possible = limits::possible(files, SPARE_DESCRIPTORS, memory);
+    // As many listening sockets as workers for each address, of which these have duplicates.
+    let workers = thread::available_parallelism().map_or(1, NonZero::get);
+    let addresses: usize = config.listeners.iter().map(|listener| listener.bind.len()).sum();
+    let listening = (addresses * workers * 2) as u64;
+    let possible = limits::possible(files, SPARE_DESCRIPTORS + listening, memory);
     let wanted = config.limits.connections.map_or(10_000, NonZero::get);
     let text = format!("{files} open files and {} MiB of memory, for {possible} connections", memory >> 20);
     if possible < wanted {

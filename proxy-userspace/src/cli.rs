@@ -90,7 +90,8 @@ pub struct ServeArgs {
 pub struct RunArgs {
     #[command(flatten)]
     file: FileArgs,
-    /// How bytes move: in the kernel (sockmap), through this process (userspace), or the best available (auto).
+    /// How bytes move: in the kernel (sockmap), through this process (userspace), or each connection where it is better
+    /// off (auto).
     /// Overrides relay.path of the configuration
     #[arg(long, value_enum)]
     path: Option<PathChoice>,

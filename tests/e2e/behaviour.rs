@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
+
 use setu_tests::{
     Path, Setu, config,
     peers::{Manner, Upstream, end_of, exchange, finish, receive, reset, send},
@@ -31,6 +33,8 @@ crate::on_both_paths! {
     a_retransmission_that_repeats_bytes
     thousand_short_connections
     idle_and_half_closed_time_out
+    a_killed_setu_resets_its_flows
+    urgent_data_stays_in_line
     termination_closes_flows
 }
 
@@ -329,6 +333,50 @@ fn idle_and_half_closed_time_out(path: Path) {
     setu.wait_closed("half_close_timeout", 1);
     assert_eq!(setu.count(&format!(" path={} listener=chat", path.name())), 2, "{}", setu.tail());
     exchange(&busy_server, &busy, b"still alive");
+    // Their streams had not ended: no peer may take this for it.
+    for peer in [&silent, &silent_server, &half] {
+        assert_eq!(end_of(peer).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+fn a_killed_setu_resets_its_flows(path: Path) {
+    let upstream = Upstream::new();
+    let mut setu = start(path, &upstream);
+    let (quiet, quiet_server) = upstream.connect(setu.address("chat"));
+    let (half, half_server) = upstream.connect(setu.address("chat"));
+    exchange(&quiet, &quiet_server, b"a message");
+    exchange(&half, &half_server, b"a message");
+    finish(&half);
+    thread::sleep(Duration::from_millis(600));
+    setu.kill();
+    for peer in [&quiet, &quiet_server, &half] {
+        assert_eq!(end_of(peer).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+/// An urgent byte stops a splice, and a socket that is not told otherwise takes it out of the stream.
+fn urgent_data_stays_in_line(path: Path) {
+    const PIECE: usize = 150_001;
+    let upstream = Upstream::new();
+    let setu = start(path, &upstream);
+    let (client, server) = upstream.connect(setu.address("chat"));
+    exchange(&client, &server, b"a message");
+    for (from, to) in [(&client, &server), (&server, &client)] {
+        SockRef::from(to).set_out_of_band_inline(true).unwrap();
+        let bytes: Vec<u8> = (0..PIECE * 20).map(|at| (at % 251) as u8).collect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for piece in bytes.chunks(PIECE) {
+                    let (urgent, before) = piece.split_last().unwrap();
+                    (&mut &*from).write_all(before).unwrap();
+                    assert_eq!(SockRef::from(from).send_out_of_band(&[*urgent]).unwrap(), 1);
+                }
+            });
+            let mut got = vec![0; bytes.len()];
+            (&mut &*to).read_exact(&mut got).unwrap();
+            assert!(got == bytes);
+        });
+    }
 }
 
 fn termination_closes_flows(path: Path) {

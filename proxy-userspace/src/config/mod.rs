@@ -56,7 +56,8 @@ keywords! {
     /// How bytes are to move.
     #[derive(clap::ValueEnum)]
     pub enum PathChoice {
-        /// In the kernel where that is possible and safe, else in userspace.
+        /// Each connection where it is better off: in the kernel while it is quiet, if that is possible and safe, else in
+        /// userspace.
         Auto = "auto",
         /// In the kernel, or do not start.
         Sockmap = "sockmap",
