@@ -275,7 +275,8 @@ fn haproxy_before_and_behind(path: Path) {
         let (client, answer) = ask(at);
         assert_eq!(answer, told(client, at), "way {number}");
     }
-    setu.wait_count(&format!(" path={} listener=told-", path.name()), 4);
+    // Some end before there is a moment in which the kernel could have them.
+    setu.wait_count(" listener=told-", 4);
 }
 
 fn nginx_is_told_the_client(path: Path) {
