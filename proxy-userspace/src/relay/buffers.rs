@@ -52,10 +52,12 @@ const ACKNOWLEDGED: u64 = 32 * 1024;
 /// The receive buffer that is enough for a near source, bytes.
 const CAP: usize = 384 * 1024;
 /// A stream is fast that moves [`FAST`] bytes in [`FAST_TIME`] at most: 4 Gbit/s.
-const FAST: usize = 64 << 20;
-const FAST_TIME: Duration = Duration::from_millis(134);
+///
+/// So long that a stream is it not only while others have not begun.
+const FAST: usize = 512 << 20;
+const FAST_TIME: Duration = Duration::from_millis(1_074);
 /// So many streams may have large buffers because they are fast, or were.
-const PLACES: usize = 16;
+const PLACES: usize = 4;
 /// A source that is far has this more for each second of its round trip: what two streams of 1 Gbit/s have on their way,
 /// for the kernel counts a buffer's memory, of which up to a half is overhead.
 const CAP_RATE: u64 = 2 * 125_000_000;
