@@ -134,7 +134,7 @@ impl Limits {
 
     /// The same for flows that leave when they stream: a reader that stalls then costs a fraction of a stream's buffers.
     pub(crate) fn only_quiet(self) -> Self {
-        Self { most: 128 << 10, receive_buffer: 256 << 10, only_quiet: true, ..self }
+        Self { most: 128 << 10, receive_buffer: 128 << 10, only_quiet: true, ..self }
     }
 }
 
