@@ -56,6 +56,8 @@ const CAP: usize = 384 * 1024;
 /// So long that a stream is it not only while others have not begun.
 const FAST: usize = 512 << 20;
 const FAST_TIME: Duration = Duration::from_millis(1_074);
+/// And only while there are no more streams than these: what several share, each may lose at any time.
+const ALONE: usize = 2;
 /// So many streams may have large buffers because they are fast, or were.
 const PLACES: usize = 4;
 /// A source that is far has this more for each second of its round trip: what two streams of 1 Gbit/s have on their way,
@@ -72,11 +74,30 @@ pub(super) enum Buffers {
     /// It grows, and is locked when it has reached the cap.
     Growing { cap: usize, unseen: usize },
     /// It has the size that it keeps, unless so much moves in so short a time that it is fast.
-    Near { moved: usize, since: Instant },
+    Near { moved: usize, since: Instant, stream: Stream },
     /// It has the size that it keeps.
     Final,
     /// As the kernel makes it.
     Fast(Place),
+}
+
+/// A stream of a near source. They are counted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stream(());
+
+static STREAMS: AtomicUsize = AtomicUsize::new(0);
+
+impl Stream {
+    fn begin() -> Self {
+        STREAMS.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        STREAMS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One of [`PLACES`] for fast streams. Dropping it makes room for another.
@@ -147,11 +168,11 @@ impl Buffers {
                     }
                 }
             }
-            Self::Near { moved, since } => {
+            Self::Near { moved, since, .. } => {
                 *moved += bytes;
                 if *moved >= FAST {
                     let now = Instant::now();
-                    if now - *since <= FAST_TIME
+                    if is_fast(now - *since, STREAMS.load(Ordering::Relaxed))
                         && let Some(place) = Place::take()
                     {
                         bound_unsent(destination, 0);
@@ -184,7 +205,7 @@ impl Buffers {
         match sys::tcp_info(source.as_fd()) {
             Ok(info) if info.min_rtt < NEAR => {
                 let _ = resize(source, CAP);
-                Self::Near { moved: 0, since: Instant::now() }
+                Self::Near { moved: 0, since: Instant::now(), stream: Stream::begin() }
             }
             Ok(info) => {
                 let _ = grow(source);
@@ -194,6 +215,11 @@ impl Buffers {
             Err(_) => Self::Final,
         }
     }
+}
+
+/// Whether a stream that took so long for [`FAST`] bytes, one of so many, is fast.
+fn is_fast(time: Duration, streams: usize) -> bool {
+    time <= FAST_TIME && streams <= ALONE
 }
 
 /// Bounds what waits to be sent (`tcp_stream_memory_free`, net/ipv4/tcp.c). Without it the flow works as well.
@@ -345,26 +371,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_streams_get_large_buffers_for_being_fast() {
+    async fn a_stream_that_is_not_fast_keeps_its_buffers() {
         let ([source, _sender], [destination, _peer]) = (pair().await, pair().await);
         resize(&source, CAP).unwrap();
-        let now = Instant::now();
-        let mut slow = Buffers::Near { moved: FAST - 1, since: now - FAST_TIME * 2 };
+        let since = Instant::now() - FAST_TIME * 2;
+        let mut slow = Buffers::Near { moved: FAST - 1, since, stream: Stream::begin() };
         slow.taken(1, &source, &destination);
         assert!(matches!(slow, Buffers::Near { moved: 0, .. }));
         assert!(sys::testing::is_receive_buffer_locked(&source));
-        let is_fast = || {
-            let mut buffers = Buffers::Near { moved: FAST - 1, since: Instant::now() };
-            buffers.taken(1, &source, &destination);
-            matches!(buffers, Buffers::Fast(_)).then_some(buffers)
-        };
-        let mut fast = vec![is_fast().unwrap()];
-        assert!(!sys::testing::is_receive_buffer_locked(&source));
-        assert_eq!(unsent(&destination), 0);
-        fast.extend((0..PLACES * 2).map_while(|_| is_fast()));
-        assert_eq!(fast.len(), PLACES);
-        fast.pop();
-        assert!(is_fast().is_some());
+    }
+
+    #[test]
+    fn few_streams_are_fast() {
+        assert!(is_fast(FAST_TIME, ALONE));
+        assert!(!is_fast(FAST_TIME * 2, 1) && !is_fast(FAST_TIME, ALONE + 1));
+        let mut places: Vec<_> = (0..PLACES * 2).map_while(|_| Place::take()).collect();
+        assert_eq!(places.len(), PLACES);
+        places.pop();
+        assert!(Place::take().is_some());
     }
 
     #[test]
