@@ -54,8 +54,8 @@ const CAP: usize = 384 * 1024;
 /// A stream is fast that moves [`FAST`] bytes in [`FAST_TIME`] at most: 4 Gbit/s.
 ///
 /// So long that a stream is it not only while others have not begun.
-const FAST: usize = 512 << 20;
-const FAST_TIME: Duration = Duration::from_millis(1_074);
+const FAST: usize = 128 << 20;
+const FAST_TIME: Duration = Duration::from_millis(268);
 /// And only while there are no more streams than these: what several share, each may lose at any time.
 const ALONE: usize = 2;
 /// So many streams may have large buffers because they are fast, or were.
