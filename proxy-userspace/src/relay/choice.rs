@@ -19,7 +19,7 @@ use super::sockmap::{Refusal, Why};
 use crate::config::PathChoice;
 
 /// How long a flow must be quiet: a transfer over a long way, which begins with a few segments a round trip, moves more
-/// than [`QUIET_RATE`] in its second already.
+/// than [`QUIET_RATE`] in its second round trip.
 const QUIET: Duration = Duration::from_millis(500);
 /// Each time that a flow leaves the kernel because it was no place for it, it must be quiet for twice as long before it
 /// goes back, [`DOUBLINGS`] times at most.

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::sys;
 
 /// Client's and upstream's connection. What is still here when it is dropped is reset, not closed: a peer must never take
-/// a cut, by the other side's failure or by the end of setu, for the end of a stream.
+/// a cut, by the other side's failure, by silence or by the end of setu, for the end of a stream.
 #[derive(Debug, Default)]
 pub(super) struct Legs(Option<[TcpStream; 2]>);
 
