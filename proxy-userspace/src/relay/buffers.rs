@@ -204,7 +204,11 @@ impl Buffers {
         bound_unsent(destination, UNSENT);
         match sys::tcp_info(source.as_fd()) {
             Ok(info) if info.min_rtt < NEAR => {
-                let _ = resize(source, CAP);
+                // Never a smaller one than the kernel path left: what is on its way, within the window that was offered,
+                // would be dropped, up to the sender's timeout.
+                if SockRef::from(source).recv_buffer_size().is_ok_and(|size| size < CAP) {
+                    let _ = resize(source, CAP);
+                }
                 Self::Near { moved: 0, since: Instant::now(), stream: Stream::begin() }
             }
             Ok(info) => {
@@ -316,6 +320,19 @@ mod tests {
         // The source is near.
         assert_eq!(size(&source), CAP);
         assert!(sys::testing::is_receive_buffer_locked(&source));
+    }
+
+    #[tokio::test]
+    async fn a_buffer_that_another_path_left_is_not_made_smaller() {
+        let ([source, _sender], [destination, peer]) = (pair().await, pair().await);
+        resize(&source, CAP * 4).unwrap();
+        let before = size(&source);
+        let mut buffers = Buffers::RETURNED;
+        buffers.taken(FIRST, &source, &destination);
+        move_to_peer(&destination, &peer, 160 * 1024).await;
+        buffers.taken(LOOK, &source, &destination);
+        assert!(matches!(buffers, Buffers::Near { .. }), "{buffers:?}");
+        assert_eq!(size(&source), before);
     }
 
     #[tokio::test]
