@@ -54,6 +54,9 @@ use reload::Share;
 
 /// How often sources of connections are looked over.
 const FORGET: Duration = Duration::from_secs(5);
+/// How often it is looked whether a crowd is over, and how many clients are one.
+const LOOK: Duration = Duration::from_secs(1);
+const CROWD: u64 = 500;
 /// While draining: how often connections are counted, and the rest is told.
 const COUNT: Duration = Duration::from_millis(50);
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -244,6 +247,7 @@ impl Server {
         mut door: Option<Door>,
     ) -> Told {
         let mut forget = interval(FORGET);
+        let (mut look, mut crowd) = (interval(LOOK), Crowd::default());
         loop {
             tokio::select! {
                 () = signals.end.recv() => {
@@ -286,6 +290,12 @@ impl Server {
                     return Told::Broken;
                 }
                 _ = forget.tick() => self.shared.limits.sweep(Instant::now()),
+                _ = look.tick() => {
+                    let listeners = self.shared.counters.listeners();
+                    if crowd.is_over(listeners.iter().map(|listener| listener.accepted()).sum()) {
+                        sys::trim_heap();
+                    }
+                }
             }
         }
     }
@@ -393,6 +403,28 @@ impl Server {
     }
 }
 
+/// Clients that came together. Until they are quiet enough for the kernel each takes memory here, which nobody needs
+/// afterwards, and which is given back once no more come.
+#[derive(Debug, Default)]
+struct Crowd {
+    accepted: u64,
+    /// Who came since the last one was over.
+    came: u64,
+}
+
+impl Crowd {
+    /// Whether it is over, asked now and then with the number of clients that ever came.
+    fn is_over(&mut self, accepted: u64) -> bool {
+        let lately = accepted.saturating_sub(mem::replace(&mut self.accepted, accepted));
+        self.came += lately;
+        let is_over = self.came >= CROWD && lately < self.came / 10;
+        if is_over {
+            self.came = 0;
+        }
+        is_over
+    }
+}
+
 /// Why it is time to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
@@ -476,4 +508,26 @@ fn start_tls(config: &Config) -> Result<Option<Arc<Acceptor>>, CertificateError>
 /// Takes up new certificate files, for ever.
 fn watch_certificate(acceptor: Arc<Acceptor>) {
     tokio::spawn(async move { acceptor.watch().await });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_over_when_few_follow_it() {
+        let mut crowd = Crowd::default();
+        let mut accepted = 0;
+        let mut over = |came: u64| {
+            accepted += came;
+            crowd.is_over(accepted)
+        };
+        assert!(!over(4_000), "they come");
+        assert!(!over(500));
+        assert!(over(300));
+        assert!(!over(0), "once");
+        assert!(!(0..10).any(|_| over(40)), "too few to matter");
+        // As many as ever, all the time: now and then.
+        assert_eq!((0..110).filter(|_| over(50)).count(), 10);
+    }
 }
