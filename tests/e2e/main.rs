@@ -1,31 +1,82 @@
-//! End-to-end tests: the real setu between real sockets.
+//! End-to-end tests: the real setu between real sockets. Each folder holds one kind of promise; this is their index.
 //!
-//! What both paths must do alike is in `behaviour`, run once for each path. As root the kernel path must not be
-//! skipped; elsewhere a test that needs it says so.
+//! - `integrity`: what arrives is what was sent, in order, and ends as it was ended
+//!   - `behaviour`: order, half-close, reset and timeouts are the same on every path
+//!   - `shortage`: streams stay whole where the machine or the network is short of something
+//! - `compatibility`: nobody has to change anything for setu
+//!   - `clients`: programs that were not written for setu work before and behind it
+//!   - `reference`: clients and upstreams see what they see of the reference
+//! - `front_door`: clients are led where they want to go, and nobody else anywhere
+//!   - `one_port`: one port takes chat, media and visitors of the operator's web server
+//!   - `destinations`: no name leads into private networks, or back to setu
+//!   - `certificate`: it is kept, shown, and renewed while setu runs
+//!   - `probes`: who looks for an open relay, or for what setu is, reaches no upstream
+//! - `faults`: what fails is told by its name, leaves nothing behind, and spares others
+//!   - `peers`: upstreams that are not there, processes that are killed
+//!   - `network`: links that lose, stall or are slow, peers that vanish, descriptors that run out
+//!   - `upstreams`: a failed endpoint, address or resolver does not reach who could be served
+//!   - `kernel`: maps of the kernel path that are full, reports of it that are lost
+//! - `limits`: what anybody can cost is bounded, and little
+//!   - `buffers`: what a flow in userspace holds while its reader stalls
+//!   - `kernel`: what a flow in the kernel holds, and that it wakes nobody
+//!   - `idle_tls`: what an idle client inside TLS holds
+//!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
+//! - `security`: setu tells nothing of its clients, and could do little to the machine
+//!   - `privacy`: no client's address is in anything that setu writes, unless that is configured
+//!   - `privilege`: no thread keeps a right that it does not need
+//! - `lifecycle`: operators can start, change and replace setu, and no client notices
+//!   - `start`: wrong usage, wrong configuration, ports in use: what is said, and the exit code
+//!   - `changes`: stopping, reloading, a successor, sockets of the service manager
+//! - `operator`: operators see what is so
+//!   - `admin`: status page, metrics, health
+//!   - `check`: `setu check`: what this machine can do
+//!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
+//!
+//! What all paths must do alike runs once for each path. As root the kernel path must not be skipped; elsewhere a test
+//! that needs it says so. What several files need is in the harness, beside this folder.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "skips and measured figures are told on the terminal")]
 
-mod admin;
-mod behaviour;
-mod buffers;
-mod clients;
-mod doctor;
-mod faults;
-mod front_door;
-mod hostile;
-mod idle_tls;
-mod integrity;
-mod kernel;
-mod kernel_faults;
-mod lifecycle;
-mod network;
-mod privacy;
-mod privilege;
-mod probes;
-mod reference;
-mod start;
-mod upstreams;
+mod integrity {
+    mod behaviour;
+    mod shortage;
+}
+mod compatibility {
+    mod clients;
+    mod reference;
+}
+mod front_door {
+    mod certificate;
+    mod destinations;
+    mod one_port;
+    mod probes;
+}
+mod faults {
+    mod kernel;
+    mod network;
+    mod peers;
+    mod upstreams;
+}
+mod limits {
+    mod buffers;
+    mod hostile;
+    mod idle_tls;
+    mod kernel;
+}
+mod security {
+    mod privacy;
+    mod privilege;
+}
+mod lifecycle {
+    mod changes;
+    mod start;
+}
+mod operator {
+    mod admin;
+    mod check;
+    mod doctor;
+}
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].
 macro_rules! on_both_paths {

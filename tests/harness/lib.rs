@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
+pub mod admin;
 pub mod delay;
 pub mod dns;
 pub mod level;
@@ -9,6 +10,7 @@ pub mod machine;
 pub mod maps;
 pub mod netns;
 pub mod network;
+pub mod nobody;
 pub mod peers;
 pub mod repair;
 pub mod servers;

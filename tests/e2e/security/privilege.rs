@@ -1,10 +1,11 @@
 //! What a running setu could still do. What is refused from inside is in the unit tests of `privilege`.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, process::Command};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
 
 use setu_tests::{
     Path, Setu, config,
     machine::is_root,
+    nobody::Nobody,
     peers::{Manner, Upstream, exchange, finish, receive, send},
 };
 
@@ -107,18 +108,10 @@ fn without_any_privilege_it_serves_in_userspace() {
         println!("skipped: every other test runs without privileges already");
         return;
     }
-    // nobody may not read the build's folder.
-    let folder = tempfile::tempdir().unwrap();
-    let binary = folder.path().join("setu");
-    fs::copy(Setu::binary(), &binary).unwrap();
-    Command::new("chmod").args(["-R", "a+rX"]).arg(folder.path()).status().unwrap();
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"])
-        .arg(&binary);
+    let nobody = Nobody::new();
     let upstream = Upstream::new();
     let text = config(Path::Userspace, &upstream.address(), "").replace("\"userspace\"", "\"auto\"");
-    let setu = Setu::start_by(command, &text, &[]);
+    let setu = Setu::start_by(nobody.setu(), &text, &[]);
     assert_eq!(setu.count("ready path=userspace"), 1, "{}", setu.tail());
     is_restricted(&setu);
     let (client, server) = upstream.connect(setu.address("chat"));

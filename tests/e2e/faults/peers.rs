@@ -66,7 +66,7 @@ fn upstream_does_not_answer(path: Path) {
 /// A peer in a process of its own: [`role`] of this binary.
 fn child(role: &str, address: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "faults::role", "--ignored", "--nocapture"]);
+    command.args(["--exact", "faults::peers::role", "--ignored", "--nocapture"]);
     command.env("SETU_TEST_ROLE", role).env("SETU_TEST_ADDRESS", address).spawn().unwrap()
 }
 

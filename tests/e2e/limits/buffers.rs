@@ -82,6 +82,32 @@ fn read_for(mut stream: &TcpStream, time: Duration) {
     }
 }
 
+/// What a sender gets rid of while nobody reads is what setu, and the client's kernel, hold.
+#[test]
+fn a_reader_that_never_reads_costs_little() {
+    /// Twice a receive buffer of the kernel's default size on either leg, what setu lets wait, and the sender's own.
+    const HELD: usize = 1024 * 1024;
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let setu = network.setu(Path::Userspace, &[upstream.address()], "");
+    for _ in 0..5 {
+        let (client, server) = network.flow(&setu, &upstream);
+        for (from, mut to) in [(&server, &client), (&client, &server)] {
+            socket2::SockRef::from(from).set_send_buffer_size(32 * 1024).unwrap();
+            let held = fill(from, 4096);
+            println!("{held} bytes are held");
+            assert!(held < HELD, "{held} bytes are held");
+            // Whoever reads in the end has all of it.
+            let mut received = vec![0; held];
+            to.read_exact(&mut received).unwrap();
+            assert!(received.iter().all(|byte| *byte == 7));
+        }
+    }
+}
+
 /// Bulk takes pipes, which take descriptors: not those of clients. Without a pipe bytes are copied.
 #[test]
 fn bulk_takes_no_descriptor_that_a_client_needs() {

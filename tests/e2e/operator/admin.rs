@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
     thread,
@@ -10,34 +10,14 @@ use std::{
 };
 
 use setu_tests::{
-    Path, Setu, config,
+    Path, Setu,
+    admin::{ask, get},
+    config,
     peers::{Manner, PATIENCE, Upstream, connect, end_of, exchange, finish, receive, send},
 };
 
 crate::on_both_paths! {
     metrics_follow_the_traffic
-}
-
-/// An answer of the admin endpoint.
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) body: String,
-}
-
-/// Sends a request as it is, and reads what comes of it.
-fn ask(at: SocketAddr, request: &str) -> Answer {
-    let mut stream = connect(at);
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Answer { status, head: head.to_lowercase(), body: body.into() }
-}
-
-pub(crate) fn get(at: SocketAddr, path: &str) -> Answer {
-    ask(at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"))
 }
 
 /// Every sample by its name and labels. That the text is what it says is checked on the way.

@@ -12,11 +12,10 @@ use std::{
 
 use setu_tests::{
     Path, Setu,
+    admin::get,
     peers::{PATIENCE, Upstream, end_of},
 };
 use socket2::{Domain, Socket, Type};
-
-use crate::admin::get;
 
 crate::on_both_paths! {
     no_client_address_is_written
@@ -27,7 +26,7 @@ crate::on_both_paths! {
 const NETWORKS: [&str; 3] = ["127.77.", "198.51.100.", "2001:db8:77"];
 const CLIENT: &str = "127.77.1.2";
 const PROXIED: &str = "198.51.100.77";
-const HELLO: &[u8] = include_bytes!("../../fuzz/corpus/client_hello/curl-h2");
+const HELLO: &[u8] = include_bytes!("../../../fuzz/corpus/client_hello/curl-h2");
 
 fn config(path: Path, upstream: &str, state: &path::Path, privacy: &str) -> String {
     let listener = |name: &str, mode: &str, more: &str| {
@@ -163,4 +162,15 @@ fn what_is_allowed_is_written(path: Path) {
             "{line}"
         );
     }
+}
+
+#[test]
+fn no_client_address_is_logged() {
+    let upstream = Upstream::new();
+    let setu = Setu::start(&setu_tests::config(Path::Userspace, &upstream.address(), ""));
+    let (client, _server) = upstream.connect(setu.address("chat"));
+    let port = client.local_addr().unwrap().port();
+    drop(client);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(setu.count(&format!(":{port}")), 0, "{}", setu.tail());
 }

@@ -14,7 +14,7 @@ use setu_tests::{
     Path, Setu,
     level::Level,
     network::{Network, SERVERS, TO_CLIENTS, TO_SERVERS},
-    peers::{Manner, PATIENCE, Upstream, end_of, exchange, fill, finish, receive, receive_some, reset, send},
+    peers::{Manner, PATIENCE, Upstream, end_of, exchange, finish, receive, receive_some, reset, send},
 };
 
 const MB: usize = 1_000_000;
@@ -294,29 +294,6 @@ fn link_is_cut_for_thirty_seconds(path: Path) {
     // Checks have connected as well, and nobody accepted them.
     drop((chats, download, server, upstream));
     before.wait(&setu, &network);
-}
-
-/// What a sender gets rid of while nobody reads is what setu, and the client's kernel, hold.
-#[test]
-fn a_reader_that_never_reads_costs_little() {
-    /// Twice a receive buffer of the kernel's default size on either leg, what setu lets wait, and the sender's own.
-    const HELD: usize = 1024 * 1024;
-    let Some(network) = network() else { return };
-    let upstream = network.upstream(SERVERS[0]);
-    let setu = network.setu(Path::Userspace, &[upstream.address()], "");
-    for _ in 0..5 {
-        let (client, server) = network.flow(&setu, &upstream);
-        for (from, mut to) in [(&server, &client), (&client, &server)] {
-            socket2::SockRef::from(from).set_send_buffer_size(32 * 1024).unwrap();
-            let held = fill(from, 4096);
-            println!("{held} bytes are held");
-            assert!(held < HELD, "{held} bytes are held");
-            // Whoever reads in the end has all of it.
-            let mut received = vec![0; held];
-            to.read_exact(&mut received).unwrap();
-            assert!(received.iter().all(|byte| *byte == 7));
-        }
-    }
 }
 
 fn link_of_one_megabit_before_a_fast_upstream(path: Path) {

@@ -10,6 +10,7 @@ use std::{
 
 use setu_tests::{
     Setu,
+    admin::get,
     peers::{Upstream, connect},
 };
 use tempfile::TempDir;
@@ -214,17 +215,17 @@ fn a_phone_is_set_by_the_ports_that_are_open() {
     // On the ports that it got, because a link needs ports that stay.
     drop(setu);
     let setu = Setu::start(&config);
-    let share = crate::admin::get(setu.admin(), "/share?host=proxy.example.org");
+    let share = get(setu.admin(), "/share?host=proxy.example.org");
     let link = format!("chatPort={}", setu.address("tls").port());
     assert!(
         share.status == 200 && share.body.contains(&link) && share.body.contains("<svg"),
         "{}",
         share.body
     );
-    let svg = crate::admin::get(setu.admin(), "/share.svg?host=proxy.example.org");
+    let svg = get(setu.admin(), "/share.svg?host=proxy.example.org");
     assert!(svg.head.contains("image/svg+xml") && svg.body.contains("<svg"), "{}", svg.head);
     for host in ["", "a\"><script>", "%3Cscript%3E", "127.0.0.1", "::1"] {
-        let answer = crate::admin::get(setu.admin(), &format!("/share?host={host}"));
+        let answer = get(setu.admin(), &format!("/share?host={host}"));
         assert!(answer.status >= 400 && !answer.head.contains("html"), "{host}: {}", answer.body);
     }
 }

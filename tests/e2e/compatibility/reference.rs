@@ -52,7 +52,7 @@ const UPSTREAMS: [&str; 3] = ["chat", "chat-http", "media"];
 
 /// A web client's opening, and a browser's.
 const CHAT: &[u8] = b"WA\x06\x03\0\0\x24the first frame of a Noise handshake";
-const MEDIA: &[u8] = include_bytes!("../../fuzz/corpus/client_hello/chromium-post-quantum");
+const MEDIA: &[u8] = include_bytes!("../../../fuzz/corpus/client_hello/chromium-post-quantum");
 
 /// A header that a load balancer sends, and whom it names.
 #[derive(Debug, Clone, Copy)]

@@ -6,11 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use setu_tests::{
-    Path, Setu, config,
-    machine::is_root,
-    peers::{Upstream, connect, end_of},
-};
+use setu_tests::{Path, Setu, config, machine::is_root, nobody::Nobody};
 
 fn run(arguments: &[&str]) -> (Output, String) {
     let output = Command::new(Setu::binary()).args(arguments).output().unwrap();
@@ -85,20 +81,7 @@ fn unprivileged(arguments: &[&str]) -> Option<(Output, String)> {
         println!("skipped: dropping privileges needs root");
         return None;
     }
-    // nobody may not read the build's folder.
-    let folder = tempfile::tempdir().unwrap();
-    let binary = folder.path().join("setu");
-    std::fs::copy(Setu::binary(), &binary).unwrap();
-    Command::new("chmod").args(["-R", "a+rX"]).arg(folder.path()).status().unwrap();
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "--bounding-set=-all",
-        "--inh-caps=-all",
-    ]);
-    let output = command.arg(binary).args(arguments).output().unwrap();
+    let output = Nobody::new().setu().args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     Some((output, text))
 }
@@ -119,54 +102,4 @@ fn a_forced_path_that_is_not_available_fails() {
     };
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("relay.path = \"sockmap\" is not available") && text.contains("CAP_BPF"), "{text}");
-}
-
-#[test]
-fn check_tells_the_path_and_the_self_test() {
-    with_file(&config(Path::Userspace, "127.0.0.1:1", "").replace("userspace", "auto"), |file| {
-        let output = Command::new(Setu::binary()).args(["check", "--config", file]).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{text}");
-        if crate::may_use_kernel() {
-            for line in ["path: sockmap", "types (BTF)", "eBPF is compiled (JIT)", "CAP_BPF, for loading"] {
-                assert!(text.contains(line), "{line} is missing: {text}");
-            }
-            assert_eq!(text.matches("ok    self-test: ").count(), 5, "{text}");
-        }
-    });
-}
-
-#[test]
-fn check_tells_what_each_missing_privilege_costs() {
-    let Some((output, _)) = unprivileged(&["check", "--port-offset", "20000"]) else { return };
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{text}");
-    for name in ["CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"] {
-        let line = text.lines().find(|line| line.starts_with(&format!("note  {name} is missing, for ")));
-        assert!(line.is_some_and(|line| line.contains(": without it ")), "{name}: {text}");
-    }
-    assert!(text.contains("path: userspace, because"), "{text}");
-}
-
-#[test]
-fn a_name_with_a_private_address_is_refused() {
-    let upstream = Upstream::new();
-    let port = upstream.address().rsplit_once(':').unwrap().1.to_owned();
-    let text = config(Path::Userspace, &format!("localhost:{port}"), "")
-        .replace("_upstreams = true", "_upstreams = false");
-    let mut setu = Setu::start(&text);
-    let client = connect(setu.address("chat"));
-    assert_eq!(end_of(&client).unwrap_or(0), 0);
-    setu.wait_closed("destination_refused", 1);
-}
-
-#[test]
-fn no_client_address_is_logged() {
-    let upstream = Upstream::new();
-    let setu = Setu::start(&config(Path::Userspace, &upstream.address(), ""));
-    let (client, _server) = upstream.connect(setu.address("chat"));
-    let port = client.local_addr().unwrap().port();
-    drop(client);
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert_eq!(setu.count(&format!(":{port}")), 0, "{}", setu.tail());
 }

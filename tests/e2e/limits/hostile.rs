@@ -27,7 +27,7 @@ crate::on_both_paths! {
 }
 
 /// A ClientHello, as a client sent it.
-const HELLO: &[u8] = include_bytes!("../../fuzz/corpus/client_hello/openssl-tls13");
+const HELLO: &[u8] = include_bytes!("../../../fuzz/corpus/client_hello/openssl-tls13");
 /// Another address of the clients' host, for those that mean harm.
 const HARM: &str = "10.79.1.66";
 

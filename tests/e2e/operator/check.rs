@@ -1,0 +1,38 @@
+//! `setu check`: what this machine can do for setu, and what is missing.
+
+use std::{io::Write as _, process::Command};
+
+use setu_tests::{Path, Setu, config, machine::is_root, nobody::Nobody};
+use tempfile::NamedTempFile;
+
+#[test]
+fn check_tells_the_path_and_the_self_test() {
+    let mut file = NamedTempFile::new().unwrap();
+    let setup = config(Path::Auto, "127.0.0.1:1", "");
+    file.write_all(setup.as_bytes()).unwrap();
+    let output = Command::new(Setu::binary()).args(["check", "--config"]).arg(file.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    if crate::may_use_kernel() {
+        for line in ["path: sockmap", "types (BTF)", "eBPF is compiled (JIT)", "CAP_BPF, for loading"] {
+            assert!(text.contains(line), "{line} is missing: {text}");
+        }
+        assert_eq!(text.matches("ok    self-test: ").count(), 5, "{text}");
+    }
+}
+
+#[test]
+fn check_tells_what_each_missing_privilege_costs() {
+    if !is_root() {
+        println!("skipped: dropping privileges needs root");
+        return;
+    }
+    let output = Nobody::new().setu().args(["check", "--port-offset", "20000"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    for name in ["CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"] {
+        let line = text.lines().find(|line| line.starts_with(&format!("note  {name} is missing, for ")));
+        assert!(line.is_some_and(|line| line.contains(": without it ")), "{name}: {text}");
+    }
+    assert!(text.contains("path: userspace, because"), "{text}");
+}
