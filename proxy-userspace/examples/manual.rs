@@ -5,7 +5,7 @@ use std::{env, fs, io, path::PathBuf};
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
-use proxy_userspace::cli::Cli;
+use setu::cli::Cli;
 
 fn main() -> io::Result<()> {
     let out = env::args_os().nth(1).map(PathBuf::from);

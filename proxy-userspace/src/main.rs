@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use proxy_userspace::{
+use setu::{
     check,
     cli::{CertCommand, Cli, Command},
     config::ConfigError,
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Run(args) => proxy_userspace::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => setu::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => {
             let report = check::report(&args.config()?);
             io::stdout().write_all(report.text.as_bytes())?;

@@ -31,6 +31,7 @@
 //!   - `admin`: status page, metrics, health
 //!   - `check`: `setu check`: what this machine can do
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
+//!   - `log`: lines name setu, levels and parts choose what is told
 //!
 //! What all paths must do alike runs once for each path. As root the kernel path must not be skipped; elsewhere a test
 //! that needs it says so. What several files need is in the harness, beside this folder.
@@ -76,6 +77,7 @@ mod operator {
     mod admin;
     mod check;
     mod doctor;
+    mod log;
 }
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].

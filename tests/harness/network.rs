@@ -81,7 +81,7 @@ impl Network {
     #[must_use]
     pub fn start(&self, config: &str, level: &str, arguments: &[&str]) -> Setu {
         let mut command = self.proxy.command(&Setu::binary().display().to_string());
-        command.env("SETU_LOG", format!("proxy_userspace={level}"));
+        command.env("SETU_LOG", format!("setu={level}"));
         let setu = Setu::start_by(command, config, arguments);
         let _ = setu.descriptors_at_rest();
         setu

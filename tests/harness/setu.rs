@@ -116,7 +116,7 @@ impl Setu {
     /// As [`Self::start_in`], with a level of logging: `debug` has a line for each connection's end.
     #[must_use]
     pub fn start_with_log(config: &str, namespace: Option<&Netns>, level: &str) -> Self {
-        Self::start_logging(config, namespace, &format!("proxy_userspace={level}"))
+        Self::start_logging(config, namespace, &format!("setu={level}"))
     }
 
     /// As [`Self::start_in`], with another filter of the log; it must let through what `info` does.
@@ -139,7 +139,7 @@ impl Setu {
         file.write_all(config.as_bytes()).unwrap();
         command.args(["run", "--config"]).arg(file.path()).args(more);
         if !command.get_envs().any(|(key, _)| key == "SETU_LOG") {
-            command.env("SETU_LOG", "proxy_userspace=debug");
+            command.env("SETU_LOG", "setu=debug");
         }
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));

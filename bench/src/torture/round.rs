@@ -287,9 +287,9 @@ mod tests {
     #[test]
     fn setu_s_words_are_heard() {
         let log = [
-            "T DEBUG proxy_userspace: closed reason=client_closed path=sockmap listener=chat client=\"\"",
-            "T ERROR proxy_userspace::x: a connection was reset error=y",
-            "T ERROR proxy_userspace::x: a connection was reset error=y",
+            "T DEBUG setu: closed reason=client_closed path=sockmap listener=chat client=\"\"",
+            "T ERROR setu::x: a connection was reset error=y",
+            "T ERROR setu::x: a connection was reset error=y",
             "T INFO p: flows that left the kernel for a slow reader, and came back congested=5 resumed=3",
         ]
         .map(str::to_owned);
