@@ -11,7 +11,8 @@ const RUNS: &str = "bench/runs";
 
 /// Builds setu and the bench, and runs a task of the bench. What is only rendered needs no setu.
 pub(crate) fn run(task: &str, args: &[String]) -> Result<()> {
-    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "setu-bench"]))?;
+    process::announce("building the bench (release)");
+    process::run(process::cargo().args(["build", "--release", "--package", "setu-bench"]))?;
     let mut bench = Command::new("target/release/setu-bench");
     if !args.iter().any(|arg| arg.starts_with("--render")) {
         bench.env(SETU_BIN, build_setu()?);

@@ -125,6 +125,9 @@ fn run(args: &[String]) -> Result<()> {
 }
 
 fn build_setu() -> Result<PathBuf> {
-    process::run(process::cargo().args(["build", "--quiet", "--release", "--package", "proxy-userspace"]))?;
-    Ok(std::env::current_dir()?.join("target/release/setu"))
+    let setu = std::env::current_dir()?.join("target/release/setu");
+    let first = if setu.exists() { "" } else { "; the first time takes some minutes" };
+    process::announce(&format!("building setu (release){first}"));
+    process::run(process::cargo().args(["build", "--release", "--package", "proxy-userspace"]))?;
+    Ok(setu)
 }

@@ -9,6 +9,11 @@ pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// Says what takes long before it begins; on standard error, as cargo's own progress.
+pub(crate) fn announce(what: &str) {
+    eprintln!("xtask: {what}");
+}
+
 /// Runs to the end, with its output on the terminal.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{command:?} could not be started"))?;

@@ -1,4 +1,4 @@
-//! Installs what the other subcommands need. Quiet when all is there.
+//! Installs what the other subcommands need, with the progress of whoever installs it. Quiet when all is there.
 
 use std::process::Command;
 
@@ -48,12 +48,8 @@ const PAGE_PACKAGES: [(&str, &str); 3] = [
     ("npm", "fetches axe-core and puppeteer-core"),
 ];
 
-pub(crate) fn run_quietly() -> Result<()> {
-    run_all()
-}
-
 pub(crate) fn run(bench: bool) -> Result<()> {
-    run_all()?;
+    install_all()?;
     if bench {
         install(&BENCH_PACKAGES)?;
     }
@@ -61,7 +57,8 @@ pub(crate) fn run(bench: bool) -> Result<()> {
     Ok(())
 }
 
-fn run_all() -> Result<()> {
+/// What build and tests need.
+pub(crate) fn install_all() -> Result<()> {
     let mut packages: Vec<_> = TEST_PACKAGES.into();
     let way = ebpf::way();
     if !matches!(way, Ok(Way::Rustup)) {
@@ -71,7 +68,7 @@ fn run_all() -> Result<()> {
     if !succeeds(Command::new("bpf-linker").arg("--version")) {
         println!("setup: building bpf-linker {LINKER}, the linker of the eBPF object");
         let mut install = process::cargo();
-        install.args(["install", "--quiet", "--locked", "bpf-linker", "--version", LINKER]);
+        install.args(["install", "--locked", "bpf-linker", "--version", LINKER]);
         if !matches!(way, Ok(Way::Rustup)) {
             install
                 .args(["--no-default-features", "--features", "llvm-22"])
@@ -82,7 +79,7 @@ fn run_all() -> Result<()> {
     if !succeeds(process::cargo().args(["deny", "--version"])) {
         println!("setup: building cargo-deny {DENY}, which checks licences and sources of dependencies");
         let mut install = process::cargo();
-        install.args(["install", "--quiet", "--locked", "cargo-deny", "--version", DENY]);
+        install.args(["install", "--locked", "cargo-deny", "--version", DENY]);
         // It runs for a second in all: optimising it, link-time and for one codegen unit, would take minutes.
         for (setting, value) in [("OPT_LEVEL", "0"), ("DEBUG", "0"), ("LTO", "off"), ("CODEGEN_UNITS", "16")]
         {
@@ -104,7 +101,7 @@ pub(crate) fn fuzz() -> Result<()> {
     if !succeeds(process::cargo().args(["fuzz", "--version"])) {
         println!("setup: building cargo-fuzz {FUZZER}");
         let mut install = process::cargo();
-        install.args(["install", "--quiet", "--locked", "cargo-fuzz", "--version", FUZZER]);
+        install.args(["install", "--locked", "cargo-fuzz", "--version", FUZZER]);
         process::run(&mut install)?;
     }
     Ok(())
@@ -130,13 +127,8 @@ pub(crate) fn install(packages: &[(&str, &str)]) -> Result<()> {
     if !succeeds(Command::new("test").args(["-w", "/var/lib/dpkg"])) {
         bail!("packages are missing and this is not root; {by_hand}");
     }
-    process::run(apt().args(["-qq", "update"]))?;
-    process::run(
-        apt()
-            .args(["-qq", "install", "--yes", "--no-install-recommends"])
-            .args(&names)
-            .stdout(std::process::Stdio::null()),
-    )
+    process::run(apt().args(["-q", "update"]))?;
+    process::run(apt().args(["-q", "install", "--yes", "--no-install-recommends"]).args(&names))
 }
 
 fn apt() -> Command {

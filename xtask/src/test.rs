@@ -14,8 +14,9 @@ pub(crate) const SETU_BIN: &str = "SETU_BIN";
 
 /// The real binary for the end-to-end tests, then every test of the workspace.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    setup::run_quietly()?;
+    setup::install_all()?;
     let setu = std::env::var_os(SETU_BIN).map_or_else(build_setu, |setu| Ok(setu.into()))?;
+    process::announce("building the tests");
     let mut cargo = process::cargo();
     // Two at a time: the end-to-end tests share two cores with the proxies and peers that they start.
     cargo
