@@ -6,6 +6,7 @@ mod endpoint;
 mod error;
 mod file;
 mod keyword;
+mod reference;
 mod schema;
 
 use std::{
@@ -20,6 +21,7 @@ use crate::{addr::Ranges, route::AllowList};
 pub use endpoint::{Endpoint, Host};
 pub use error::{ConfigError, Place};
 use keyword::keywords;
+pub use reference::{Entry, Section, reference};
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -276,6 +278,18 @@ impl Config {
     pub fn leads_to(&self, upstream: &str) -> bool {
         let of_name = |(_, other): &(usize, &Upstream)| other.name == upstream;
         self.upstreams.iter().enumerate().find(of_name).is_some_and(|(id, _)| self.is_used(UpstreamId(id)))
+    }
+
+    /// Keys whose values are others than `before`, and that take a restart.
+    pub fn takes_restart(&self, before: &Self) -> impl Iterator<Item = &'static str> {
+        let differs = [
+            ("relay.path", self.path != before.path),
+            ("limits.kernel_bytes", self.limits.kernel_bytes != before.limits.kernel_bytes),
+            ("tls.state_dir", self.tls.state_dir != before.tls.state_dir),
+            ("admin.bind", self.admin != before.admin),
+            ("security.user", self.user != before.user),
+        ];
+        differs.into_iter().filter_map(|(key, differs)| differs.then_some(key))
     }
 
     /// Moves every port that setu listens on up, so that no privilege is needed. Port 0 stays.

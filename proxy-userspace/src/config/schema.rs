@@ -1,4 +1,4 @@
-//! The keys that a file may have, and what each is written as.
+//! The keys that a file may have, what each is written as, and what it does.
 //!
 //! serde's errors name neither the path of a key nor what to write instead. So a file is held against this table before
 //! it is deserialised, and what deserialises afterwards cannot fail.
@@ -30,9 +30,12 @@ pub(super) enum Form {
 
 /// A key of a table.
 pub(super) struct Key {
-    name: &'static str,
-    form: Form,
+    pub(super) name: &'static str,
+    pub(super) form: Form,
     required: bool,
+    /// Whether a change of it takes a restart.
+    pub(super) fixed: bool,
+    about: &'static str,
 }
 
 /// What is wrong with a key. The file's name is not known here.
@@ -44,12 +47,23 @@ pub(super) struct Fault {
     pub(super) remedy: String,
 }
 
-const fn key(name: &'static str, form: Form) -> Key {
-    Key { name, form, required: false }
+const fn key(name: &'static str, form: Form, about: &'static str) -> Key {
+    Key { name, form, required: false, fixed: false, about }
 }
 
-const fn required(name: &'static str, form: Form) -> Key {
-    Key { name, form, required: true }
+const fn required(name: &'static str, form: Form, about: &'static str) -> Key {
+    Key { required: true, ..key(name, form, about) }
+}
+
+const fn fixed(name: &'static str, form: Form, about: &'static str) -> Key {
+    Key { fixed: true, ..key(name, form, about) }
+}
+
+/// Declares the keys of a table. What stands above a key is what it does.
+macro_rules! keys {
+    ($($(#[doc = $about:literal])+ $make:ident($name:literal, $form:expr),)+) => {
+        &[$($make($name, $form, concat!($($about),+))),+]
+    };
 }
 
 pub(super) const BIND: &str = "write IP:port, for example \"0.0.0.0:5222\" or \"[::]:5222\"";
@@ -71,74 +85,172 @@ pub(super) const SERVER: &str = "write the IP or IP:port of a resolver, for exam
 pub(super) const SOURCE: &str = "write an IP address of this machine";
 pub(super) const TIME: &str = "write a time such as \"500ms\", \"5s\" or \"3m\"";
 pub(super) const TLS_NAME: &str = "write a name such as \"proxy.example.org\", or an IP address";
+const DIRECTORY: &str = "write the name of a directory that setu may write to";
 const FILE_NAME: &str = "write the name of a PEM file, relative to this file";
 pub(super) const USER: &str = "write the name of a user of this machine, or its number";
 const UPSTREAM: &str = "write the name of an upstream, for example \"chat\"";
 
-/// All keys.
-const FILE: &[Key] = &[
-    key("relay", Form::Table(&[key("path", Form::Text(PATH))])),
+/// All keys, each with what it does in Markdown: `docs/configuration.md` and setu.toml(5) are made of it.
+pub(super) const FILE: &[Key] = keys! {
+    /// How bytes move.
+    key("relay", Form::Table(RELAY)),
+    /// Addresses that clients connect to, and what is expected of them there. Any `[[listener]]` replaces all of the
+    /// defaults, which are below.
     key("listener", Form::Tables(LISTENER)),
+    /// Servers that are one to the client; `NAME` is yours to choose. `chat`, `chat-http` and `media` are there by
+    /// default: what a file does not say of them stays as it is below.
     key("upstream", Form::Named(UPSTREAMS)),
+    /// How long to wait, a day at most.
     key("timeouts", Form::Table(TIMEOUTS)),
+    /// How many connections, and what they may hold. A source is an IPv4 address, or the /64 of an IPv6 one.
     key("limits", Form::Table(LIMITS)),
-    key("allow", Form::Table(&[key("sni", Form::Texts(PATTERN))])),
-    key("proxy_protocol", Form::Table(&[key("trusted", Form::Texts(RANGE))])),
+    /// Which servers media clients may name.
+    key("allow", Form::Table(ALLOW)),
+    /// Whom a listener with `accept_proxy_protocol = true` believes.
+    key("proxy_protocol", Form::Table(PROXY_PROTOCOL)),
+    /// The certificate of listeners where TLS ends, which are those of the modes `chat-tls` and `auto`. Without one
+    /// setu makes one; WhatsApp's app does not check who signed it.
     key("tls", Form::Table(TLS)),
-    key("dns", Form::Table(&[key("servers", Form::Texts(SERVER))])),
-    key("admin", Form::Table(&[key("bind", Form::Texts(BIND))])),
-    key("privacy", Form::Table(&[key("client_addresses", Form::Text(CLIENT_ADDRESSES))])),
+    /// How names of servers are resolved.
+    key("dns", Form::Table(DNS)),
+    /// Where the status page and metrics are served.
+    key("admin", Form::Table(ADMIN)),
+    /// What logs may tell of clients' addresses.
+    key("privacy", Form::Table(PRIVACY)),
+    /// What setu may do.
     key("security", Form::Table(SECURITY)),
-];
+};
 
-const LISTENER: &[Key] = &[
+const RELAY: &[Key] = keys! {
+    /// `"auto"`: each connection where it is better off, in the kernel while it is quiet, if that is possible and
+    /// safe, else in userspace. `"sockmap"`: in the kernel, or setu does not start. `"userspace"`: in userspace.
+    /// `--path` overrides it.
+    fixed("path", Form::Text(PATH)),
+};
+
+const LISTENER: &[Key] = keys! {
+    /// Its name, which no other listener has.
     required("name", Form::Text(NAME)),
+    /// Where to listen; at port 0 the system chooses. A port below 1024 that a reload adds takes a restart if setu
+    /// was started as root.
     required("bind", Form::Texts(BIND)),
+    /// What to expect. `"chat"`: the chat protocol. `"chat-tls"`: the same inside TLS, which ends here. `"media"`:
+    /// TLS that is passed through. `"auto"`: all of these, told apart by their first bytes.
     required("mode", Form::Text(MODE)),
+    /// Whether connections begin with a PROXY header, version 1 or 2. In mode `auto` those without one are taken as
+    /// well.
     key("accept_proxy_protocol", Form::Switch),
+    /// Whether nothing but the chat protocol is forwarded as chat. Not in mode `media`, where what is not TLS is
+    /// closed in any case.
     key("gate", Form::Switch),
     // Which of these there must be is up to the mode.
+    /// Where clients go. Not in mode `auto`.
     key("upstream", Form::Text(UPSTREAM)),
+    /// Where the chat protocol goes, in the clear or inside TLS. In mode `auto` alone.
     key("chat", Form::Text(UPSTREAM)),
+    /// Where TLS for a name in `allow.sni` goes. In mode `auto` alone.
     key("media", Form::Text(UPSTREAM)),
+    /// Your web server, for what is neither chat nor media; it may be on this machine. What came inside TLS reaches
+    /// it in plain. In mode `auto` alone, with the gate.
     key("fallback", Form::Text(FALLBACK)),
-];
+};
 
-const UPSTREAMS: &[Key] = &[
+const UPSTREAMS: &[Key] = keys! {
     // Only the defaults' upstreams may do without.
+    /// The servers. Each connection goes to the one with the fewest connections of those that answer.
     key("endpoints", Form::Texts(ENDPOINT)),
+    /// Whether the servers are told each client's address and port, by a PROXY header of version 1 or 2. For `chat`
+    /// and `chat-http` the default is `"v1"`, as WhatsApp's own proxy does. Only `"off"` where the route is `"sni"`.
     key("send_proxy_protocol", Form::Text(SEND)),
+    /// `"fixed"`: to one of the endpoints. `"sni"`: to the host that the client's TLS names, on port 443, if
+    /// `allow.sni` has it, and to one of the endpoints if it names none. No chat can go where the route is `"sni"`.
     key("route", Form::Text(ROUTE)),
+    /// Addresses of this machine to dial from, in turn; without any the system chooses. Each has as many connections
+    /// to a server as there are local ports.
     key("sources", Form::Texts(SOURCE)),
-];
+};
 
-const TIMEOUTS: &[Key] = &[
+const TIMEOUTS: &[Key] = keys! {
+    /// For an upstream to answer, over all its endpoints and their addresses.
     key("connect", Form::Text(TIME)),
+    /// For what setu must see of a client first: a PROXY header, a ClientHello, the beginning of chat behind a gate.
     key("inspect", Form::Text(TIME)),
+    /// For a client's TLS handshake, where TLS ends here.
     key("handshake", Form::Text(TIME)),
+    /// While nothing moves in either direction; then the connection is reset.
     key("idle", Form::Text(TIME)),
+    /// While nothing moves and one side has finished; then the connection is reset.
     key("half_close", Form::Text(TIME)),
+    /// While a peer acknowledges neither bytes nor questions for a sign of life, or has no room for what waits for
+    /// it; then it counts as gone.
     key("vanished", Form::Text(TIME)),
+    /// For connections to end by themselves when setu stops; then they are closed. `TimeoutStopSec` of the unit must
+    /// be more.
     key("drain", Form::Text(TIME)),
-];
+};
 
-const LIMITS: &[Key] = &[
+const LIMITS: &[Key] = keys! {
+    /// At once, on all listeners together; others are refused. There are never more than open files and memory allow.
+    /// When a reload raises it, the kernel path has room for as many as before, and the others go through userspace.
     key("connections", Form::Number(POSITIVE)),
+    /// At once from one source. Behind a carrier's NAT thousands of phones may be one source.
     key("per_source", Form::Number(LIMIT)),
+    /// New ones each second from one source, after a burst of ten times as many.
     key("per_source_rate", Form::Number(LIMIT)),
+    /// Sources to which neither applies, such as a load balancer that sends no PROXY headers.
     key("exempt", Form::Texts(RANGE)),
+    /// At once in inspection or handshake. By default at least 64.
     key("pending", Form::Number(POSITIVE)),
-    key("kernel_bytes", Form::Text(BYTES)),
-];
+    /// Bytes that all flows together may have on their way in the kernel. By default a sixteenth of the memory, at
+    /// most 256 MiB.
+    fixed("kernel_bytes", Form::Text(BYTES)),
+};
 
-const TLS: &[Key] = &[
+const ALLOW: &[Key] = keys! {
+    /// Names that media clients may ask for. In mode `media` whoever asks for another is refused; in mode `auto` it
+    /// is taken for chat inside TLS.
+    key("sni", Form::Texts(PATTERN)),
+};
+
+const PROXY_PROTOCOL: &[Key] = keys! {
+    /// Who may send PROXY headers: your load balancers. Whoever may send them can claim any address for a client.
+    key("trusted", Form::Texts(RANGE)),
+};
+
+const TLS: &[Key] = keys! {
+    /// Your chain, the server's own certificate first; not without `key`. New files are taken up within seconds,
+    /// without a reload.
     key("certificate", Form::Text(FILE_NAME)),
+    /// Its private key. It may be in the same file.
     key("key", Form::Text(FILE_NAME)),
+    /// Names in a certificate that setu makes. The first is also the one that `setu share` takes.
     key("names", Form::Texts(TLS_NAME)),
-    key("state_dir", Form::Text("write the name of a directory that setu may write to")),
-];
+    /// Where setu keeps the certificate that it made, and where `setu run --replace` finds the setu that runs.
+    fixed("state_dir", Form::Text(DIRECTORY)),
+};
 
-const SECURITY: &[Key] = &[key("allow_private_upstreams", Form::Switch), key("user", Form::Text(USER))];
+const DNS: &[Key] = keys! {
+    /// Resolvers to ask, at port 53 if none is named; without any those of the system.
+    key("servers", Form::Texts(SERVER)),
+};
+
+const ADMIN: &[Key] = keys! {
+    /// Their addresses, none of which should be public. An empty list is nowhere.
+    fixed("bind", Form::Texts(BIND)),
+};
+
+const PRIVACY: &[Key] = keys! {
+    /// `"never"`: nothing. `"truncated"`: the network, which is 24 bits of an IPv4 address, 48 of an IPv6 one.
+    /// `"full"`: all.
+    key("client_addresses", Form::Text(CLIENT_ADDRESSES)),
+};
+
+const SECURITY: &[Key] = keys! {
+    /// Whether upstreams may be loopback, private and link-local addresses.
+    key("allow_private_upstreams", Form::Switch),
+    /// Whom setu becomes when it was started as root.
+    fixed("user", Form::Text(USER)),
+};
 
 /// Holds a file against the table.
 pub(super) fn check(file: &Spanned<DeTable<'_>>) -> Result<(), Fault> {
@@ -179,7 +291,7 @@ fn unknown(name: &Spanned<impl AsRef<str>>, keys: &[Key], path: &str) -> Fault {
     Fault { span: name.span(), key: join(path, written), problem: "there is no such key".into(), remedy }
 }
 
-fn join(path: &str, name: &str) -> String {
+pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.into() } else { format!("{path}.{name}") }
 }
 
@@ -233,10 +345,33 @@ impl Key {
             Form::Text(remedy) | Form::Number(remedy) => remedy.into(),
             Form::Texts(remedy) => format!("{remedy}, between [ and ]"),
             Form::Switch => "write true or false".into(),
-            Form::Table(_) => format!("write its keys below a line [{}]", self.name),
-            Form::Tables(_) => format!("write the keys of each below a line [[{}]]", self.name),
-            Form::Named(_) => format!("write the keys of each below a line [{}.NAME]", self.name),
+            Form::Table(_) => format!("write its keys below a line {}", self.heading()),
+            Form::Tables(_) | Form::Named(_) => {
+                format!("write the keys of each below a line {}", self.heading())
+            }
         }
+    }
+
+    /// The keys of a table.
+    pub(super) fn keys(&self) -> Option<&'static [Key]> {
+        match self.form {
+            Form::Table(keys) | Form::Tables(keys) | Form::Named(keys) => Some(keys),
+            Form::Text(_) | Form::Texts(_) | Form::Number(_) | Form::Switch => None,
+        }
+    }
+
+    /// The line above the keys of a table.
+    pub(super) fn heading(&self) -> String {
+        match self.form {
+            Form::Tables(_) => format!("[[{}]]", self.name),
+            Form::Named(_) => format!("[{}.NAME]", self.name),
+            _ => format!("[{}]", self.name),
+        }
+    }
+
+    /// What it does, in Markdown.
+    pub(super) fn about(&self) -> &'static str {
+        self.about.trim_start()
     }
 }
 
@@ -249,22 +384,30 @@ fn kind(value: &Spanned<DeValue<'_>>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fs};
+    use std::{collections::BTreeSet, fs, mem, path::Path};
 
     use super::*;
     use crate::config::Config;
 
-    /// The dotted names of all keys below these.
-    fn known(keys: &[Key], path: &str, names: &mut BTreeSet<String>) {
+    /// A file of the repository.
+    fn file(name: &str) -> String {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)).unwrap()
+    }
+
+    /// The dotted names of those keys below these that are wanted.
+    fn known(keys: &[Key], path: &str, wanted: fn(&Key) -> bool) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
         for key in keys {
             let path = join(path, key.name);
-            match key.form {
-                Form::Table(keys) | Form::Tables(keys) | Form::Named(keys) => known(keys, &path, names),
-                Form::Text(_) | Form::Texts(_) | Form::Number(_) | Form::Switch => {
+            match key.keys() {
+                Some(keys) => names.extend(known(keys, &path, wanted)),
+                None if wanted(key) => {
                     names.insert(path);
                 }
+                None => {}
             }
         }
+        names
     }
 
     /// The dotted names of all keys in a file.
@@ -285,11 +428,65 @@ mod tests {
     /// The schema, the raw types, and what is printed have the same keys.
     #[test]
     fn every_key_is_read_and_printed() {
-        let mut names = BTreeSet::new();
-        known(FILE, "", &mut names);
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/configs/valid/every-key.toml");
-        let text = fs::read_to_string(file).unwrap();
+        let names = known(FILE, "", |_| true);
+        let text = file("tests/configs/valid/every-key.toml");
         assert_eq!(written(&text), names);
         assert_eq!(written(&Config::parse("f", &text).unwrap().to_string()), names);
+    }
+
+    /// In this file every key is another than by default.
+    #[test]
+    fn what_takes_a_restart_is_marked() {
+        let other = Config::parse("f", &file("tests/configs/valid/every-key.toml")).unwrap();
+        let fixed: BTreeSet<_> =
+            other.takes_restart(&Config::load(None).unwrap()).map(str::to_owned).collect();
+        assert_eq!(fixed, known(FILE, "", |key| key.fixed));
+        assert_eq!(other.takes_restart(&other).count(), 0);
+    }
+
+    /// Keys that the example leaves to setu.toml(5): few operators need them.
+    const NOT_IN_THE_EXAMPLE: [&str; 19] = [
+        "dns.servers",
+        "limits.connections",
+        "limits.exempt",
+        "limits.kernel_bytes",
+        "limits.pending",
+        "limits.per_source",
+        "limits.per_source_rate",
+        "listener.accept_proxy_protocol",
+        "listener.chat",
+        "listener.fallback",
+        "listener.gate",
+        "listener.media",
+        "proxy_protocol.trusted",
+        "security.allow_private_upstreams",
+        "security.user",
+        "timeouts.handshake",
+        "timeouts.inspect",
+        "timeouts.vanished",
+        "upstream.sources",
+    ];
+
+    #[test]
+    fn the_example_has_the_defaults() {
+        // What it would be if none of it were a comment; a space follows the # of those that are words.
+        let text: String = file("dist/setu.toml")
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ')))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let mut names = written(&text);
+        for name in NOT_IN_THE_EXAMPLE {
+            assert!(names.insert(name.into()), "{name} is in the example");
+        }
+        assert_eq!(names, known(FILE, "", |_| true));
+
+        let (mut config, defaults) = (Config::parse("f", &text).unwrap(), Config::load(None).unwrap());
+        for listener in mem::replace(&mut config.listeners, defaults.listeners.clone()) {
+            assert!(defaults.listeners.contains(&listener), "{listener:?}");
+        }
+        // Examples, and it says so.
+        (config.tls.files, config.tls.names) = (None, Vec::new());
+        assert_eq!(config, defaults);
     }
 }

@@ -34,7 +34,9 @@ impl Server {
             None => start_tls(&config)?,
         };
 
-        warn_of_fixed(&self.shared.config, &config);
+        for key in config.takes_restart(&self.shared.config) {
+            warn!(key, "it has changed; that takes effect with the next start");
+        }
         log_listeners(&self.bound, &bound, &config);
         self.shared.limits.change(&config.limits, possible(self.files, &bound));
         if let Some(kernel) = &self.kernel {
@@ -79,22 +81,6 @@ pub(super) fn share(bound: &[Bound], workers: usize) -> std::io::Result<Vec<Shar
         Ok(share)
     };
     (0..workers).map(of).collect()
-}
-
-/// What only a restart can change.
-fn warn_of_fixed(before: &Config, after: &Config) {
-    let differs = [
-        ("relay.path", before.path != after.path),
-        ("limits.kernel_bytes", before.limits.kernel_bytes != after.limits.kernel_bytes),
-        ("tls.state_dir", before.tls.state_dir != after.tls.state_dir),
-        ("admin.bind", before.admin != after.admin),
-        ("security.user", before.user != after.user),
-    ];
-    for (key, differs) in differs {
-        if differs {
-            warn!(key, "it has changed; that takes effect with the next start");
-        }
-    }
 }
 
 fn log_listeners(before: &[Bound], after: &[Bound], config: &Config) {
