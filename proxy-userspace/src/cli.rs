@@ -135,7 +135,7 @@ pub struct ShareArgs {
 
 #[derive(Debug, Args)]
 struct FileArgs {
-    /// Read this configuration (TOML); without it the defaults run
+    /// Read this configuration, see setu.toml(5); without it the defaults run
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }

@@ -4,7 +4,7 @@ use std::{env, path::Path, process::Command};
 
 use anyhow::Result;
 
-use crate::{bench, dist, ebpf, fuzz, page, process, setup, test::SETU_BIN};
+use crate::{bench, dist, docs, ebpf, fuzz, page, process, setup, test::SETU_BIN};
 
 /// For each target.
 const FUZZ_SECONDS: u32 = 120;
@@ -34,6 +34,7 @@ pub(crate) fn run() -> Result<()> {
         "licenses",
         "sources",
     ]))?;
+    docs::check()?;
     ebpf::check()?;
     bench::check()?;
     dist::build()?;

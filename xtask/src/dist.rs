@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 pub(crate) use check::check;
 
 use crate::{
+    docs,
     process::{self, output, run},
     setup,
 };
@@ -47,7 +48,7 @@ pub(crate) fn build() -> Result<()> {
     binary(&target)?;
     println!("{BINARY}: static, for {target}");
     println!("(for another architecture: run this on such a machine; its standard library is not here)");
-    manual()?;
+    docs::make(&Path::new(OUT).join("manual"))?;
     println!("{OUT}/manual: man pages and completions");
     println!("{}", debian_package(&target)?.display());
     image()?;
@@ -91,16 +92,6 @@ fn binary(target: &str) -> Result<()> {
         .arg(target))?;
     fs::copy(build_directory()?.join(target).join("release/setu"), BINARY)?;
     Ok(())
-}
-
-fn manual() -> Result<()> {
-    let directory = Path::new(OUT).join("manual");
-    if directory.exists() {
-        fs::remove_dir_all(&directory)?;
-    }
-    run(process::cargo()
-        .args(["run", "--quiet", "--locked", "--package", "proxy-userspace", "--example", "manual", "--"])
-        .arg(directory))
 }
 
 fn debian_package(target: &str) -> Result<PathBuf> {

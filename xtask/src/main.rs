@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod dist;
+mod docs;
 mod ebpf;
 mod fuzz;
 mod page;
@@ -92,6 +93,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Make docs/configuration.md of the keys that setu takes
+    Docs {
+        /// Only compare what is made with what is committed
+        #[arg(long)]
+        check: bool,
+    },
     /// Everything that must hold before a change lands
     Ci,
 }
@@ -113,6 +120,8 @@ fn main() -> Result<()> {
         Task::Bench { args } => bench::run("bench", &args),
         Task::Dist { check: false } => dist::build(),
         Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),
+        Task::Docs { check: false } => docs::write(),
+        Task::Docs { check: true } => docs::check(),
         Task::Page => page::run(&build_setu()?),
         Task::Ci => ci::run(),
     }

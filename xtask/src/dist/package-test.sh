@@ -37,7 +37,7 @@ for unit in setu.service setu.socket; do
 done
 systemd-analyze verify --man=no setu.service setu.socket || fail "systemd does not like the units"
 setu share --host proxy.example.org | grep -q '^https://wa.me/proxy?host=proxy.example.org&' || fail "no link"
-for file in man/man1/setu.1.gz man/man1/setu-run.1.gz bash-completion/completions/setu doc/setu/copyright; do
+for file in man/man1/setu.1.gz man/man1/setu-run.1.gz man/man5/setu.toml.5.gz bash-completion/completions/setu doc/setu/copyright; do
     test -s "/usr/share/$file" || fail "/usr/share/$file is missing"
 done
 

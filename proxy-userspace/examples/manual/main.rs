@@ -1,0 +1,31 @@
+//! Writes what is made of setu's own definitions into a directory: man pages and shell completions, from the one that
+//! parses the command line, and a page on all keys of the configuration, for man and for `docs`, from the one that each
+//! file is held against. No subcommand of setu, because only those who make packages need it.
+
+mod configuration;
+
+use std::{env, fs, io, path::PathBuf};
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use setu::{
+    cli::Cli,
+    config::{Config, reference},
+};
+
+fn main() -> io::Result<()> {
+    let out = env::args_os().nth(1).map(PathBuf::from);
+    let out = out.ok_or_else(|| io::Error::other("usage: manual DIRECTORY"))?;
+    let (pages, completions) = (out.join("man"), out.join("completions"));
+    fs::create_dir_all(&pages)?;
+    fs::create_dir_all(&completions)?;
+    clap_mangen::generate_to(Cli::command(), &pages)?;
+    let defaults = Config::load(None).map_err(io::Error::other)?;
+    let keys = reference().map_err(io::Error::other)?;
+    fs::write(pages.join("setu.toml.5"), configuration::man(&keys, &defaults))?;
+    fs::write(out.join("configuration.md"), configuration::markdown(&keys, &defaults))?;
+    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+        clap_complete::generate_to(shell, &mut Cli::command(), "setu", &completions)?;
+    }
+    Ok(())
+}
