@@ -71,6 +71,12 @@ impl Environment {
         })
     }
 
+    /// When and on what, in a few words.
+    pub(crate) fn occasion(&self) -> String {
+        let Self { date, processors, kernel, quick, .. } = self;
+        format!("{date}{}, {processors} cores, Linux {kernel}", if *quick { ", a quick run" } else { "" })
+    }
+
     /// The name of the run's folder: the date and the kind of host.
     pub(crate) fn folder(&self) -> String {
         let version: Vec<_> = self.kernel.split(['.', '-']).take(2).collect();

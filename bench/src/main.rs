@@ -75,7 +75,7 @@ struct BenchArgs {
     /// Write the report there. Without it a whole run goes to bench/runs, any other to target/bench
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Run nothing: make summary, plots and the README's table from the run in DIR
+    /// Run nothing: make summary, plots, and what README.md and docs/performance.md say of it, from the run in DIR
     #[arg(long, value_name = "DIR", conflicts_with_all = ["quick", "scenario", "peer", "out"])]
     render: Option<PathBuf>,
     /// Write nothing: fail when what --render makes differs

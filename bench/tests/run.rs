@@ -52,20 +52,29 @@ fn a_run_leaves_a_report_that_renders_to_itself() {
         assert!(work > 0 && busy > 0.0 && round["peer"] == "direct", "{round}");
     }
 
-    let readme = folder.path().join("README.md");
-    fs::write(&readme, "before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n").unwrap();
+    fs::create_dir(folder.path().join("docs")).unwrap();
+    let documents =
+        [("README.md", "One stream to the client"), ("docs/performance.md", "(../run/README.md)")];
+    let documents = documents.map(|(name, said)| (folder.path().join(name), said));
     let render = |arguments: &[&str]| {
         let arguments = [&["--render", "run"], arguments].concat();
         bench(folder.path(), &arguments).stderr(Stdio::null()).status().unwrap().success()
     };
-    assert!(!render(&["--check"]), "the old table passes");
+    for (document, _) in &documents {
+        fs::write(document, "before\n<!-- bench:begin -->\nas it was\n<!-- bench:end -->\nafter\n").unwrap();
+    }
+    assert!(!render(&["--check"]), "what documents said before passes");
     assert!(render(&[]));
     assert!(render(&["--check"]), "what was rendered does not pass");
-    let text = fs::read_to_string(&readme).unwrap();
-    assert!(
-        text.starts_with("before\n<!-- bench:begin -->\n") && text.ends_with("<!-- bench:end -->\nafter\n")
-    );
-    assert!(text.contains("(run/README.md)") && !text.contains("old"), "{text}");
+    for (document, said) in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        assert!(text.starts_with("before\n<!-- bench:begin -->\n"), "{text}");
+        assert!(text.ends_with("<!-- bench:end -->\nafter\n"), "{text}");
+        assert!(text.contains(said) && !text.contains("as it was"), "{text}");
+        fs::write(&document, text.replace(said, "")).unwrap();
+        assert!(!render(&["--check"]), "{} is not checked", document.display());
+        assert!(render(&[]));
+    }
     let plot = folder.path().join("run/bulk.svg");
     fs::write(&plot, fs::read_to_string(&plot).unwrap() + " ").unwrap();
     assert!(!render(&["--check"]), "a changed plot passes");

@@ -1,4 +1,4 @@
-//! Demo and bench, and whether the README says what the newest committed run found.
+//! Demo and bench, and whether the documents say what the newest committed run found.
 
 use std::{fs, process::Command};
 
@@ -20,11 +20,12 @@ pub(crate) fn run(task: &str, args: &[String]) -> Result<()> {
     process::run(bench.arg(task).args(args))
 }
 
-/// Fails when summary, plots or the README's table are not what the newest committed run's raw data makes of them.
+/// Fails when summary, plots, README.md or docs/performance.md are not what the newest committed run's raw data makes of
+/// them.
 pub(crate) fn check() -> Result<()> {
     let entries = fs::read_dir(RUNS).into_iter().flatten().flatten().map(|entry| entry.path());
     let Some(newest) = entries.filter(|path| path.join("raw.json").exists()).max() else {
-        println!("ci: no run of the bench is committed; the README's table is not checked");
+        println!("ci: no run of the bench is committed; what documents say of it is not checked");
         return Ok(());
     };
     process::run(

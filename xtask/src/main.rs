@@ -7,6 +7,8 @@ mod dist;
 mod docs;
 mod ebpf;
 mod fuzz;
+#[cfg(test)]
+mod links;
 mod page;
 mod process;
 mod setup;

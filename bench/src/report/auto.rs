@@ -46,7 +46,7 @@ pub(super) fn section(run: &Run) -> String {
     text + "\n"
 }
 
-/// For the README of the repository: where the default path is behind; nothing when it was not run.
+/// For `docs/performance.md`: where the default path is behind; nothing when it was not run.
 pub(super) fn sentence(run: &Run) -> String {
     if !run.has(Kind::SetuAuto) {
         return String::new();

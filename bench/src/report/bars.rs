@@ -81,11 +81,8 @@ pub(super) fn table(run: &Run) -> String {
 }
 
 impl Bar {
-    /// The default path is what operators get; a run without it is judged by the better of the paths that it has.
     fn row(&self, run: &Run, scenario: &Scenario) -> String {
-        let judged =
-            |kind: Kind| if run.has(Kind::SetuAuto) { kind == Kind::SetuAuto } else { kind.is_setu() };
-        let ours = run.best(scenario, self.metric, judged);
+        let ours = run.ours(scenario, self.metric);
         let theirs = run.best(scenario, self.metric, |kind| match self.beside {
             Beside::Nobody => false,
             Beside::One(one) => kind == one,

@@ -143,6 +143,13 @@ impl Run {
         spreads.max_by(|(_, one), (_, other)| metric.lead(one.median, other.median).total_cmp(&0.0))
     }
 
+    /// setu's number: that of the default path, which is what operators get. A run without it counts by the better of
+    /// the paths that it has.
+    pub(super) fn ours(&self, scenario: &Scenario, metric: Metric) -> Option<(Kind, Spread)> {
+        let has_default = self.has(Kind::SetuAuto);
+        self.best(scenario, metric, |kind| if has_default { kind == Kind::SetuAuto } else { kind.is_setu() })
+    }
+
     /// The peers with rounds of a scenario, in the order of the report.
     pub(super) fn peers(&self, scenario: &Scenario) -> Vec<Kind> {
         let all: &[Kind] = clap::ValueEnum::value_variants();

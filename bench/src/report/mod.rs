@@ -1,8 +1,9 @@
-//! A run as it is kept: raw data, and what is made of it. The raw data is the source; summary, plots and the README's
-//! table can be made again from it at any time, and a check tells when they were not.
+//! A run as it is kept: raw data, and what is made of it. The raw data is the source; summary, plots and what documents
+//! of the repository say of the run can be made again from it at any time, and a check tells when they were not.
 
 mod auto;
 mod bars;
+mod brief;
 mod metric;
 mod plots;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::{
 
 /// The file with the raw data.
 const RAW: &str = "raw.json";
+/// What is made of a run in a document of the repository lies between these.
 const BEGIN: &str = "<!-- bench:begin -->";
 const END: &str = "<!-- bench:end -->";
 
@@ -100,10 +102,8 @@ impl Run {
 
     /// What is made of the raw data, by file.
     fn files(&self, folder: &Path) -> Result<Vec<(PathBuf, String)>> {
-        let plots = plots::all(self)?;
-        let names: Vec<_> = plots.iter().map(|(name, title, _)| (*name, *title)).collect();
-        let mut files = vec![(folder.join("README.md"), summary::page(self, &names))];
-        files.extend(plots.into_iter().map(|(name, _, svg)| (folder.join(name), svg)));
+        let mut files = vec![(folder.join("README.md"), summary::page(self))];
+        files.extend(plots::all(self)?.into_iter().map(|(name, svg)| (folder.join(name), svg)));
         Ok(files)
     }
 
@@ -147,19 +147,15 @@ impl Round {
     }
 }
 
-/// Makes summary, plots and the README's table from a run, or only looks whether they are what would be made.
+/// Makes summary, plots and the parts of documents from a run, or only looks whether they are what would be made.
 ///
 /// # Errors
 /// When there is no such run, or something differs.
 pub(crate) fn render(folder: &Path, check: bool) -> Result<()> {
     let run = Run::load(folder)?;
     let mut files = run.files(folder)?;
-    let readme = PathBuf::from("README.md");
-    let text = fs::read_to_string(&readme)?;
-    let (before, rest) = text.split_once(BEGIN).with_context(|| format!("README.md has no {BEGIN}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("README.md has no {END} after {BEGIN}"))?;
-    let block = summary::block(&run, folder);
-    files.push((readme, format!("{before}{BEGIN}\n{block}{END}{after}")));
+    files.push(with_block("README.md", &brief::block(&run))?);
+    files.push(with_block("docs/performance.md", &summary::block(&run, folder))?);
     if !check {
         return write_all(&files);
     }
@@ -169,6 +165,15 @@ pub(crate) fn render(folder: &Path, check: bool) -> Result<()> {
     let again = format!("cargo xtask bench --render {}", folder.display());
     ensure!(wrong.is_empty(), "not what {again} makes of the raw data: {}", wrong.join(", "));
     Ok(())
+}
+
+/// A document of the repository with another text between the markers.
+fn with_block(document: &str, block: &str) -> Result<(PathBuf, String)> {
+    let text = fs::read_to_string(document).with_context(|| format!("{document} cannot be read"))?;
+    let (before, rest) = text.split_once(BEGIN).with_context(|| format!("{document} has no {BEGIN}"))?;
+    let (_, after) =
+        rest.split_once(END).with_context(|| format!("{document} has no {END} after {BEGIN}"))?;
+    Ok((document.into(), format!("{before}{BEGIN}\n{block}{END}{after}")))
 }
 
 fn write_all(files: &[(PathBuf, String)]) -> Result<()> {

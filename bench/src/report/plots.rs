@@ -1,5 +1,7 @@
 //! The plots: bars that read well on light and on dark.
 
+use std::path::Path;
+
 use anyhow::{Result, anyhow};
 use plotters::{
     coord::Shift,
@@ -46,7 +48,7 @@ struct Figure {
     panels: &'static [(&'static str, Metric)],
 }
 
-const FIGURES: [Figure; 8] = [
+static FIGURES: [Figure; 8] = [
     Figure {
         file: "bulk.svg",
         title: "Bulk",
@@ -111,20 +113,32 @@ struct Panel {
     bars: Vec<(Kind, Spread)>,
 }
 
-/// File, title and text of each figure that this run has numbers for.
+/// File and text of each figure that this run has numbers for.
 ///
 /// # Errors
 /// When it cannot be drawn.
-pub(super) fn all(run: &Run) -> Result<Vec<(&'static str, &'static str, String)>> {
-    let mut figures = Vec::new();
-    for Figure { file, title, panels } in FIGURES {
-        let panels: Vec<_> = panels.iter().filter_map(|(name, metric)| panel(run, name, *metric)).collect();
-        if !panels.is_empty() {
-            let svg = draw(&panels).map_err(|error| anyhow!("{file} cannot be drawn: {error}"))?;
-            figures.push((file, title, svg));
-        }
-    }
-    Ok(figures)
+pub(super) fn all(run: &Run) -> Result<Vec<(&'static str, String)>> {
+    let drawn = figures(run).map(|(figure, panels)| {
+        let svg = draw(&panels).map_err(|error| anyhow!("{} cannot be drawn: {error}", figure.file))?;
+        Ok((figure.file, svg))
+    });
+    drawn.collect()
+}
+
+/// Shows the figures in a document to which the run's folder is `folder`.
+pub(super) fn shown(run: &Run, folder: &Path) -> String {
+    let images = figures(run)
+        .map(|(figure, _)| format!("![{}]({})\n\n", figure.title, folder.join(figure.file).display()));
+    images.collect()
+}
+
+/// The figures that this run has numbers for, each with its panels.
+fn figures(run: &Run) -> impl Iterator<Item = (&'static Figure, Vec<Panel>)> {
+    let panels = |figure: &'static Figure| {
+        let panels = figure.panels.iter().filter_map(|(name, metric)| panel(run, name, *metric));
+        (figure, panels.collect::<Vec<_>>())
+    };
+    FIGURES.iter().map(panels).filter(|(_, panels)| !panels.is_empty())
 }
 
 fn panel(run: &Run, name: &str, metric: Metric) -> Option<Panel> {

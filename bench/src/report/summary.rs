@@ -5,6 +5,7 @@ use std::{fmt::Write as _, path::Path};
 use super::{
     Run, auto, bars,
     metric::{Metric, Spread, digits},
+    plots,
 };
 use crate::{
     environment::Environment,
@@ -35,7 +36,7 @@ each is the number to compare, not their rate.
 ";
 
 /// The README of a run's folder.
-pub(super) fn page(run: &Run, plots: &[(&str, &str)]) -> String {
+pub(super) fn page(run: &Run) -> String {
     let Environment {
         command,
         quick,
@@ -71,26 +72,24 @@ pub(super) fn page(run: &Run, plots: &[(&str, &str)]) -> String {
     let _ = writeln!(text, "\nThe peers' configurations are `bench/src/peers/config.rs` of that commit.\n");
     let _ = writeln!(text, "## Bars\n\n{}", bars::table(run));
     text.push_str(&auto::section(run));
-    let _ = writeln!(text, "## Plots\n");
-    for (name, title) in plots {
-        let _ = writeln!(text, "![{title}]({name})\n");
-    }
+    let _ = write!(text, "## Plots\n\n{}", plots::shown(run, Path::new("")));
     let _ = writeln!(text, "## Numbers\n\n{}", tables(run));
     let _ = writeln!(text, "{}", irregular(run));
     let _ = write!(text, "## What these numbers cannot show\n\n{LIMITS}");
     text
 }
 
-/// What goes into the README of the repository.
+/// What goes into `docs/performance.md`.
 pub(super) fn block(run: &Run, folder: &Path) -> String {
-    let Environment { date, kernel, processors, quick, .. } = &run.environment;
-    let folder = folder.display();
-    let quick = if *quick { ", a quick run" } else { "" };
+    let folder = Path::new("..").join(folder);
     format!(
-        "\n{date}{quick}, {processors} cores, Linux {kernel}; three network namespaces, medians, every byte checked; \
-         [all of it]({folder}/README.md).\n\n{}\n{}![Bulk]({folder}/bulk.svg)\n\n",
+        "\n{}; three network namespaces, medians, every byte checked; [all of it]({}).\n\n{}\n{}{}\
+         ### What these numbers cannot show\n\n{LIMITS}\n",
+        run.environment.occasion(),
+        folder.join("README.md").display(),
         bars::table(run),
-        auto::sentence(run)
+        auto::sentence(run),
+        plots::shown(run, &folder)
     )
 }
 
