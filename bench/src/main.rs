@@ -75,8 +75,11 @@ struct BenchArgs {
     /// Write the report there. Without it a whole run goes to bench/runs, any other to target/bench
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Put the rounds of these scenarios in the place of those in the run in DIR, which then says so
+    #[arg(long, value_name = "DIR", requires = "scenario", conflicts_with_all = ["quick", "peer", "out"])]
+    again: Option<PathBuf>,
     /// Run nothing: make summary, plots, and what README.md and docs/performance.md say of it, from the run in DIR
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["quick", "scenario", "peer", "out"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["quick", "scenario", "peer", "out", "again"])]
     render: Option<PathBuf>,
     /// Write nothing: fail when what --render makes differs
     #[arg(long, requires = "render")]
@@ -102,7 +105,7 @@ fn main() -> Result<()> {
     }
 }
 
-fn bench(BenchArgs { quick, scenario, peer, out, .. }: BenchArgs) -> Result<()> {
+fn bench(BenchArgs { quick, scenario, peer, out, again, .. }: BenchArgs) -> Result<()> {
     let whole = !quick && scenario.is_empty() && peer.is_empty();
     let typed: Vec<_> = std::env::args().skip(2).collect();
     let command = ["cargo", "xtask", "bench"].into_iter().map(str::to_owned).chain(typed);
@@ -115,6 +118,14 @@ fn bench(BenchArgs { quick, scenario, peer, out, .. }: BenchArgs) -> Result<()> 
         run.save(&folder)
     })?;
     println!("\n{}\n{}", run.summary(), folder.join("README.md").display());
+    if let Some(folder) = again
+        && run.failed.is_empty()
+    {
+        let mut whole = report::Run::load(&folder)?;
+        whole.replace(run)?;
+        println!("replaced in {}", folder.display());
+        return whole.save(&folder);
+    }
     ensure!(run.failed.is_empty(), "{} rounds failed; see above", run.failed.len());
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::Result;
 
-use crate::{build_setu, process, test::SETU_BIN};
+use crate::{build_setu, process, setup, test::SETU_BIN};
 
 /// Where runs are committed, in folders whose names begin with the date.
 const RUNS: &str = "bench/runs";
@@ -15,6 +15,10 @@ pub(crate) fn run(task: &str, args: &[String]) -> Result<()> {
     process::run(process::cargo().args(["build", "--release", "--package", "setu-bench"]))?;
     let mut bench = Command::new("target/release/setu-bench");
     if !args.iter().any(|arg| arg.starts_with("--render")) {
+        if task == "bench" {
+            setup::install_all()?;
+            setup::install_peers()?;
+        }
         bench.env(SETU_BIN, build_setu()?);
     }
     process::run(bench.arg(task).args(args))

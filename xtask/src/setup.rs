@@ -51,10 +51,15 @@ const PAGE_PACKAGES: [(&str, &str); 3] = [
 pub(crate) fn run(bench: bool) -> Result<()> {
     install_all()?;
     if bench {
-        install(&BENCH_PACKAGES)?;
+        install_peers()?;
     }
     println!("setup: all there");
     Ok(())
+}
+
+/// What the bench needs besides.
+pub(crate) fn install_peers() -> Result<()> {
+    install(&BENCH_PACKAGES)
 }
 
 /// What build and tests need.

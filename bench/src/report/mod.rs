@@ -39,6 +39,17 @@ pub(crate) struct Run {
     pub(crate) skipped: Vec<Skip>,
     pub(crate) failed: Vec<Failure>,
     pub(crate) rounds: Vec<Round>,
+    /// Scenarios whose rounds are later ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) again: Vec<Again>,
+}
+
+/// A scenario that was measured again, on the same machine.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Again {
+    pub(crate) scenario: String,
+    pub(crate) date: String,
+    pub(crate) commit: String,
 }
 
 /// A peer that refused a scenario.
@@ -77,7 +88,34 @@ pub(crate) struct Round {
 impl Run {
     /// A run without rounds yet.
     pub(crate) fn new(environment: Environment) -> Self {
-        Self { environment, skipped: Vec::new(), failed: Vec::new(), rounds: Vec::new() }
+        Self { environment, skipped: Vec::new(), failed: Vec::new(), rounds: Vec::new(), again: Vec::new() }
+    }
+
+    /// Takes the rounds of a later run's scenarios in the place of its own.
+    ///
+    /// # Errors
+    /// The later run is of another machine or kernel.
+    pub(crate) fn replace(&mut self, later: Self) -> Result<()> {
+        let machine = |run: &Self| {
+            let Environment { kernel, processor, processors, memory, .. } = &run.environment;
+            format!("{processors} × {processor}, {memory} KiB, Linux {kernel}")
+        };
+        let (here, there) = (machine(self), machine(&later));
+        ensure!(here == there, "the run is of {here}, this machine is {there}");
+        let mut scenarios: Vec<_> = later.rounds.iter().map(|round| round.scenario.clone()).collect();
+        scenarios.dedup();
+        for scenario in scenarios {
+            self.skipped.retain(|skip| skip.scenario != scenario);
+            self.failed.retain(|failure| failure.scenario != scenario);
+            self.rounds.retain(|round| round.scenario != scenario);
+            self.again.retain(|again| again.scenario != scenario);
+            let Environment { date, commit, .. } = &later.environment;
+            self.again.push(Again { scenario, date: date.clone(), commit: commit.clone() });
+        }
+        self.environment.versions.extend(later.environment.versions);
+        self.skipped.extend(later.skipped);
+        self.rounds.extend(later.rounds);
+        Ok(())
     }
 
     /// Writes raw data, summary and plots.
@@ -183,4 +221,26 @@ fn write_all(files: &[(PathBuf, String)]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scenario_that_is_measured_again_is_replaced_whole() {
+        let (mut whole, mut later) = (sample::run(), sample::run());
+        for scenario in ["bulk-1-down", "bulk-1-up"] {
+            sample::rates(&mut whole, scenario, Kind::SetuAuto, &[1.0, 2.0, 3.0]);
+        }
+        sample::rates(&mut later, "bulk-1-up", Kind::SetuAuto, &[4.0]);
+        later.environment.commit = "later".into();
+        whole.replace(later).unwrap();
+        let of = |scenario: &str| whole.rounds.iter().filter(|round| round.scenario == scenario).count();
+        assert_eq!((of("bulk-1-down"), of("bulk-1-up")), (3, 1));
+        assert!(summary::page(&whole).contains("- bulk-1-up was measured again on 2026-01-01, commit later"));
+        let mut other = sample::run();
+        other.environment.kernel = "6.2.0".into();
+        assert!(whole.replace(other).unwrap_err().to_string().contains("Linux 6.2.0"));
+    }
 }

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::Path};
 
 use super::{
-    Run, auto, bars,
+    Again, Run, auto, bars,
     metric::{Metric, Spread, digits},
     plots,
 };
@@ -68,6 +68,9 @@ pub(super) fn page(run: &Run) -> String {
     }
     for (name, value) in settings {
         let _ = writeln!(text, "- {name} = {value}");
+    }
+    for Again { scenario, date, commit } in &run.again {
+        let _ = writeln!(text, "- {scenario} was measured again on {date}, commit {commit}");
     }
     let _ = writeln!(text, "\nThe peers' configurations are `bench/src/peers/config.rs` of that commit.\n");
     let _ = writeln!(text, "## Bars\n\n{}", bars::table(run));
