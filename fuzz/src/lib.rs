@@ -3,7 +3,7 @@
 //! Files of the corpus that are named after a program were captured from it: the first bytes that it sent to a listener
 //! on loopback. The others were made by hand. Their meaning stands in the unit tests of each parser.
 
-use setu::{
+use setu::front::{
     inspect::{
         client_hello::{self, ClientHello},
         first_bytes::{self, Chat, Protocol},

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read as _, Write as _};
 
-use setu::admin::{Refresh, Status, page};
+use setu::operator::admin::{Refresh, Status, page};
 
 fn main() -> io::Result<()> {
     let mut text = String::new();

@@ -1,16 +1,17 @@
 //! The command line.
 
-use std::{
-    num::NonZero,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    config::{Config, ConfigError, PathChoice},
-    share::{self, Link, ShareError},
-    tls::TlsSettings,
+    config::{ConfigError, FileArgs, RunArgs},
+    front::tls::TlsSettings,
+    lifecycle::ServeArgs,
+    operator::{
+        share::{self, Link, ShareError},
+        status::StatusArgs,
+    },
 };
 
 /// Keeps people connected to WhatsApp where it is blocked.
@@ -56,50 +57,6 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Arguments of `setu status`.
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// The admin endpoint, as host:port or http://host:port
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8199")]
-    pub admin: String,
-    /// Print once, and end
-    #[arg(long)]
-    pub once: bool,
-    /// Print what /status.json says, once
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `setu run`.
-#[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// What to serve.
-    #[command(flatten)]
-    pub run: RunArgs,
-    /// Take over the listening sockets of the setu that runs with the same state directory: no client is refused, and
-    /// its connections go on in the old process until timeouts.drain is over
-    #[arg(long)]
-    pub replace: bool,
-    /// Only to test: hand flows over to the kernel at every safe moment, and take them out again after up to twice this
-    #[arg(long = "force-handover", value_name = "MILLISECONDS", hide = true)]
-    pub force_handover: Option<NonZero<u32>>,
-}
-
-/// Arguments of `setu run`, and of the check that it would start.
-#[derive(Debug, Args)]
-pub struct RunArgs {
-    #[command(flatten)]
-    file: FileArgs,
-    /// How bytes move: in the kernel (sockmap), through this process (userspace), or each connection where it is better
-    /// off (auto).
-    /// Overrides relay.path of the configuration
-    #[arg(long, value_enum)]
-    path: Option<PathChoice>,
-    /// Add N to every port: with 10000 no privilege is needed, and 5222 becomes 15222
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    port_offset: u16,
-}
-
 /// Arguments of `setu cert`.
 #[derive(Debug, Args)]
 pub struct CertArgs {
@@ -133,39 +90,13 @@ pub struct ShareArgs {
     pub out: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
-struct FileArgs {
-    /// Read this configuration, see setu.toml(5); without it the defaults run
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-}
-
-impl RunArgs {
-    /// The file of the configuration.
-    #[must_use]
-    pub fn file(&self) -> Option<&Path> {
-        self.file.config.as_deref()
-    }
-
-    /// The configuration that these arguments ask for.
-    ///
-    /// # Errors
-    /// What is wrong in the file, or with the offset.
-    pub fn config(&self) -> Result<Config, ConfigError> {
-        let mut config = Config::load(self.file.config.as_deref())?;
-        config.path = self.path.unwrap_or(config.path);
-        config.offset_ports(self.port_offset)?;
-        Ok(config)
-    }
-}
-
 impl CertArgs {
     /// The certificate that these arguments are about.
     ///
     /// # Errors
     /// What is wrong in the file.
     pub fn settings(&self) -> Result<TlsSettings, ConfigError> {
-        Ok(TlsSettings::from(&Config::load(self.file.config.as_deref())?.tls))
+        Ok(TlsSettings::from(&self.file.load()?.tls))
     }
 }
 

@@ -7,11 +7,11 @@ use std::{
 
 use clap::Parser as _;
 use setu::{
-    check,
     cli::{CertCommand, Cli, Command},
     config::ConfigError,
-    doctor, status,
-    tls::{self, CertificateError},
+    front::tls::{self, CertificateError},
+    lifecycle,
+    operator::{check, doctor, status},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Run(args) => setu::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => lifecycle::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => {
             let report = check::report(&args.config()?);
             io::stdout().write_all(report.text.as_bytes())?;

@@ -21,9 +21,9 @@ const TOOLS: &str = "/usr/lib/llvm-22/bin";
 const MAX_LEN: usize = 8192;
 /// What the corpus is to reach.
 const PARSERS: [&str; 3] = [
-    "proxy-userspace/src/inspect/client_hello.rs",
-    "proxy-userspace/src/inspect/first_bytes.rs",
-    "proxy-userspace/src/proxy_protocol.rs",
+    "proxy-userspace/src/front/inspect/client_hello.rs",
+    "proxy-userspace/src/front/inspect/first_bytes.rs",
+    "proxy-userspace/src/front/proxy_protocol.rs",
 ];
 
 /// Runs each target so long, as many at a time as there are processors, then counts lines.

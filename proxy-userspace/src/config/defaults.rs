@@ -12,10 +12,7 @@ use super::{
     ClientAddresses, Config, Endpoint, Host, Limits, Listener, Mode, PathChoice, Route, SendProxyProtocol,
     Timeouts, Tls, Upstream, UpstreamId,
 };
-use crate::{
-    addr::Ranges,
-    route::{AllowList, Pattern},
-};
+use crate::config::{AllowList, Pattern, Ranges};
 
 const CHAT: UpstreamId = UpstreamId(0);
 const CHAT_HTTP: UpstreamId = UpstreamId(1);

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::addr::is_host_name;
+use super::is_host_name;
 
 /// A server.
 #[derive(Debug, Clone, PartialEq, Eq)]

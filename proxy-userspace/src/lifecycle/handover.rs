@@ -39,7 +39,7 @@ use rustix::{
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::listener::bind::Bound;
+use crate::front::listener::Bound;
 
 /// In the state directory.
 const NAME: &str = "handover.sock";

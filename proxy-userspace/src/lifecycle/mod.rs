@@ -1,4 +1,4 @@
-//! What happens to setu as a whole while it serves: reloads, the watchdog, its end.
+//! What happens to setu as a whole: its start, reloads, the watchdog, its end.
 //!
 //! ```text
 //!                SIGHUP: reload, all or nothing
@@ -11,7 +11,10 @@
 //! ```
 
 mod handover;
+mod kernel;
+pub mod privilege;
 mod reload;
+mod server;
 mod service;
 
 use std::{
@@ -24,33 +27,35 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::Args;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Notify, mpsc, oneshot, watch},
-    time::{interval, sleep, timeout},
+    sync::{mpsc, watch},
+    time::{interval, sleep},
 };
 use tracing::{error, info, warn};
 
 use crate::{
-    SPARE_DESCRIPTORS, admin,
-    cli::{RunArgs, ServeArgs},
-    close_reason::{CloseReason, Path},
-    config::{Config, Listener, Mode, PathChoice},
-    limits::{self, Limits},
-    listener::bind::{self, Bound},
-    metrics::{Counters, ListenerCounts},
+    account::{CloseReason, Counters, Path},
+    config::{Config, PathChoice, RunArgs},
+    front::{
+        limits::Limits,
+        listener::{self, Bound},
+        tls::Acceptor,
+    },
+    operator::admin,
     relay::{
+        Refusal,
         sockmap::{self, Loaded, Running},
         userspace,
     },
+    serve::{capacity, shared::Shared, worker},
     sys,
-    tls::{Acceptor, CertificateError, TlsSettings},
-    upstream::{Background, Upstreams},
-    worker::{self, Order, Shared},
+    upstream::Upstreams,
 };
 use handover::{Door, Predecessor, Request};
-use reload::Share;
+use server::{Server, listener_counts, possible, share, start_tls, watch_certificate};
 
 /// How often sources of connections are looked over.
 const FORGET: Duration = Duration::from_secs(5);
@@ -60,11 +65,35 @@ const CROWD: u64 = 500;
 /// While draining: how often connections are counted, and the rest is told.
 const COUNT: Duration = Duration::from_millis(50);
 const PROGRESS: Duration = Duration::from_secs(5);
-/// How long a worker may take to follow an order before setu goes on without its answer.
-const OBEY: Duration = Duration::from_secs(5);
+
+/// Arguments of `setu run`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// What to serve.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Take over the listening sockets of the setu that runs with the same state directory: no client is refused, and
+    /// its connections go on in the old process until timeouts.drain is over
+    #[arg(long)]
+    pub replace: bool,
+    /// Only to test: hand flows over to the kernel at every safe moment, and take them out again after up to twice this
+    #[arg(long = "force-handover", value_name = "MILLISECONDS", hide = true)]
+    pub force_handover: Option<NonZero<u32>>,
+}
+
+/// Runs setu until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting: a port, a forced path that is not available.
+pub fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let prepared = Prepared::new(args)?;
+    let kernel = kernel::load(&prepared.config, prepared.files, prepared.recall)?;
+    privilege::drop_all(&prepared.config, prepared.args.file())?;
+    prepared.serve(kernel)
+}
 
 /// What is there before privileges are dropped.
-pub(crate) struct Prepared {
+struct Prepared {
     args: RunArgs,
     config: Config,
     files: u64,
@@ -76,31 +105,12 @@ pub(crate) struct Prepared {
     predecessor: Option<Predecessor>,
 }
 
-/// A setu that serves.
-struct Server {
-    args: RunArgs,
-    files: u64,
-    /// Of the current configuration.
-    shared: Arc<Shared>,
-    bound: Vec<Bound>,
-    /// Where the admin endpoint is.
-    admin: Vec<SocketAddr>,
-    /// Tells the admin endpoint of another `shared`.
-    current: watch::Sender<Arc<Shared>>,
-    workers: Vec<worker::Running>,
-    kernel: Option<Running>,
-    /// Dropped, it retires what works for the current configuration.
-    background: Option<oneshot::Sender<()>>,
-    /// Told when that has panicked.
-    broken: Arc<Notify>,
-}
-
 impl Prepared {
     /// Does what needs privileges, save for the kernel path: reads, and binds or takes over what is open.
     ///
     /// # Errors
     /// What is in the way.
-    pub(crate) fn new(args: ServeArgs) -> anyhow::Result<Self> {
+    fn new(args: ServeArgs) -> anyhow::Result<Self> {
         let ServeArgs { run: args, replace, force_handover } = args;
         let recall = force_handover.map(|millis| Duration::from_millis(millis.get().into()));
         let config = args.config()?;
@@ -121,7 +131,7 @@ impl Prepared {
             }
         }
         let acceptor = start_tls(&config)?;
-        let bound = bind::bind_all(&config, workers, &open)?;
+        let bound = listener::bind_all(&config, workers, &open)?;
         for unused in open.iter().filter(|open| !bound.iter().any(|bound| bound.address == open.address)) {
             warn!(address = %unused.address, "a socket that was passed to setu is in no listener's bind, it is closed");
         }
@@ -129,31 +139,11 @@ impl Prepared {
         Ok(Self { args, config, files, recall, workers, acceptor, bound, admin, predecessor })
     }
 
-    /// The configuration.
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// Its file.
-    pub(crate) fn file(&self) -> Option<&std::path::Path> {
-        self.args.file()
-    }
-
-    /// The limit of open files.
-    pub(crate) fn files(&self) -> u64 {
-        self.files
-    }
-
-    /// See `ServeArgs::force_handover`.
-    pub(crate) fn recall(&self) -> Option<Duration> {
-        self.recall
-    }
-
     /// Serves until the end.
     ///
     /// # Errors
     /// Out of threads, or signals cannot be awaited.
-    pub(crate) fn serve(self, kernel: Option<Loaded>) -> anyhow::Result<()> {
+    fn serve(self, kernel: Option<Loaded>) -> anyhow::Result<()> {
         let kernel = match kernel.map(Loaded::start).transpose() {
             Err(error) if self.config.path == PathChoice::Auto => {
                 warn!(%error, "the kernel path is not available, bytes go through userspace");
@@ -175,7 +165,7 @@ impl Prepared {
         let possible = possible(files, &bound);
         let limits = Arc::new(Limits::new(&config.limits, possible));
         info!(connections = limits.connections(), files, "limits");
-        userspace::allow_pipes(limits::pipes(files));
+        userspace::allow_pipes(capacity::pipes(files));
         let counters = Arc::<Counters>::default();
         let listeners = listener_counts(&config, &counters);
         let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });
@@ -197,7 +187,7 @@ impl Prepared {
             background: None,
             broken: Arc::default(),
         };
-        let shares = reload::share(&server.bound, server.workers.len())?;
+        let shares = share(&server.bound, server.workers.len())?;
         server.run_background(background);
         if let Some(acceptor) = &server.shared.acceptor {
             watch_certificate(acceptor.clone());
@@ -303,7 +293,7 @@ impl Server {
     /// Stops to listen, and waits for the connections to end.
     async fn drain(&mut self, signals: &mut Signals) {
         self.shared.counters.drain();
-        self.serve(self.workers.iter().map(|_| Share::new()).collect()).await;
+        self.serve(self.workers.iter().map(|_| Vec::new()).collect()).await;
         self.bound.clear();
         let limits = self.shared.limits.clone();
         let patience = self.shared.config.timeouts.drain;
@@ -365,41 +355,6 @@ impl Server {
             info!(stale, "connections by addresses past their time");
         }
         info!("stopped");
-    }
-
-    /// Makes the workers accept from these sockets and no others, under the current configuration. When it returns, what
-    /// they accepted from before is closed.
-    async fn serve(&self, shares: Vec<Share>) {
-        let mut done = Vec::new();
-        let all: Arc<[_]> = self.workers.iter().map(|worker| worker.orders.downgrade()).collect();
-        for (worker, sockets) in self.workers.iter().zip(shares) {
-            let (tell, told) = oneshot::channel();
-            let (shared, workers) = (self.shared.clone(), all.clone());
-            // An error means that the worker has panicked.
-            let _ = worker.orders.send(Order::Serve { shared, sockets, workers, done: tell });
-            done.push(told);
-        }
-        for told in done {
-            if !matches!(timeout(OBEY, told).await, Ok(Ok(()))) {
-                error!("a worker does not answer");
-            }
-        }
-    }
-
-    /// Lets names be resolved and endpoints be checked for the current configuration, and retires those of before.
-    fn run_background(&mut self, background: Background) {
-        let (retire, retired) = oneshot::channel();
-        mem::drop(self.background.replace(retire));
-        let running = tokio::spawn(background.run(async {
-            // An error is what it waits for.
-            let _ = retired.await;
-        }));
-        let broken = self.broken.clone();
-        tokio::spawn(async move {
-            if running.await.is_err() {
-                broken.notify_one();
-            }
-        });
     }
 }
 
@@ -466,20 +421,9 @@ impl End {
     }
 }
 
-/// What is counted for each listener of a configuration.
-fn listener_counts(config: &Config, counters: &Counters) -> Vec<Arc<ListenerCounts>> {
-    config.listeners.iter().map(|listener| counters.listener(&listener.name)).collect()
-}
-
-/// How many connections are possible beside the listening sockets, of which workers have duplicates.
-fn possible(files: u64, bound: &[Bound]) -> u32 {
-    let listening: usize = bound.iter().map(|bound| bound.sockets.len() * 2).sum();
-    limits::possible(files, SPARE_DESCRIPTORS + listening as u64, sys::total_memory())
-}
-
 /// Logs what became of flows in the kernel.
 fn tell_kernel_counts(counts: &sockmap::Counts) {
-    for refusal in sockmap::Refusal::ALL {
+    for refusal in Refusal::ALL {
         let count = counts.refused(refusal);
         if count > 0 {
             info!(reason = refusal.name(), count, "flows that the kernel did not take");
@@ -492,22 +436,6 @@ fn tell_kernel_counts(counts: &sockmap::Counts) {
             streams, resumed, "flows that left the kernel, for a slow reader or to stream, and came back"
         );
     }
-}
-
-/// Loads the certificate, where a listener needs one.
-fn start_tls(config: &Config) -> Result<Option<Arc<Acceptor>>, CertificateError> {
-    let ends_tls = |listener: &Listener| matches!(listener.mode, Mode::ChatTls { .. } | Mode::Auto { .. });
-    if !config.listeners.iter().any(ends_tls) {
-        return Ok(None);
-    }
-    let acceptor = Acceptor::new(TlsSettings::from(&config.tls))?;
-    info!(certificate = %acceptor.description().source, "TLS");
-    Ok(Some(Arc::new(acceptor)))
-}
-
-/// Takes up new certificate files, for ever.
-fn watch_certificate(acceptor: Arc<Acceptor>) {
-    tokio::spawn(async move { acceptor.watch().await });
 }
 
 #[cfg(test)]

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use super::{Server, listener_counts, possible, start_tls, watch_certificate};
+use super::server::{Server, listener_counts, possible, share, start_tls, watch_certificate};
 use crate::{
     config::Config,
-    listener::bind::{self, Bound},
-    tls::TlsSettings,
+    front::{
+        listener::{self, Bound},
+        tls::TlsSettings,
+    },
+    serve::shared::Shared,
     upstream::Upstreams,
-    worker::{Listening, Shared},
 };
 
 impl Server {
@@ -24,7 +26,7 @@ impl Server {
     /// What is wrong. Then everything is as it was.
     pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
         let config = self.args.config()?;
-        let bound = bind::bind_all(&config, self.workers.len(), &self.bound)?;
+        let bound = listener::bind_all(&config, self.workers.len(), &self.bound)?;
         let shares = share(&bound, self.workers.len()).context("a listener cannot be shared")?;
         let acceptor = match &self.shared.acceptor {
             Some(acceptor) => {
@@ -64,23 +66,6 @@ impl Server {
         self.bound = bound;
         Ok(())
     }
-}
-
-/// Sockets of one worker.
-pub(super) type Share = Vec<Listening>;
-
-/// Deals the sockets out.
-pub(super) fn share(bound: &[Bound], workers: usize) -> std::io::Result<Vec<Share>> {
-    let of = |worker| {
-        let mut share = Share::new();
-        for (shift, bound) in bound.iter().enumerate() {
-            let (listener, deals) = (bound.listener, bound.is_uneven(workers));
-            let sockets = bound.share(worker, workers, shift)?;
-            share.extend(sockets.into_iter().map(|socket| Listening { listener, socket, deals }));
-        }
-        Ok(share)
-    };
-    (0..workers).map(of).collect()
 }
 
 fn log_listeners(before: &[Bound], after: &[Bound], config: &Config) {

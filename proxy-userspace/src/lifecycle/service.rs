@@ -11,7 +11,7 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use crate::{listener::bind::Bound, relay::sockmap::Handle, sys, worker::Order};
+use crate::{front::listener::Bound, relay::sockmap::Handle, serve::worker::Order, sys};
 
 /// Tells the service manager.
 pub(super) fn tell(states: &[NotifyState<'_>]) {

@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use super::sockmap::{Refusal, Why};
+use super::reason::{Refusal, Why};
 use crate::config::PathChoice;
 
 /// How long a flow must be quiet: a transfer over a long way, which begins with a few segments a round trip, moves more
@@ -131,7 +131,7 @@ impl HandOver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::close_reason::Side;
+    use crate::account::Side;
 
     const SECOND: Duration = Duration::from_secs(1);
     const LESS: Duration = Duration::from_millis(499);

@@ -6,28 +6,24 @@
 mod buffers;
 mod choice;
 mod legs;
+mod reason;
 mod silence;
 pub mod sockmap;
 pub mod terminated;
 pub(crate) mod userspace;
 mod vanished;
 
-use std::time::Duration;
-
 use tokio::{net::TcpStream, sync::mpsc::UnboundedSender};
 
 use crate::{
-    close_reason::{CloseReason, Path, Ticket},
+    account::{CloseReason, Counters, Path, Ticket},
     config::{PathChoice, Timeouts},
-    metrics::Counters,
 };
 use choice::HandOver;
-use sockmap::{Handle, Returned, Why};
+pub use reason::Refusal;
+use reason::Why;
+use sockmap::{Handle, Returned};
 use userspace::{Ended, Flow};
-
-/// A flow that has lasted for so long gets what costs more than all that a shorter one, a probe's or a health check's,
-/// would move: the kernel watches its peers.
-pub(crate) const LASTING: Duration = Duration::from_millis(250);
 
 /// What moving bytes needs besides the flow.
 #[derive(Debug, Clone, Copy)]

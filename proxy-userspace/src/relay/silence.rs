@@ -15,8 +15,12 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{LASTING, legs::reset_on_close, vanished};
-use crate::{close_reason::CloseReason, config::Timeouts, sys};
+use super::{legs::reset_on_close, vanished};
+use crate::{account::CloseReason, config::Timeouts, sys};
+
+/// A flow that has lasted for so long gets what costs more than all that a shorter one, a probe's or a health check's,
+/// would move: the kernel watches its peers.
+const LASTING: Duration = Duration::from_millis(250);
 
 /// How soon a flow is looked at of which both directions wait for room.
 const BOTH_WAIT: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{metrics::ListenerCounts, tls::testing::TIMEOUTS};
+use crate::{account::ListenerCounts, config::testing::TIMEOUTS};
 
 /// Every wait ends after this.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::check;
+use super::result::check;
 
 /// What to be told of a descriptor, besides errors and hang-ups, which always come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

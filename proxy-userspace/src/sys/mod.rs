@@ -3,6 +3,7 @@
 
 mod epoll;
 mod process;
+mod result;
 mod shared;
 mod socket;
 mod tcp_info;
@@ -17,15 +18,3 @@ pub(crate) use socket::{
     set_bind_address_no_port, set_receive_low_water, splice_in, splice_out, unacknowledged,
 };
 pub(crate) use tcp_info::{TcpInfo, tcp_info};
-
-use std::io;
-
-/// Turns libc's -1 into the error it stands for.
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// As [`check`], for calls that return a size.
-fn check_size(result: libc::ssize_t) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}

@@ -6,7 +6,7 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
 };
 
-use super::check;
+use super::result::check;
 
 /// Raises the limit of open files to what is allowed, and returns it.
 ///

@@ -6,7 +6,7 @@ use std::{
     ptr,
 };
 
-use super::{check, check_size};
+use super::result::{check, check_size};
 
 /// Of `SO_BUF_LOCK` (include/uapi/linux/socket.h).
 pub(super) const SOCK_RCVBUF_LOCK: i32 = 2;

@@ -77,7 +77,7 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let mut raw = MaybeUninit::<Raw>::zeroed();
     let mut len = size_of::<Raw>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes into `raw`, which is that long.
-    super::check(unsafe {
+    super::result::check(unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,

@@ -6,7 +6,10 @@ use std::{
     ptr,
 };
 
-use super::{check, check_size, socket::SOCK_RCVBUF_LOCK};
+use super::{
+    result::{check, check_size},
+    socket::SOCK_RCVBUF_LOCK,
+};
 
 /// Whether the receive buffer does not grow by itself.
 pub(crate) fn is_receive_buffer_locked(socket: &impl AsFd) -> bool {

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::warn;
 
-use crate::addr::is_public;
+use crate::config::is_public;
 
 /// What is refused.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::history::History;
-use crate::{close_reason::out_of_resources, sys};
+use crate::{account::out_of_resources, sys};
 
 /// How long an attempt may be alone (RFC 8305, section 5: "Connection Attempt Delay").
 const STAGGER: Duration = Duration::from_millis(250);

@@ -1,52 +1,18 @@
 //! Checks every endpoint now and then by connecting to it, so that clients need not find out which are dead and which
 //! have come back.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant as Time},
-};
+use std::sync::Arc;
 
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
 
-use super::Upstreams;
+use super::upstreams::Upstreams;
 use crate::{
-    close_reason::CloseReason,
+    account::CloseReason,
     config::{Host, UpstreamId},
 };
-
-/// How often, before jitter. As often as the reference does.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
-
-/// What is known of an endpoint, for the operator.
-#[derive(Debug, Clone)]
-pub(crate) struct EndpointStatus {
-    /// The upstream's name.
-    pub(crate) upstream: String,
-    /// `host:port` of the configuration.
-    pub(crate) endpoint: String,
-    /// Whether clients are sent there.
-    pub(crate) standing: Standing,
-    /// Since when it stands so.
-    pub(crate) since: Time,
-    /// Why it could last not be reached; kept after it is up again.
-    pub(crate) last_error: Option<CloseReason>,
-    /// Connections to it, and attempts.
-    pub(crate) connections: usize,
-}
-
-/// Whether an endpoint can be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Nobody has tried yet.
-    Untried,
-    /// It answers.
-    Up,
-    /// It is ejected.
-    Down,
-}
 
 /// Checks the endpoints of these for ever.
 pub(crate) async fn run(upstreams: &Arc<Upstreams>, used: &[UpstreamId]) {

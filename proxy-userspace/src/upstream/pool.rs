@@ -27,8 +27,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::health::{EndpointStatus, Standing};
-use crate::{close_reason::CloseReason, config::Endpoint};
+use super::status::{EndpointStatus, Standing};
+use crate::{account::CloseReason, config::Endpoint};
 
 /// Failures in a row before an endpoint is ejected: one lost SYN must not do it.
 const EJECT_AFTER: u32 = 3;

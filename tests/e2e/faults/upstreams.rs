@@ -58,7 +58,7 @@ struct Killable(Child);
 impl Killable {
     fn start(address: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "upstreams::role", "--ignored", "--nocapture"]);
+        command.args(["--exact", "faults::upstreams::role", "--ignored", "--nocapture"]);
         let server = Self(command.env("SETU_TEST_ADDRESS", address).spawn().unwrap());
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(address).is_err() {

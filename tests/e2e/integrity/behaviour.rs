@@ -324,6 +324,8 @@ fn idle_and_half_closed_time_out(path: Path) {
     let (half, half_server) = upstream.connect(setu.address("chat"));
     exchange(&silent, &silent_server, b"then nothing");
     exchange(&half, &half_server, b"then a FIN");
+    // Not while the flow is still on its way into the kernel.
+    thread::sleep(Duration::from_millis(200));
     finish(&half);
     for _ in 0..25 {
         exchange(&busy, &busy_server, b"alive");

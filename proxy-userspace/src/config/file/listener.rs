@@ -27,7 +27,7 @@ pub(super) struct Raw {
 impl Raw {
     /// Validates it, after all upstreams and the listeners before it.
     pub(super) fn validate(&self, source: &Source<'_>, config: &Config) -> Result<Listener, ConfigError> {
-        let name = source.read("listener.name", &self.name, schema::NAME, super::name)?;
+        let name = source.read("listener.name", &self.name, schema::NAME, super::source::name)?;
         if config.listeners.iter().any(|other| other.name == name) {
             let problem = format!("\"{name}\" is the name of another listener");
             return source.wrong(&self.name.span(), "listener.name", problem, "give each its own name");

@@ -21,7 +21,7 @@ use super::{
     CertificateFiles, Config, Endpoint, Host, Limits, Mode, Route, Timeouts, Tls, Upstream, defaults,
     error::ConfigError, schema,
 };
-use crate::route::AllowList;
+use crate::config::AllowList;
 use source::{Source, Text, Texts};
 
 #[derive(Deserialize, Default)]
@@ -138,7 +138,7 @@ impl File {
         }
         config.allow_private_upstreams = self.security.allow_private_upstreams;
         if let Some(user) = &self.security.user {
-            config.user = Some(source.read("security.user", user, schema::USER, name)?);
+            config.user = Some(source.read("security.user", user, schema::USER, source::name)?);
         }
         self.timeouts.validate(source, &mut config.timeouts)?;
         self.limits.validate(source, &mut config.limits)?;
@@ -323,15 +323,6 @@ impl RawTls {
             tls.state_dir = folder.join(state_dir.get_ref());
         }
         Ok(())
-    }
-}
-
-/// A name for logs and metrics.
-fn name(text: &str) -> Result<String, &'static str> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-    match (1..=64).contains(&text.len()) && text.bytes().all(known) {
-        true => Ok(text.into()),
-        false => Err("is no name"),
     }
 }
 

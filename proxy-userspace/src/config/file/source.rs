@@ -14,7 +14,7 @@ use super::super::{
     error::{ConfigError, Place},
     schema::{self, Fault},
 };
-use crate::addr::Ranges;
+use crate::config::Ranges;
 
 /// The longest timeout: a day. A longer one is a slip of the unit.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -151,4 +151,13 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
         && one.port() != 0
         && one.is_ipv4() == other.is_ipv4()
         && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+}
+
+/// A name for logs and metrics.
+pub(super) fn name(text: &str) -> Result<String, &'static str> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    match (1..=64).contains(&text.len()) && text.bytes().all(known) {
+        true => Ok(text.into()),
+        false => Err("is no name"),
+    }
 }

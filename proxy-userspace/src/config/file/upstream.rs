@@ -9,7 +9,7 @@ use super::{
     super::{Endpoint, Host, Route, SendProxyProtocol, Upstream, error::ConfigError, schema},
     source::{Source, Text, Texts},
 };
-use crate::addr::is_public;
+use crate::config::is_public;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,7 +30,7 @@ impl Raw {
         private: bool,
     ) -> Result<Upstream, ConfigError> {
         let key = |key: &str| format!("upstream.{}.{key}", name.get_ref());
-        source.read("upstream", name, schema::NAME, super::name)?;
+        source.read("upstream", name, schema::NAME, super::source::name)?;
         let mut upstream = match default {
             Some(default) => default.clone(),
             None => Upstream {

@@ -20,14 +20,19 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, warn};
 
 use super::{
-    Command, Legs, Limits, Returned, StartError, Why, budget,
-    counts::{Counts, Refusal},
+    budget,
+    command::{Command, Legs, Returned},
+    counts::{self, Counts},
     flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, Seen, direction_index},
-    loader::{Kernel, Raw},
+    limits::Limits,
+    loader::{Kernel, Raw, StartError},
 };
 use crate::{
-    close_reason::{CloseReason, Path, Side, Ticket},
-    relay::choice::{SETTLED, STREAM, STREAM_OF_MESSAGES},
+    account::{CloseReason, Path, Side, Ticket},
+    relay::{
+        choice::{SETTLED, STREAM, STREAM_OF_MESSAGES},
+        reason::{Refusal, Why},
+    },
     sys::{self, DirectionRef, Epoll, Event, EventFd, Interest},
 };
 
@@ -40,7 +45,7 @@ const COMMANDS: usize = 64;
 
 /// Bytes that arrive before a socket on its way into the map is told: no more than fit its first window, so that its
 /// receive buffer is not made larger (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
-const QUIET: i32 = 32 * 1024;
+const LOW_WATER: i32 = 32 * 1024;
 
 /// Bytes taken out of a leaving leg together.
 const SCRATCH: usize = 256 * 1024;
@@ -253,7 +258,7 @@ impl Controller {
         // Until both are in the map neither is told of bytes: what one brought would be passed, and would be lost if
         // the other were refused then.
         for socket in sockets {
-            sys::set_receive_low_water(socket, QUIET).map_err(refuse)?;
+            sys::set_receive_low_water(socket, LOW_WATER).map_err(refuse)?;
         }
         let inserted = self.insert_sockets(id, &cookies, sockets);
         for socket in sockets {
@@ -276,14 +281,14 @@ impl Controller {
     ) -> Result<(), NotInserted> {
         if let Err(error) = self.kernel.sockets.insert(cookies[1], Raw(sockets[1]), 0) {
             self.forget(cookies);
-            return Err(NotInserted::Refused(Refusal::of(&error)));
+            return Err(NotInserted::Refused(counts::refusal(&error)));
         }
         if let Err(error) = self.kernel.sockets.insert(cookies[0], Raw(sockets[0]), 0) {
             let _ = self.kernel.sockets.remove(&cookies[1]);
             let passed = self.kernel.directions.direction(direction_index(id, Side::Upstream)).passed();
             self.forget(cookies);
             return Err(if passed == 0 {
-                NotInserted::Refused(Refusal::of(&error))
+                NotInserted::Refused(counts::refusal(&error))
             } else {
                 NotInserted::Lost
             });

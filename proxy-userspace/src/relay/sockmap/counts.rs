@@ -2,76 +2,20 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why the kernel did not take a flow, which userspace carries then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// As many flows as the maps hold are in the kernel.
-    MapFull,
-    /// A side has sent its FIN already.
-    Finished,
-    /// A leg is gone.
-    SocketGone,
-    /// Bytes came too fast to tell how far a leg is.
-    Busy,
-    /// Not a plain established TCP socket: one of MPTCP, say.
-    NotEstablished,
-    /// A leg has an upper layer protocol, such as kTLS.
-    UpperLayerProtocol,
-    /// Something else uses a leg.
-    SocketInUse,
-    /// Out of kernel memory.
-    OutOfMemory,
-    /// Another error of the map.
-    MapError,
-    /// The thread that owns the kernel path is gone.
-    Ended,
-}
+use crate::relay::reason::Refusal;
 
-impl Refusal {
-    /// Each, in the order of declaration.
-    pub const ALL: [Self; 10] = [
-        Self::MapFull,
-        Self::Finished,
-        Self::SocketGone,
-        Self::Busy,
-        Self::NotEstablished,
-        Self::UpperLayerProtocol,
-        Self::SocketInUse,
-        Self::OutOfMemory,
-        Self::MapError,
-        Self::Ended,
-    ];
-
-    /// Its name in logs and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::MapFull => "map_full",
-            Self::Finished => "finished",
-            Self::SocketGone => "socket_gone",
-            Self::Busy => "busy",
-            Self::NotEstablished => "not_established",
-            Self::UpperLayerProtocol => "upper_layer_protocol",
-            Self::SocketInUse => "socket_in_use",
-            Self::OutOfMemory => "out_of_memory",
-            Self::MapError => "map_error",
-            Self::Ended => "ended",
-        }
-    }
-
-    /// Names an error of insertion (`sock_map_update_elem_sys`, net/core/sock_map.c).
-    pub(super) fn of(error: &aya::maps::MapError) -> Self {
-        let aya::maps::MapError::SyscallError(error) = error else {
-            return Self::MapError;
-        };
-        match error.io_error.raw_os_error() {
-            Some(libc::EOPNOTSUPP) => Self::NotEstablished,
-            Some(libc::EINVAL) => Self::UpperLayerProtocol,
-            Some(libc::EBUSY) => Self::SocketInUse,
-            Some(libc::E2BIG) => Self::MapFull,
-            Some(libc::ENOMEM) => Self::OutOfMemory,
-            _ => Self::MapError,
-        }
+/// Names an error of insertion (`sock_map_update_elem_sys`, net/core/sock_map.c).
+pub(super) fn refusal(error: &aya::maps::MapError) -> Refusal {
+    let aya::maps::MapError::SyscallError(error) = error else {
+        return Refusal::MapError;
+    };
+    match error.io_error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => Refusal::NotEstablished,
+        Some(libc::EINVAL) => Refusal::UpperLayerProtocol,
+        Some(libc::EBUSY) => Refusal::SocketInUse,
+        Some(libc::E2BIG) => Refusal::MapFull,
+        Some(libc::ENOMEM) => Refusal::OutOfMemory,
+        _ => Refusal::MapError,
     }
 }
 

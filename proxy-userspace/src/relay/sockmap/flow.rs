@@ -10,13 +10,13 @@ use socket2::SockRef;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    Returned, Why,
+    command::Returned,
     loader::Kernel,
     teardown::{Inbound, Outbound, may_detach},
 };
 use crate::{
-    close_reason::{Side, Ticket},
-    relay::choice,
+    account::{Side, Ticket},
+    relay::{choice, reason::Why},
     sys::{self, DirectionRef},
 };
 

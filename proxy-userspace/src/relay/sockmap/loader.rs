@@ -20,8 +20,8 @@ use socket2::SockRef;
 use thiserror::Error;
 
 use super::{
-    Limits,
     btf::{self, Btf, BtfError},
+    limits::Limits,
 };
 use crate::sys::Shared;
 
@@ -53,6 +53,23 @@ pub enum LoadError {
     /// The shared memory could not be mapped.
     #[error("mapping of shared memory: {0}")]
     Shared(#[source] io::Error),
+}
+
+/// Why the kernel path did not start.
+#[derive(Debug, Error)]
+pub(crate) enum StartError {
+    /// The kernel refused a part.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Without privileges maps cannot be changed.
+    #[error(
+        "this kernel lets only the privileged use eBPF maps, which setu is no longer: {0}; take Linux 5.19 or newer, or \
+         sysctl kernel.unprivileged_bpf_disabled=0"
+    )]
+    Access(#[source] MapError),
+    /// Out of descriptors or threads.
+    #[error("the controller could not start: {0}")]
+    Io(#[from] io::Error),
 }
 
 impl From<BtfError> for LoadError {

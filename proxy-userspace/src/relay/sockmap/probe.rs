@@ -14,10 +14,15 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{Legs, Limits, Loaded, Returned, Running, StartError, Why};
+use super::{
+    command::{Legs, Returned},
+    handle::{Loaded, Running},
+    limits::Limits,
+    loader::StartError,
+};
 use crate::{
-    close_reason::{Side, Ticket},
-    metrics::Counters,
+    account::{Counters, Side, Ticket},
+    relay::reason::Why,
 };
 
 /// Every wait of a check ends after this.
@@ -153,7 +158,7 @@ fn carry_on(flow: Returned) -> io::Result<()> {
         scope.spawn(|| pump(&upstream, &client, &back));
         let _ = pump(&client, &upstream, &out);
     });
-    ticket.close(crate::close_reason::CloseReason::Shutdown);
+    ticket.close(crate::account::CloseReason::Shutdown);
     Ok(())
 }
 

@@ -9,7 +9,6 @@ mod pump;
 
 use std::{
     future::poll_fn,
-    io,
     pin::pin,
     task::Poll,
     time::{Duration, Instant},
@@ -24,12 +23,11 @@ use super::{
     silence::Silence,
 };
 use crate::{
-    close_reason::{CloseReason, Side},
+    account::{CloseReason, Counters, Side},
     config::Timeouts,
-    metrics::Counters,
 };
 pub(crate) use pipes::allow as allow_pipes;
-use pump::{Flowed, Pump};
+use pump::{Broken, Flowed, Pump};
 
 /// A flow whose bytes go through userspace from now on.
 pub(crate) struct Flow {
@@ -97,11 +95,6 @@ struct Streams<'a> {
     back: Pump<'a>,
     first: Option<Side>,
     finished: [bool; 2],
-}
-
-struct Broken {
-    side: Side,
-    error: io::Error,
 }
 
 enum Over {
@@ -197,7 +190,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::PathChoice, sys, tls::testing::TIMEOUTS};
+    use crate::{
+        config::{PathChoice, testing::TIMEOUTS},
+        sys,
+    };
 
     /// The two ends of a connection.
     pub(super) async fn pair() -> [TcpStream; 2] {

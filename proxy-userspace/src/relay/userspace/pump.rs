@@ -27,10 +27,12 @@ use tokio::{
 
 use super::{
     super::{buffers::Buffers, choice::Pace},
-    Broken,
     pipes::{self, CAPACITY, Pipe},
 };
-use crate::{close_reason::Side, metrics::Meter, sys};
+use crate::{
+    account::{Meter, Side},
+    sys,
+};
 
 /// Bytes of a thread's scratch buffer.
 const SCRATCH: usize = 32 * 1024;
@@ -43,6 +45,12 @@ const TURN: usize = 128 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+}
+
+/// A leg that failed.
+pub(super) struct Broken {
+    pub(super) side: Side,
+    pub(super) error: io::Error,
 }
 
 /// What came of a poll.
@@ -395,7 +403,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::{super::tests::pair, *};
-    use crate::metrics::Counters;
+    use crate::account::Counters;
 
     /// One turn moves so much at most, by splice or, without pipes, by copying.
     #[tokio::test]

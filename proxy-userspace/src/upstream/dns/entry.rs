@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Addresses, NameFailure};
+use super::answer::{Addresses, NameFailure};
 
 /// Whatever a TTL says, an answer is used for at least and at most this. Less would make the resolver a part of every
 /// connection, more would miss servers that move.

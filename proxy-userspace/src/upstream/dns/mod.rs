@@ -7,6 +7,7 @@
 //!
 //! One task ([`run`]) asks; workers read what it knows, and wait for it only when nothing is known.
 
+mod answer;
 mod entry;
 mod resolver;
 
@@ -28,7 +29,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub(crate) use answer::NameFailure;
+
 use super::{destinations::Destinations, happy_eyeballs::alternate};
+use answer::{Addresses, Answer};
 use entry::{Entry, Known, TTL_MAX};
 use resolver::{Found, RESOLV_CONF, Resolver};
 
@@ -39,38 +43,6 @@ const NAMES_MAX: usize = 4_096;
 const LOOKUPS_MAX: usize = 256;
 /// Addresses of a name that are of use, of both families alike.
 const ADDRESSES_MAX: usize = 16;
-
-/// Why a name has no address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NameFailure {
-    /// There is no such name, or it has no address.
-    NoSuchName,
-    /// The resolvers did not answer, or could not.
-    Unanswered,
-    /// All its addresses are forbidden.
-    Refused,
-    /// Too many lookups are under way.
-    Busy,
-}
-
-impl NameFailure {
-    /// Every failure.
-    pub(crate) const ALL: [Self; 4] = [Self::NoSuchName, Self::Unanswered, Self::Refused, Self::Busy];
-
-    /// Its name in logs and metrics.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::NoSuchName => "no_such_name",
-            Self::Unanswered => "unanswered",
-            Self::Refused => "refused",
-            Self::Busy => "busy",
-        }
-    }
-}
-
-/// Addresses of a name, shared with the table.
-pub(crate) type Addresses = Arc<[IpAddr]>;
-type Answer = Result<Addresses, NameFailure>;
 
 /// What is known of names, shared by all workers.
 #[derive(Debug)]

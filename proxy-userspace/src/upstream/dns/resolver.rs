@@ -20,7 +20,7 @@ use hickory_resolver::{
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::NameFailure;
+use super::answer::NameFailure;
 
 /// Where the system names its resolvers.
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";

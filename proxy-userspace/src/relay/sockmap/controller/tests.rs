@@ -4,7 +4,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::*;
 use crate::{
-    metrics::Counters,
+    account::Counters,
     relay::sockmap::{Handle, Loaded},
 };
 

@@ -1,0 +1,19 @@
+//! The account of connections: whose each is, how its bytes move, why it ended, and what is counted.
+//!
+//! Nothing here knows who keeps an account, or who reads the sums.
+
+mod client;
+mod close_reason;
+mod counters;
+mod errno;
+mod leg;
+mod ticket;
+
+pub use client::{ClientAddr, ShownClient};
+pub use close_reason::CloseReason;
+pub(crate) use counters::Meter;
+pub use counters::{Counters, ListenerCounts};
+pub(crate) use errno::out_of_resources;
+pub use leg::Path;
+pub(crate) use leg::Side;
+pub(crate) use ticket::Ticket;

@@ -1,0 +1,90 @@
+//! One connection's account, from accept to its end.
+
+use std::{fmt, sync::Arc};
+
+use super::{CloseReason, Counters, ListenerCounts, Path, ShownClient};
+
+/// A connection's account. It is closed exactly once: [`Self::close`] consumes it, and losing it counts as a defect
+/// unless setu stops.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    counters: Arc<Counters>,
+    listener: Arc<ListenerCounts>,
+    /// How the connection's bytes move, or moved last.
+    path: Path,
+    /// Whose it is, as far as logs may tell.
+    pub(crate) client: ShownClient,
+    /// What the connection occupies until its end.
+    held: Option<Box<dyn fmt::Debug + Send + Sync>>,
+    closed: bool,
+}
+
+impl Ticket {
+    /// The account of a connection that `listener` accepted.
+    pub(crate) fn new(counters: Arc<Counters>, listener: Arc<ListenerCounts>) -> Self {
+        listener.enter();
+        let client = ShownClient::default();
+        Self { counters, listener, path: Path::None, client, held: None, closed: false }
+    }
+
+    /// What is counted for all connections.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Keeps what is to be dropped when the connection is over: its places among those that are limited.
+    pub(crate) fn hold(&mut self, held: impl fmt::Debug + Send + Sync + 'static) {
+        self.held = Some(Box::new(held));
+    }
+
+    /// The connection's bytes move so from now on.
+    pub(crate) fn set_path(&mut self, path: Path) {
+        self.listener.change(self.path, path);
+        self.path = path;
+    }
+
+    /// The end.
+    pub(crate) fn close(mut self, reason: CloseReason) {
+        self.count(reason);
+    }
+
+    fn count(&mut self, reason: CloseReason) {
+        self.closed = true;
+        self.counters.count_closed(reason);
+        self.listener.leave(self.path);
+        let client = self.client.text();
+        tracing::debug!(%reason, path = %self.path, listener = %self.listener.name, client, "closed");
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.closed {
+            let stopping = self.counters.is_stopping();
+            self.count(if stopping { CloseReason::Shutdown } else { CloseReason::InternalError });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ticket_is_counted_once() {
+        let counters = Arc::new(Counters::default());
+        let listener = counters.listener("chat");
+        let ticket = || Ticket::new(counters.clone(), listener.clone());
+        ticket().close(CloseReason::Idle);
+        drop(ticket());
+        let mut moved = ticket();
+        moved.set_path(Path::Sockmap);
+        assert_eq!((listener.active(Path::None), listener.active(Path::Sockmap)), (0, 1));
+        moved.close(CloseReason::Idle);
+        assert_eq!(Path::ALL.map(|path| listener.active(path)), [0; 3]);
+        assert_eq!(counters.closed(CloseReason::Idle), 2);
+        assert_eq!(counters.closed(CloseReason::InternalError), 1);
+        let total: u64 = CloseReason::ALL.iter().map(|reason| counters.closed(*reason)).sum();
+        assert_eq!((total, listener.accepted()), (3, 3));
+    }
+}

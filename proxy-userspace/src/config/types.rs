@@ -1,0 +1,263 @@
+//! The configuration as validated types. Later code holds nothing that "must be there".
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    endpoint::{Endpoint, Host},
+    keyword::keywords,
+    names::AllowList,
+    network::Ranges,
+};
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How bytes are to move.
+    pub path: PathChoice,
+    /// Never empty; names are unique.
+    pub listeners: Vec<Listener>,
+    /// Names are unique.
+    pub upstreams: Vec<Upstream>,
+    /// See [`Timeouts`].
+    pub timeouts: Timeouts,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// Names that media clients may ask for.
+    pub allowed_names: AllowList,
+    /// Who may send PROXY headers. Not empty when a listener accepts them.
+    pub trusted: Ranges,
+    /// See [`Tls`].
+    pub tls: Tls,
+    /// Resolvers; none means those of the system.
+    pub dns_servers: Vec<SocketAddr>,
+    /// Where the status page and metrics are served; nowhere when empty.
+    pub admin: Vec<SocketAddr>,
+    /// What logs may tell of clients.
+    pub client_addresses: ClientAddresses,
+    /// Whether loopback, private and link-local upstreams may be dialed.
+    pub allow_private_upstreams: bool,
+    /// Whom setu becomes when it was started as root; `None` is `setu` if there is one, else nobody.
+    pub user: Option<String>,
+}
+
+keywords! {
+    /// How bytes are to move.
+    #[derive(clap::ValueEnum)]
+    pub enum PathChoice {
+        /// Each connection where it is better off: in the kernel while it is quiet, if that is possible and safe, else in
+        /// userspace.
+        Auto = "auto",
+        /// In the kernel, or do not start.
+        Sockmap = "sockmap",
+        /// In userspace.
+        Userspace = "userspace",
+    }
+}
+
+keywords! {
+    /// Whether an upstream is told the client's address.
+    pub enum SendProxyProtocol {
+        /// No.
+        Off = "off",
+        /// By a header of the PROXY protocol's version 1, a line of text.
+        V1 = "v1",
+        /// By one of version 2, which is binary.
+        V2 = "v2",
+    }
+}
+
+keywords! {
+    /// How an upstream's server is chosen.
+    pub enum Route {
+        /// One of its endpoints.
+        Fixed = "fixed",
+        /// The host that the client's SNI names, on port 443; one of the endpoints when it names none.
+        Sni = "sni",
+    }
+}
+
+keywords! {
+    /// What logs may tell of clients' addresses.
+    pub enum ClientAddresses {
+        /// Nothing.
+        Never = "never",
+        /// The network: 24 bits of an IPv4 address, 48 of an IPv6 one.
+        Truncated = "truncated",
+        /// All.
+        Full = "full",
+    }
+}
+
+/// What a listener expects of its clients, and where they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The chat protocol.
+    Chat {
+        /// Where it goes.
+        upstream: UpstreamId,
+        /// Forward nothing but the chat protocol.
+        gate: bool,
+    },
+    /// The chat protocol inside TLS, which ends here.
+    ChatTls {
+        /// Where it goes.
+        upstream: UpstreamId,
+        /// Forward nothing but the chat protocol.
+        gate: bool,
+    },
+    /// TLS that is passed through.
+    Media {
+        /// Where it goes.
+        upstream: UpstreamId,
+    },
+    /// All of these on one port, told apart by their first bytes.
+    Auto {
+        /// Where the chat protocol goes, in the clear or inside TLS.
+        chat: UpstreamId,
+        /// Where TLS for an allowed name goes.
+        media: UpstreamId,
+        /// The operator's web server, for what is neither. Only where there is a gate.
+        fallback: Option<SocketAddr>,
+        /// Forward nothing but the chat protocol to `chat`.
+        gate: bool,
+    },
+}
+
+impl Mode {
+    /// Where clients may go.
+    #[must_use]
+    pub fn upstreams(self) -> [Option<UpstreamId>; 2] {
+        match self {
+            Self::Chat { upstream, .. } | Self::ChatTls { upstream, .. } | Self::Media { upstream } => {
+                [Some(upstream), None]
+            }
+            Self::Auto { chat, media, .. } => [Some(chat), Some(media)],
+        }
+    }
+}
+
+/// Addresses that clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Its name in logs: letters, digits, `-` and `_`.
+    pub name: String,
+    /// Never empty.
+    pub bind: Vec<SocketAddr>,
+    /// What to expect.
+    pub mode: Mode,
+    /// Whether each connection begins with a PROXY header.
+    pub accept_proxy_protocol: bool,
+}
+
+/// Names an upstream of the same [`Config`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamId(pub(crate) usize);
+
+/// Servers that are one to the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Its name in the configuration: letters, digits, `-` and `_`.
+    pub name: String,
+    /// Never empty.
+    pub endpoints: Vec<Endpoint>,
+    /// Whether it is told the client's address. Off where the route is by SNI.
+    pub send_proxy_protocol: SendProxyProtocol,
+    /// How one is chosen. By SNI only where no chat goes.
+    pub route: Route,
+    /// Addresses of this machine to dial from, in turn; none means that the system chooses.
+    pub sources: Vec<IpAddr>,
+}
+
+/// How long to wait. None is zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the upstream, over all its addresses.
+    pub connect: Duration,
+    /// For a PROXY header, a ClientHello, or the first bytes of chat; each.
+    pub inspect: Duration,
+    /// For a TLS handshake.
+    pub handshake: Duration,
+    /// While nothing moves.
+    pub idle: Duration,
+    /// While nothing moves and one side has finished.
+    pub half_close: Duration,
+    /// While a peer acknowledges neither bytes nor questions for a sign of life, or has no room for what waits for it.
+    pub vanished: Duration,
+    /// For connections to end by themselves when setu stops.
+    pub drain: Duration,
+}
+
+/// How many connections. A source is an IPv4 address, or the /64 of an IPv6 one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// At once; `None` is what the limit of open files and the memory allow.
+    pub connections: Option<NonZero<u32>>,
+    /// At once from one source; `None` is no limit.
+    pub per_source: Option<NonZero<u32>>,
+    /// New ones each second from one source, after a burst of ten times as many; `None` is no limit.
+    pub per_source_rate: Option<NonZero<u32>>,
+    /// Sources to which both do not apply.
+    pub exempt: Ranges,
+    /// At once in inspection or handshake; `None` is a quarter of all, and at least 64.
+    pub pending: Option<NonZero<u32>>,
+    /// Bytes that all flows together may have on their way in the kernel; `None` is a part of the memory.
+    pub kernel_bytes: Option<NonZero<u64>>,
+}
+
+/// The certificate of listeners where TLS ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The operator's; `None` is one that setu makes and keeps.
+    pub files: Option<CertificateFiles>,
+    /// Names in the one that setu makes.
+    pub names: Vec<Host>,
+    /// Where setu keeps it.
+    pub state_dir: PathBuf,
+}
+
+/// A certificate in PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, the server's own first.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl Config {
+    /// The upstream of this name.
+    #[must_use]
+    pub fn upstream(&self, id: UpstreamId) -> &Upstream {
+        &self.upstreams[id.0]
+    }
+
+    /// Whether a listener leads to this upstream.
+    #[must_use]
+    pub fn is_used(&self, id: UpstreamId) -> bool {
+        self.listeners.iter().any(|listener| listener.mode.upstreams().contains(&Some(id)))
+    }
+
+    /// Whether a listener leads to the upstream of this name.
+    #[must_use]
+    pub fn leads_to(&self, upstream: &str) -> bool {
+        let of_name = |(_, other): &(usize, &Upstream)| other.name == upstream;
+        self.upstreams.iter().enumerate().find(of_name).is_some_and(|(id, _)| self.is_used(UpstreamId(id)))
+    }
+
+    /// Keys whose values are others than `before`, and that take a restart.
+    pub fn takes_restart(&self, before: &Self) -> impl Iterator<Item = &'static str> {
+        let differs = [
+            ("relay.path", self.path != before.path),
+            ("limits.kernel_bytes", self.limits.kernel_bytes != before.limits.kernel_bytes),
+            ("tls.state_dir", self.tls.state_dir != before.tls.state_dir),
+            ("admin.bind", self.admin != before.admin),
+            ("security.user", self.user != before.user),
+        ];
+        differs.into_iter().filter_map(|(key, differs)| differs.then_some(key))
+    }
+}

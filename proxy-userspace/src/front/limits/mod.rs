@@ -1,0 +1,427 @@
+//! How many connections may come in, and how fast from one source: one greedy or hostile client takes nobody down.
+//!
+//! A connection asks once, right after accept and before any work is done for it. Saying no costs a few atomic
+//! operations, and one lock that is shared with few. Connections that are in are never affected.
+//!
+//! Sources are kept in memory only while they have connections, or while their rate must be remembered, and never
+//! printed.
+
+mod refused;
+mod sources;
+
+use std::{
+    num::NonZero,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    account::ClientAddr,
+    config::{self, Ranges},
+};
+pub use refused::Refused;
+use sources::{Source, Sources};
+
+/// The least for connections in inspection or handshake.
+const MIN_PENDING: u32 = 64;
+
+/// The limits, and what counts against them. All workers share one.
+#[derive(Debug)]
+pub struct Limits {
+    bounds: RwLock<Arc<Bounds>>,
+    open_now: AtomicU32,
+    pending_now: AtomicU32,
+    sources: Sources,
+}
+
+/// How many there may be.
+#[derive(Debug)]
+struct Bounds {
+    connections: u32,
+    pending: u32,
+    per_source: Option<NonZero<u32>>,
+    per_source_rate: Option<NonZero<u32>>,
+    exempt: Ranges,
+}
+
+impl Bounds {
+    fn new(config: &config::Limits, possible: u32) -> Self {
+        let connections = config.connections.map_or(possible, |wanted| wanted.get().min(possible));
+        let pending = config.pending.map_or((connections / 4).max(MIN_PENDING), NonZero::get);
+        Self {
+            connections,
+            pending: pending.min(connections),
+            per_source: config.per_source,
+            per_source_rate: config.per_source_rate,
+            exempt: config.exempt.clone(),
+        }
+    }
+}
+
+/// A connection that was let in. Dropping it makes room for another.
+#[derive(Debug)]
+pub struct Permit {
+    limits: Arc<Limits>,
+    pending: bool,
+    source: Option<Source>,
+}
+
+impl Limits {
+    /// Nothing is counted yet. `possible` connections at most, whatever the configuration says.
+    #[must_use]
+    pub fn new(config: &config::Limits, possible: u32) -> Self {
+        Self {
+            bounds: RwLock::new(Arc::new(Bounds::new(config, possible))),
+            open_now: AtomicU32::new(0),
+            pending_now: AtomicU32::new(0),
+            sources: Sources::new(),
+        }
+    }
+
+    /// Other limits from now on. What is counted stays: connections that are in are not affected, and where there are
+    /// more than the new limits allow, nobody is let in until some have ended.
+    pub fn change(&self, config: &config::Limits, possible: u32) {
+        *self.bounds.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Bounds::new(config, possible));
+    }
+
+    fn bounds(&self) -> Arc<Bounds> {
+        self.bounds.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets a connection in whose client is known at accept.
+    ///
+    /// # Errors
+    /// The limit that it would break.
+    pub fn admit(self: &Arc<Self>, client: ClientAddr, now: Instant) -> Result<Permit, Refused> {
+        let mut permit = self.admit_unknown()?;
+        permit.charge(client, now)?;
+        Ok(permit)
+    }
+
+    /// Lets a connection in whose client is not known before its PROXY header is read: [`Permit::charge`] then says
+    /// whose it is.
+    ///
+    /// # Errors
+    /// The limit that it would break.
+    pub fn admit_unknown(self: &Arc<Self>) -> Result<Permit, Refused> {
+        let bounds = self.bounds();
+        if !increase(&self.open_now, bounds.connections) {
+            return Err(Refused::Total);
+        }
+        // From here on its drop counts down what was counted up.
+        let mut permit = Permit { limits: self.clone(), pending: false, source: None };
+        if !increase(&self.pending_now, bounds.pending) {
+            return Err(Refused::Pending);
+        }
+        permit.pending = true;
+        Ok(permit)
+    }
+
+    /// Forgets sources that have no connection and whose rate no longer matters. To be called now and then.
+    pub fn sweep(&self, now: Instant) {
+        self.sources.sweep(now);
+    }
+
+    /// Connections that may be in at once.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        self.bounds().connections
+    }
+
+    /// Connections that are in.
+    #[must_use]
+    pub fn open_now(&self) -> u32 {
+        self.open_now.load(Ordering::Relaxed)
+    }
+
+    /// Connections that may be in inspection or handshake at once.
+    #[must_use]
+    pub fn pending(&self) -> u32 {
+        self.bounds().pending
+    }
+
+    /// Connections in inspection or handshake.
+    #[must_use]
+    pub fn pending_now(&self) -> u32 {
+        self.pending_now.load(Ordering::Relaxed)
+    }
+
+    /// Sources in memory.
+    #[must_use]
+    pub fn sources_now(&self) -> usize {
+        self.sources.len()
+    }
+}
+
+impl Permit {
+    /// Counts the connection against its source.
+    ///
+    /// # Errors
+    /// The limit that it would break. The permit is to be dropped then.
+    pub fn charge(&mut self, client: ClientAddr, now: Instant) -> Result<(), Refused> {
+        let ip = client.expose().ip();
+        let bounds = self.limits.bounds();
+        if self.source.is_none() && !bounds.exempt.contains(ip) {
+            let source = Source::of(ip);
+            self.limits.sources.charge(source, bounds.per_source, bounds.per_source_rate, now)?;
+            self.source = Some(source);
+        }
+        Ok(())
+    }
+
+    /// Inspection and handshake are over.
+    pub fn settled(&mut self) {
+        if std::mem::take(&mut self.pending) {
+            self.limits.pending_now.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.settled();
+        if let Some(source) = self.source {
+            self.limits.sources.release(source);
+        }
+        self.limits.open_now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Adds one, unless that would be more than `limit`.
+fn increase(count: &AtomicU32, limit: u32) -> bool {
+    let add = |count| if count < limit { Some(count + 1) } else { None };
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{Ipv4Addr, Ipv6Addr},
+        thread,
+        time::Duration,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Limits by connections, per source, rate and pending; 0 is none.
+    fn limits(connections: u32, per_source: u32, rate: u32, pending: u32) -> Arc<Limits> {
+        let config = config::Limits {
+            connections: NonZero::new(connections),
+            per_source: NonZero::new(per_source),
+            per_source_rate: NonZero::new(rate),
+            exempt: Ranges::new(vec!["192.0.2.0/24".parse().unwrap()]),
+            pending: NonZero::new(pending),
+            kernel_bytes: None,
+        };
+        Arc::new(Limits::new(&config, 1 << 20))
+    }
+
+    fn v4(host: u32) -> ClientAddr {
+        ClientAddr::new((Ipv4Addr::from_bits(0x0a00_0000 + host), 1000).into())
+    }
+
+    fn v6(high: u64, low: u64) -> ClientAddr {
+        ClientAddr::new((Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)), 1000).into())
+    }
+
+    fn refused(limits: &Arc<Limits>, client: ClientAddr, now: Instant) -> Refused {
+        limits.admit(client, now).expect_err("let in")
+    }
+
+    #[test]
+    fn the_total_is_kept_and_room_is_made() {
+        let (limits, now) = (limits(2, 0, 0, 2), Instant::now());
+        let (first, _second) = (limits.admit(v4(1), now).unwrap(), limits.admit(v4(2), now).unwrap());
+        assert_eq!(refused(&limits, v4(3), now), Refused::Total);
+        drop(first);
+        assert!(limits.admit(v4(3), now).is_ok());
+    }
+
+    #[test]
+    fn other_limits_hold_for_those_who_come() {
+        let (limits, now) = (limits(4, 2, 0, 4), Instant::now());
+        let mut held: Vec<_> = (0..4).map(|source| limits.admit(v4(source), now).unwrap()).collect();
+        let lower =
+            config::Limits { connections: NonZero::new(2), ..config::Config::load(None).unwrap().limits };
+        limits.change(&lower, 100);
+        assert_eq!(limits.open_now(), 4);
+        for _ in 0..2 {
+            held.pop();
+            assert_eq!(refused(&limits, v4(9), now), Refused::Total);
+        }
+        held.pop();
+        assert!(limits.admit(v4(9), now).is_ok());
+        let one = config::Limits { per_source: NonZero::new(1), ..lower };
+        limits.change(&one, 100);
+        assert_eq!(refused(&limits, v4(0), now), Refused::PerSource);
+    }
+
+    #[test]
+    fn pending_ends_with_settled_or_drop() {
+        let (limits, now) = (limits(10, 0, 0, 2), Instant::now());
+        let (mut first, second) = (limits.admit(v4(1), now).unwrap(), limits.admit(v4(1), now).unwrap());
+        assert_eq!(refused(&limits, v4(1), now), Refused::Pending);
+        assert_eq!(limits.open_now(), 2);
+        first.settled();
+        first.settled();
+        assert_eq!(limits.pending_now(), 1);
+        let third = limits.admit(v4(1), now).unwrap();
+        drop((first, second, third));
+        assert_eq!((limits.open_now(), limits.pending_now()), (0, 0));
+    }
+
+    #[test]
+    fn a_source_is_an_ipv4_address_or_an_ipv6_network() {
+        let (limits, now) = (limits(100, 1, 0, 100), Instant::now());
+        let _four = limits.admit(v4(1), now).unwrap();
+        let mapped = ClientAddr::new("[::ffff:10.0.0.1]:7".parse().unwrap());
+        assert_eq!(refused(&limits, mapped, now), Refused::PerSource);
+        let _six = limits.admit(v6(1, 1), now).unwrap();
+        assert_eq!(refused(&limits, v6(1, u64::MAX), now), Refused::PerSource);
+        let _others = [limits.admit(v4(2), now).unwrap(), limits.admit(v6(2, 1), now).unwrap()];
+        assert_eq!(limits.sources_now(), 4);
+        let exempt = ClientAddr::new("192.0.2.9:1".parse().unwrap());
+        let _exempt = [limits.admit(exempt, now).unwrap(), limits.admit(exempt, now).unwrap()];
+        assert_eq!(limits.sources_now(), 4);
+    }
+
+    #[test]
+    fn the_client_behind_a_proxy_is_charged_once_it_is_known() {
+        let (limits, now) = (limits(100, 1, 0, 100), Instant::now());
+        let (mut first, mut second) = (limits.admit_unknown().unwrap(), limits.admit_unknown().unwrap());
+        assert_eq!(first.charge(v4(1), now), Ok(()));
+        assert_eq!(first.charge(v4(1), now), Ok(()), "twice is once");
+        assert_eq!(second.charge(v4(1), now), Err(Refused::PerSource));
+        drop((first, second));
+        assert_eq!((limits.open_now(), limits.pending_now(), limits.sources_now()), (0, 0, 0));
+    }
+
+    #[test]
+    fn many_threads_keep_the_counts() {
+        let (limits, now) = (limits(64, 8, 0, 32), Instant::now());
+        thread::scope(|scope| {
+            for number in 0..8 {
+                let limits = &limits;
+                scope.spawn(move || {
+                    let mut held = Vec::new();
+                    for step in 0..20_000 {
+                        if let Ok(mut permit) = limits.admit(v4((number + step) % 16), now) {
+                            if step % 3 > 0 {
+                                permit.settled();
+                            }
+                            held.push(permit);
+                        }
+                        assert!(limits.open_now() <= 64 && limits.pending_now() <= 32);
+                        if step % 5 > 1 {
+                            held.pop();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((limits.open_now(), limits.pending_now(), limits.sources_now()), (0, 0, 0));
+    }
+
+    #[test]
+    fn no_address_is_printed() {
+        let (limits, now) = (limits(0, 1, 1, 0), Instant::now());
+        let permit = limits.admit(v4(1), now).unwrap();
+        let text = format!("{permit:?}{limits:?}{}", refused(&limits, v4(1), now));
+        assert!(text.contains("Source(..)") && !text.contains(&0x0a00_0001_u32.to_string()), "{text}");
+    }
+
+    #[test]
+    fn no_configuration_goes_beyond_what_is_possible() {
+        let config = config::Config::load(None).unwrap().limits;
+        let limits = Limits::new(&config, 1000);
+        assert_eq!((limits.connections(), limits.bounds().pending), (1000, 250));
+        assert_eq!(Limits::new(&config, 10).bounds().pending, 10);
+        assert_eq!(
+            Limits::new(&config::Limits { connections: NonZero::new(5000), ..config }, 1000).connections(),
+            1000
+        );
+    }
+
+    /// A step of the model: a client comes, settles or goes, or time passes.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Admit(u32),
+        Settle(usize),
+        Leave(usize),
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0u32..4).prop_map(Step::Admit),
+            2 => (0usize..64).prop_map(Step::Settle),
+            3 => (0usize..64).prop_map(Step::Leave),
+            1 => (1u64..400).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// Against a model that counts naively, with a bucket of tokens in thousandths.
+        #[test]
+        fn decisions_are_those_of_a_naive_model(steps in prop::collection::vec(step(), 1..400)) {
+            const TOTAL: usize = 12;
+            const PENDING: usize = 6;
+            const PER_SOURCE: usize = 5;
+            const RATE: u64 = 1;
+            let limits = limits(TOTAL as u32, PER_SOURCE as u32, RATE as u32, PENDING as u32);
+            let mut now = Instant::now();
+            let mut held: Vec<(u32, bool, Permit)> = Vec::new();
+            let mut tokens = [RATE * 10_000; 4];
+            for step in steps {
+                match step {
+                    Step::Wait(millis) => {
+                        now += Duration::from_millis(millis);
+                        for tokens in &mut tokens {
+                            *tokens = (*tokens + millis * RATE).min(RATE * 10_000);
+                        }
+                    }
+                    Step::Settle(at) if at < held.len() => {
+                        held[at].1 = false;
+                        held[at].2.settled();
+                    }
+                    Step::Leave(at) if at < held.len() => drop(held.swap_remove(at)),
+                    Step::Settle(_) | Step::Leave(_) => {}
+                    Step::Admit(source) => {
+                        let pending = held.iter().filter(|(_, pending, _)| *pending).count();
+                        let of_source = held.iter().filter(|(other, ..)| *other == source).count();
+                        let tokens = &mut tokens[source as usize];
+                        let expected = if held.len() == TOTAL {
+                            Err(Refused::Total)
+                        } else if pending == PENDING {
+                            Err(Refused::Pending)
+                        } else if of_source == PER_SOURCE {
+                            Err(Refused::PerSource)
+                        } else if *tokens < 1000 {
+                            Err(Refused::Rate)
+                        } else {
+                            *tokens -= 1000;
+                            Ok(())
+                        };
+                        let result = limits.admit(v4(source), now);
+                        prop_assert_eq!(result.as_ref().map(drop).map_err(|refused| *refused), expected);
+                        if let Ok(permit) = result {
+                            held.push((source, true, permit));
+                        }
+                    }
+                }
+                prop_assert_eq!(limits.open_now() as usize, held.len());
+                let pending = held.iter().filter(|(_, pending, _)| *pending).count();
+                prop_assert_eq!(limits.pending_now() as usize, pending);
+            }
+            drop(held);
+            limits.sweep(now + Duration::from_secs(10));
+            prop_assert_eq!((limits.open_now(), limits.pending_now(), limits.sources_now()), (0, 0, 0));
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What each source holds and how fast it comes.
+//!
+//! The table is split into shards with a lock each, so that workers seldom wait for each other. It remembers a source
+//! only while it has connections or its rate matters, and is bounded by the number of connections and [`REMEMBERED`].
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    num::NonZero,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::refused::Refused;
+
+/// Parts of the table.
+const SHARDS: usize = 64;
+/// Sources without connections whose rate a shard remembers. Whoever has more addresses than this is not stopped by a
+/// rate for each.
+const REMEMBERED: usize = 1024;
+/// A source that was quiet may make as many connections at once as its rate gives in this time.
+const BURST: Duration = Duration::from_secs(10);
+
+/// What counts as one client: an IPv4 address, or the /64 that an IPv6 host chooses its addresses from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    V4(u32),
+    V6(u64),
+}
+
+/// All sources.
+#[derive(Debug)]
+pub(super) struct Sources {
+    /// Chooses the shard. Its key is random (SipHash), as are those of the maps, so that nobody can choose addresses
+    /// that collide.
+    hasher: RandomState,
+    shards: Vec<Mutex<Shard>>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    accounts: HashMap<Source, Account>,
+    /// How many of them have no connection.
+    remembered: usize,
+    /// The latest time that was passed in.
+    latest: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Account {
+    open: u32,
+    /// The source's debt is paid off then: each connection moves it on by the interval, and it is never more than
+    /// [`BURST`] ahead. This is a token bucket in one number (the GCRA of ITU-T I.371).
+    clear_at: Instant,
+}
+
+impl Source {
+    pub(super) fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => Self::V4(ip.to_bits()),
+            // The rest of the 128 bits is the host's to choose (RFC 4291, section 2.5.4).
+            IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+impl fmt::Debug for Source {
+    /// A source is a client's address: it is not printed.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Source(..)")
+    }
+}
+
+impl Sources {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+
+    /// Counts a new connection; [`Self::release`] is its end. There may be `most` at once, and `rate` new ones each
+    /// second; `None` is no limit.
+    pub(super) fn charge(
+        &self,
+        source: Source,
+        most: Option<NonZero<u32>>,
+        rate: Option<NonZero<u32>>,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        let mut shard = self.shard(source);
+        let shard = &mut *shard;
+        shard.latest = shard.latest.max(Some(now));
+        // A new account breaks no limit: each is at least 1, and an interval at most a second.
+        let account = shard.accounts.entry(source).or_insert_with(|| {
+            shard.remembered += 1;
+            Account { open: 0, clear_at: now }
+        });
+        if most.is_some_and(|most| account.open >= most.get()) {
+            return Err(Refused::PerSource);
+        }
+        if let Some(rate) = rate {
+            let interval = Duration::from_secs(1) / rate.get();
+            let clear_at = account.clear_at.max(now) + interval;
+            if clear_at - now > BURST {
+                return Err(Refused::Rate);
+            }
+            account.clear_at = clear_at;
+        }
+        if account.open == 0 {
+            shard.remembered -= 1;
+        }
+        account.open += 1;
+        Ok(())
+    }
+
+    /// The end of a connection.
+    pub(super) fn release(&self, source: Source) {
+        self.shard(source).release(source);
+    }
+
+    /// Forgets sources that have no connection and whose rate no longer matters.
+    pub(super) fn sweep(&self, now: Instant) {
+        for shard in &self.shards {
+            lock(shard).sweep(now);
+        }
+    }
+
+    /// How many are in memory.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).accounts.len()).sum()
+    }
+
+    fn shard(&self, source: Source) -> MutexGuard<'_, Shard> {
+        let hash = self.hasher.hash_one(source);
+        // The remainder is below SHARDS, whatever is cut off.
+        lock(&self.shards[hash as usize % SHARDS])
+    }
+}
+
+impl Shard {
+    fn release(&mut self, source: Source) {
+        let Some(account) = self.accounts.get_mut(&source) else { return };
+        account.open -= 1;
+        if account.open > 0 {
+            return;
+        }
+        if Some(account.clear_at) <= self.latest {
+            self.accounts.remove(&source);
+            return;
+        }
+        self.remembered += 1;
+        if self.remembered > REMEMBERED {
+            if let Some(latest) = self.latest {
+                self.sweep(latest);
+            }
+            // Half, so that this is not done for each of the next connections.
+            if self.remembered > REMEMBERED / 2 {
+                self.accounts.retain(|_, account| account.open > 0);
+                self.remembered = 0;
+            }
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.accounts.retain(|_, account| account.open > 0 || account.clear_at > now);
+        self.remembered = self.accounts.values().filter(|account| account.open == 0).count();
+        // What an attack made large does not stay so.
+        if self.accounts.capacity() > 4 * self.accounts.len().max(REMEMBERED) {
+            self.accounts.shrink_to_fit();
+        }
+    }
+}
+
+/// No panic can happen under a lock, but were there one, the counts would still be usable.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn charge(sources: &Sources, source: Source, rate: u32, now: Instant) -> Result<(), Refused> {
+        sources.charge(source, None, NonZero::new(rate), now)
+    }
+
+    #[test]
+    fn a_rate_allows_a_burst_and_then_its_pace() {
+        let (sources, start) = (Sources::new(), Instant::now());
+        let charge =
+            |source, millis| charge(&sources, Source::V4(source), 2, start + Duration::from_millis(millis));
+        assert_eq!((0..40).take_while(|_| charge(1, 0).is_ok()).count(), 20);
+        assert_eq!(charge(1, 499), Err(Refused::Rate));
+        assert_eq!(charge(1, 500), Ok(()));
+        assert_eq!(charge(1, 501), Err(Refused::Rate));
+        // A clock that reads earlier on another thread grants nothing.
+        assert_eq!(charge(1, 0), Err(Refused::Rate));
+        assert_eq!(charge(2, 0), Ok(()));
+    }
+
+    #[test]
+    fn the_highest_rate_overflows_nothing() {
+        let (sources, now) = (Sources::new(), Instant::now());
+        assert!((0..1000).all(|_| charge(&sources, Source::V4(1), u32::MAX, now).is_ok()));
+    }
+
+    #[test]
+    fn sources_are_forgotten() {
+        let (sources, now) = (Sources::new(), Instant::now());
+        charge(&sources, Source::V4(1), 1, now).unwrap();
+        sources.release(Source::V4(1));
+        assert_eq!(sources.len(), 1, "its rate is remembered");
+        sources.sweep(now + Duration::from_millis(999));
+        assert_eq!(sources.len(), 1);
+        sources.sweep(now + Duration::from_secs(1));
+        assert_eq!(sources.len(), 0);
+    }
+
+    #[test]
+    fn a_flood_of_sources_holds_a_bounded_amount() {
+        let (sources, now) = (Sources::new(), Instant::now());
+        charge(&sources, Source::V4(1), 1, now).unwrap();
+        for network in 0..4 * (SHARDS * REMEMBERED) as u64 {
+            charge(&sources, Source::V6(network), 1, now).unwrap();
+            sources.release(Source::V6(network));
+        }
+        let count = sources.len();
+        assert!(count <= SHARDS * REMEMBERED + 1, "{count}");
+        assert!(count > SHARDS, "rates are remembered: {count}");
+        sources.sweep(now + BURST);
+        assert_eq!(sources.len(), 1, "what is open is never forgotten");
+    }
+}

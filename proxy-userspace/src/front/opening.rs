@@ -1,0 +1,196 @@
+//! What a client wants, by what its listener expects and by its first bytes: the parsers of [`crate::front::inspect`] put to use.
+//!
+//! Nothing is taken from a client whose bytes are passed through: its bytes are only looked at. Where TLS ends here, the
+//! first plaintext waits in [`Terminated`].
+
+use std::time::Duration;
+
+use tokio::{net::TcpStream, time::Instant};
+
+use crate::{
+    account::{CloseReason, Side},
+    config::{AllowList, Mode, Timeouts},
+    front::{
+        inspect::{
+            LIMIT,
+            client_hello::{self, ClientHello, ServerName},
+            first_bytes::{self, Chat, Protocol},
+            peek::{Bounds, Undecided, peek},
+        },
+        tls::{self, Acceptor, Terminated},
+    },
+};
+
+/// A client's connection, from where its bytes count.
+pub(crate) enum Stream {
+    /// As it came.
+    Plain(TcpStream),
+    /// Inside its TLS, which ends here.
+    Terminated(Box<Terminated>),
+}
+
+impl Stream {
+    /// The socket.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Terminated(terminated) => &terminated.stream,
+        }
+    }
+}
+
+/// What a client wants.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// The chat servers.
+    Chat,
+    /// The media servers, and which of them.
+    Media(Name),
+    /// Nothing that WhatsApp's clients want.
+    Other,
+}
+
+/// The server's name in a hello.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// This one.
+    Known(ServerName),
+    /// There is none.
+    Absent,
+    /// An address, which is never dialed.
+    Address,
+}
+
+/// What inspection goes by.
+pub(crate) struct Rules<'a> {
+    pub(crate) mode: Mode,
+    pub(crate) timeouts: &'a Timeouts,
+    /// The names by which [`Mode::Auto`] knows media clients.
+    pub(crate) media: &'a AllowList,
+    /// Present where a listener ends TLS.
+    pub(crate) acceptor: Option<&'a Acceptor>,
+}
+
+impl Rules<'_> {
+    /// Looks at the first bytes, until `deadline` where they are in the clear, and ends TLS where that is due.
+    ///
+    /// # Errors
+    /// The reason for which the connection ends.
+    pub(crate) async fn inspect(
+        &self,
+        client: TcpStream,
+        deadline: Instant,
+    ) -> Result<(Stream, Wish), CloseReason> {
+        let bounds = Bounds { bytes: LIMIT, deadline };
+        match self.mode {
+            Mode::Chat { gate: false, .. } => Ok((Stream::Plain(client), Wish::Chat)),
+            Mode::Chat { gate: true, .. } => {
+                let is_chat = peek(&client, bounds, is_chat).await?;
+                Ok((Stream::Plain(client), if is_chat { Wish::Chat } else { Wish::Other }))
+            }
+            Mode::ChatTls { gate, .. } => self.terminate(client, gate).await,
+            Mode::Media { .. } => match peek(&client, bounds, hello).await? {
+                ClientHello::NotTls { at } => {
+                    tracing::debug!(at, "not TLS");
+                    Err(CloseReason::NotTls)
+                }
+                ClientHello::Malformed { at, what } => {
+                    tracing::debug!(at, what, "malformed ClientHello");
+                    Err(CloseReason::MalformedHello)
+                }
+                ClientHello::Found(name) => Ok((Stream::Plain(client), Wish::Media(Name::Known(name)))),
+                ClientHello::IpLiteral => Ok((Stream::Plain(client), Wish::Media(Name::Address))),
+                ClientHello::Absent | ClientHello::Incomplete => {
+                    Ok((Stream::Plain(client), Wish::Media(Name::Absent)))
+                }
+            },
+            Mode::Auto { gate, fallback, .. } => {
+                self.tell_apart(client, bounds, gate, fallback.is_some()).await
+            }
+        }
+    }
+
+    /// [`Mode::Auto`].
+    async fn tell_apart(
+        &self,
+        client: TcpStream,
+        bounds: Bounds,
+        gate: bool,
+        fallback: bool,
+    ) -> Result<(Stream, Wish), CloseReason> {
+        let other = if gate { Wish::Other } else { Wish::Chat };
+        match peek(&client, bounds, protocol).await {
+            Ok(Protocol::Tls) => match peek(&client, bounds, hello).await {
+                Ok(ClientHello::Found(name)) if self.media.allows(name.as_str()) => {
+                    Ok((Stream::Plain(client), Wish::Media(Name::Known(name))))
+                }
+                // A hello that is wrong, too, is answered as a server of TLS answers it.
+                Ok(_) => self.terminate(client, gate).await,
+                Err(undecided) => Err(undecided.into()),
+            },
+            Ok(Protocol::Chat) => Ok((Stream::Plain(client), Wish::Chat)),
+            Ok(Protocol::Proxy | Protocol::Other { .. } | Protocol::Incomplete) => {
+                Ok((Stream::Plain(client), other))
+            }
+            // What the web server makes of silence and of half a word is its own affair.
+            Err(Undecided::TimedOut | Undecided::TooLong | Undecided::Ended { silent: false })
+                if fallback =>
+            {
+                Ok((Stream::Plain(client), Wish::Other))
+            }
+            Err(undecided) => Err(undecided.into()),
+        }
+    }
+
+    /// Ends the client's TLS; behind a gate, looks at what is inside.
+    async fn terminate(&self, client: TcpStream, gate: bool) -> Result<(Stream, Wish), CloseReason> {
+        let acceptor = self.acceptor.ok_or(CloseReason::InternalError)?;
+        let within = |time: Duration| Instant::now() + time;
+        let accepted = tls::accept(client, acceptor.config(), within(self.timeouts.handshake)).await;
+        let mut terminated = accepted.map_err(|failure| {
+            tracing::debug!(%failure, "no TLS session");
+            failure.close_reason()
+        })?;
+        let mut wish = Wish::Chat;
+        if gate {
+            let inside = terminated.first_bytes(within(self.timeouts.inspect), LIMIT, is_chat).await;
+            if inside.map_err(|failure| failure.close_reason())? != Some(true) {
+                wish = Wish::Other;
+            }
+        }
+        Ok((Stream::Terminated(Box::new(terminated)), wish))
+    }
+}
+
+fn is_chat(bytes: &[u8]) -> Option<bool> {
+    match first_bytes::chat(bytes) {
+        Chat::Incomplete => None,
+        Chat::Chat => Some(true),
+        Chat::Other { .. } => Some(false),
+    }
+}
+
+fn hello(bytes: &[u8]) -> Option<ClientHello> {
+    match client_hello::parse(bytes) {
+        ClientHello::Incomplete => None,
+        hello => Some(hello),
+    }
+}
+
+fn protocol(bytes: &[u8]) -> Option<Protocol> {
+    match first_bytes::protocol(bytes) {
+        Protocol::Incomplete => None,
+        protocol => Some(protocol),
+    }
+}
+
+impl From<Undecided> for CloseReason {
+    fn from(undecided: Undecided) -> Self {
+        match undecided {
+            Undecided::TimedOut => Self::InspectTimeout,
+            Undecided::Ended { .. } => Self::ClientLeft,
+            Undecided::TooLong => Self::MalformedHello,
+            Undecided::Io(error) => Self::broken(Side::Client, &error),
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The certificate that clients are shown: the operator's, or one that setu made and keeps.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write as _},
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rustix::process::geteuid;
+use rustls::{
+    crypto::aws_lc_rs,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
+    sign::CertifiedKey,
+};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use tracing::{info, warn};
+use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
+
+use super::{self_signed, settings::TlsSettings};
+use crate::config::Host;
+
+/// A certificate of setu's is replaced so long before it expires.
+const RENEW: Duration = Duration::from_secs(30 * 86_400);
+
+/// What is wrong with a certificate, and the fix.
+#[derive(Debug, Error)]
+pub enum CertificateError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read: {error}; let setu's user read it, or correct the path", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file is not PEM, or what it is for is not in it.
+    #[error("{}: no {what} in it: {problem}; it must be PEM, with a line -----BEGIN {line}-----", .path.display())]
+    NotPem {
+        /// The file.
+        path: PathBuf,
+        /// What should be there.
+        what: &'static str,
+        /// What is there.
+        problem: pem::Error,
+        /// What to look for.
+        line: &'static str,
+    },
+    /// The certificate cannot be understood.
+    #[error("{}: not an X.509 certificate: {problem}; replace it", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The key cannot be used with the certificate.
+    #[error(
+        "{}: the key does not belong to the first certificate in {}: {problem}; the server's own certificate must come \
+         first, and key and certificate must be from the same request",
+        .key.display(), .chain.display()
+    )]
+    Mismatch {
+        /// The file with the key.
+        key: PathBuf,
+        /// The file with the certificates.
+        chain: PathBuf,
+        /// In rustls' words.
+        problem: rustls::Error,
+    },
+    /// The key is of a kind that rustls does not know.
+    #[error("{}: the key cannot be used: {problem}; use an ECDSA P-256 or RSA 2048 key, not encrypted", .path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// In rustls' words.
+        problem: rustls::Error,
+    },
+    /// Making a certificate failed.
+    #[error("a certificate cannot be made: {0}; configure one by tls.certificate and tls.key")]
+    Make(#[from] rcgen::Error),
+    /// A made certificate cannot be kept.
+    #[error("{}: cannot be written: {error}; let setu's user write there, or set tls.state_dir", .path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A certificate is to be made although the operator's is configured.
+    #[error("the certificate is that of tls.certificate, {}; remove tls.certificate and tls.key to have setu make one", .0.display())]
+    Operators(PathBuf),
+    /// The cryptography cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Crypto(rustls::Error),
+}
+
+/// A certificate that can be served.
+#[derive(Debug)]
+pub(super) struct Certificate {
+    pub(super) certified: CertifiedKey,
+    pub(super) description: Description,
+}
+
+/// What a certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Whom it is about.
+    pub subject: String,
+    /// Whom it is for, in the order of the certificate.
+    pub names: Vec<String>,
+    /// Valid from here.
+    pub not_before: SystemTime,
+    /// Valid until here.
+    pub not_after: SystemTime,
+    /// SHA-256 of the certificate.
+    pub fingerprint: [u8; 32],
+    /// Where it is from.
+    pub source: Source,
+}
+
+/// Where a certificate is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The operator's file.
+    Operator(PathBuf),
+    /// Made by setu and kept in this file.
+    Own(PathBuf),
+    /// Made by setu and kept nowhere.
+    Memory,
+}
+
+/// Loads the certificate, or makes one.
+pub(super) fn load(settings: &TlsSettings) -> Result<Certificate, CertificateError> {
+    let now = SystemTime::now();
+    if let Some((chain, key)) = &settings.certificate {
+        let certificate = read(chain, key, Source::Operator(chain.clone()))?;
+        warn_of(&certificate.description, chain, key, now);
+        return Ok(certificate);
+    }
+    let file = settings.own_file();
+    let why = match read(&file, &file, Source::Own(file.clone())) {
+        Ok(certificate) => match certificate.description.why_not(settings, now) {
+            None => return Ok(certificate),
+            Some(why) => why.to_owned(),
+        },
+        Err(CertificateError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            "there is none yet".to_owned()
+        }
+        Err(error) => error.to_string(),
+    };
+    info!(%why, "making a TLS certificate");
+    let pem = self_signed::make(&settings.names, now)?;
+    let source = match write(&file, &pem) {
+        Ok(()) => Source::Own(file.clone()),
+        Err(error) => {
+            let error = CertificateError::Unwritable { path: file.clone(), error };
+            warn!(%error, "the TLS certificate will change at the next start");
+            Source::Memory
+        }
+    };
+    parse(pem.as_bytes(), pem.as_bytes(), &file, &file, source)
+}
+
+/// What the certificate says that `setu run` would serve.
+///
+/// # Errors
+/// It cannot be read; there is none before setu has run or [`renew`] made one.
+pub fn show(settings: &TlsSettings) -> Result<Description, CertificateError> {
+    let (chain, key, source) = match &settings.certificate {
+        Some((chain, key)) => (chain.clone(), key.clone(), Source::Operator(chain.clone())),
+        None => {
+            let file = settings.own_file();
+            (file.clone(), file.clone(), Source::Own(file))
+        }
+    };
+    Ok(read(&chain, &key, source)?.description)
+}
+
+/// Makes a new certificate and keeps it. A setu that runs takes it up by itself.
+///
+/// # Errors
+/// The operator's certificate is configured, or the new one cannot be kept.
+pub fn renew(settings: &TlsSettings) -> Result<Description, CertificateError> {
+    if let Some((chain, _)) = &settings.certificate {
+        return Err(CertificateError::Operators(chain.clone()));
+    }
+    let file = settings.own_file();
+    let pem = self_signed::make(&settings.names, SystemTime::now())?;
+    write(&file, &pem).map_err(|error| CertificateError::Unwritable { path: file.clone(), error })?;
+    show(settings)
+}
+
+fn read(chain: &Path, key: &Path, source: Source) -> Result<Certificate, CertificateError> {
+    let bytes = |path: &Path| {
+        fs::read(path).map_err(|error| CertificateError::Unreadable { path: path.into(), error })
+    };
+    parse(&bytes(chain)?, &bytes(key)?, chain, key, source)
+}
+
+fn parse(
+    chain_pem: &[u8],
+    key_pem: &[u8],
+    chain: &Path,
+    key: &Path,
+    source: Source,
+) -> Result<Certificate, CertificateError> {
+    let no_certificate = |problem| CertificateError::NotPem {
+        path: chain.into(),
+        what: "certificate",
+        problem,
+        line: "CERTIFICATE",
+    };
+    let no_key = |problem| CertificateError::NotPem {
+        path: key.into(),
+        what: "private key",
+        problem,
+        line: "PRIVATE KEY",
+    };
+    let certificates =
+        CertificateDer::pem_slice_iter(chain_pem).collect::<Result<Vec<_>, _>>().map_err(no_certificate)?;
+    let first = certificates.first().ok_or(pem::Error::NoItemsFound).map_err(no_certificate)?;
+    let description = Description::parse(first, source)
+        .map_err(|problem| CertificateError::Malformed { path: chain.into(), problem })?;
+    let private = PrivateKeyDer::from_pem_slice(key_pem).map_err(no_key)?;
+    let certified =
+        CertifiedKey::from_der(certificates, private, &aws_lc_rs::default_provider()).map_err(|problem| {
+            match problem {
+                rustls::Error::InconsistentKeys(_) => {
+                    CertificateError::Mismatch { key: key.into(), chain: chain.into(), problem }
+                }
+                problem => CertificateError::Key { path: key.into(), problem },
+            }
+        })?;
+    Ok(Certificate { certified, description })
+}
+
+/// Says what is unwise about the operator's files.
+fn warn_of(description: &Description, chain: &Path, key: &Path, now: SystemTime) {
+    let file = chain.display();
+    if now > description.not_after {
+        warn!(%file, since = %day(description.not_after), "the TLS certificate has expired; replace it");
+    } else if now < description.not_before {
+        warn!(%file, until = %day(description.not_before), "the TLS certificate is not valid yet; check the clock");
+    }
+    if fs::metadata(key).is_ok_and(|metadata| metadata.mode() & 0o044 != 0) {
+        warn!(file = %key.display(), "others can read the TLS key; chmod 600 it");
+    }
+}
+
+/// Writes a file that is there either wholly or not at all, and that only its owner can read.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    let directory = file.parent().unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // Of this process alone: two that start at once do not write into each other's.
+    let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut new =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        new.write_all(text.as_bytes())?;
+        if geteuid().is_root() {
+            // A setu that is root no longer is to read it.
+            let owner = fs::metadata(directory)?;
+            fchown(&new, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        new.sync_all()?;
+        fs::rename(&temporary, file)?;
+        fs::File::open(directory)?.sync_all()
+    })();
+    if written.is_err() {
+        // What cannot be removed was not made.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+impl Description {
+    fn parse(certificate: &CertificateDer<'_>, source: Source) -> Result<Self, String> {
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
+        let time = |time: x509_parser::time::ASN1Time| {
+            UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
+        };
+        Ok(Self {
+            subject: parsed.subject().to_string(),
+            names: names(&parsed),
+            not_before: time(parsed.validity().not_before),
+            not_after: time(parsed.validity().not_after),
+            fingerprint: Sha256::digest(certificate).into(),
+            source,
+        })
+    }
+
+    /// Whether a certificate of setu's must be replaced soon.
+    pub(super) fn is_due(&self) -> bool {
+        SystemTime::now() + RENEW >= self.not_after
+    }
+
+    /// Why setu's certificate has to be replaced, if it has to.
+    fn why_not(&self, settings: &TlsSettings, now: SystemTime) -> Option<&'static str> {
+        let names = |name: &Host| match name {
+            Host::Ip(ip) => ip.to_string(),
+            Host::Name(name) => name.trim_end_matches('.').to_owned(),
+        };
+        let wanted: BTreeSet<_> = settings.names.iter().map(names).collect();
+        if wanted != self.names.iter().cloned().collect() {
+            Some("tls.names has changed")
+        } else if now + RENEW >= self.not_after {
+            Some("it expires soon")
+        } else {
+            None
+        }
+    }
+}
+
+/// The names and addresses that a certificate is for.
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let text = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match **bytes {
+            [a, b, c, d] => Some(IpAddr::from([a, b, c, d]).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+        },
+        _ => None,
+    };
+    extension.value.general_names.iter().filter_map(text).collect()
+}
+
+/// The time in UTC.
+fn day(time: SystemTime) -> impl fmt::Display {
+    humantime::format_rfc3339_seconds(time)
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator(file) => write!(formatter, "{}", file.display()),
+            Self::Own(file) => write!(formatter, "made by setu, {}", file.display()),
+            Self::Memory => formatter.write_str("made by setu, not kept"),
+        }
+    }
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = if self.names.is_empty() { "none".to_owned() } else { self.names.join(", ") };
+        let fingerprint = self.fingerprint.map(|byte| format!("{byte:02X}")).join(":");
+        write!(
+            formatter,
+            "subject: {}\nnames: {names}\nvalid: {} to {}\nSHA-256: {fingerprint}\nsource: {}",
+            self.subject,
+            day(self.not_before),
+            day(self.not_after),
+            self.source
+        )
+    }
+}

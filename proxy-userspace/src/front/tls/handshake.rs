@@ -1,0 +1,179 @@
+//! From a client's socket to a session whose plaintext can be read: the handshake, and the look at the first bytes.
+
+use std::{future::poll_fn, io, os::fd::AsFd as _, pin::Pin, sync::Arc, task::Poll};
+
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
+use thiserror::Error;
+use tokio::{
+    io::AsyncWrite as _,
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use super::session::{End, Received, Session, SessionError};
+use crate::{
+    account::{CloseReason, Side},
+    sys,
+};
+
+/// What a failed client has sent and nobody read is thrown away, up to so many bytes.
+const DISCARDED: usize = 256 * 1024;
+
+/// Why a client's TLS did not come about.
+#[derive(Debug, Error)]
+pub enum TlsFailure {
+    /// The deadline passed.
+    #[error("the client did not finish the handshake in time")]
+    TimedOut,
+    /// The client finished or reset the connection.
+    #[error("the client went away: {0}")]
+    ClientGone(io::Error),
+    /// What the client sent is not TLS, or not TLS that setu speaks. It was told so by an alert.
+    #[error("{0}")]
+    Protocol(rustls::Error),
+}
+
+impl TlsFailure {
+    /// The end of the connection.
+    #[must_use]
+    pub fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::TimedOut => CloseReason::HandshakeTimeout,
+            Self::ClientGone(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                CloseReason::ClientLeft
+            }
+            Self::ClientGone(error) => CloseReason::broken(Side::Client, error),
+            Self::Protocol(_) => CloseReason::TlsFailed,
+        }
+    }
+}
+
+impl From<SessionError> for TlsFailure {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Socket(error) => Self::ClientGone(error),
+            SessionError::Protocol(error) => Self::Protocol(error),
+        }
+    }
+}
+
+/// A client whose handshake is done.
+pub struct Terminated {
+    pub(crate) stream: TcpStream,
+    pub(crate) session: Session,
+    /// Plaintext that came already. It goes to the upstream first.
+    pub(crate) first: Vec<u8>,
+    /// The client has finished.
+    pub(crate) end: Option<End>,
+}
+
+/// Does the handshake. Nothing may have been taken from the socket; to peek at it is fine.
+///
+/// # Errors
+/// See [`TlsFailure`]. After a breach of the protocol the client gets the alert, then FIN.
+pub async fn accept(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    deadline: Instant,
+) -> Result<Terminated, TlsFailure> {
+    let session = Session::new(config).map_err(TlsFailure::Protocol)?;
+    let mut terminated = Terminated { stream, session, first: Vec::new(), end: None };
+    let handshake = async {
+        while terminated.session.is_handshaking() {
+            terminated.receive().await?;
+            if terminated.end.is_some() && terminated.session.is_handshaking() {
+                return Err(TlsFailure::ClientGone(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Ok(())
+    };
+    timeout_at(deadline, handshake).await.map_err(|_| TlsFailure::TimedOut)??;
+    Ok(terminated)
+}
+
+impl Terminated {
+    /// Reads plaintext until `parse`, which is shown all of it, from nothing on, knows what it is. The bytes stay in
+    /// place and are relayed. `None`: there was no answer before the deadline, the client's end, or `limit` bytes; the
+    /// last read may bring more than that, as much as a read brings.
+    ///
+    /// # Errors
+    /// The client broke the connection, or the protocol.
+    pub async fn first_bytes<T>(
+        &mut self,
+        deadline: Instant,
+        limit: usize,
+        mut parse: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, TlsFailure> {
+        let search = async {
+            loop {
+                if let Some(found) = parse(&self.first) {
+                    return Ok(Some(found));
+                }
+                if self.end.is_some() || self.first.len() >= limit {
+                    return Ok(None);
+                }
+                self.receive().await?;
+            }
+        };
+        timeout_at(deadline, search).await.unwrap_or(Ok(None))
+    }
+
+    /// The version that was agreed on.
+    #[must_use]
+    pub fn version(&self) -> Option<ProtocolVersion> {
+        self.session.version()
+    }
+
+    /// Whether a ticket spared the client the full handshake.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.session.kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Sends what waits, then reads once.
+    async fn receive(&mut self) -> Result<(), TlsFailure> {
+        let (mut read, mut write) = self.stream.split();
+        let (session, first) = (&mut self.session, &mut self.first);
+        let received = poll_fn(|cx| {
+            // A client that reads nothing is not read from either: that is the backpressure.
+            if let Poll::Ready(Err(error)) = session.poll_flush(cx, &mut write) {
+                return Poll::Ready(Err(SessionError::Socket(error)));
+            }
+            if session.is_blocked() {
+                return Poll::Pending;
+            }
+            session.poll_receive(cx, &mut read, &mut write, |_, plaintext| first.extend_from_slice(plaintext))
+        })
+        .await;
+        match received {
+            Ok(Received::Some) => Ok(()),
+            Ok(Received::Last(end)) => {
+                self.end = Some(end);
+                Ok(())
+            }
+            Err(error) => {
+                if let SessionError::Protocol(_) = error {
+                    let_go(&mut self.stream).await;
+                }
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// Tells a client that this server is not the one that it named (`unrecognized_name`, RFC 6066, section 3), which it
+/// takes for final. Its hello was only looked at.
+pub(crate) async fn refuse_name(client: &mut TcpStream) {
+    const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+    // A client of which nothing is known but a hello has room for seven bytes, or is gone.
+    let _ = client.try_write(&ALERT);
+    let_go(client).await;
+}
+
+/// Sends FIN to a client that was sent an alert. Unread bytes would turn the close into RST, and RST would destroy the
+/// alert on its way.
+pub(crate) async fn let_go(stream: &mut TcpStream) {
+    // The client may be gone already.
+    let _ = poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await;
+    sys::discard(stream.as_fd(), DISCARDED);
+}

@@ -1,0 +1,73 @@
+//! Which files setu may still touch (Landlock, Linux 5.13): all of them are listed here.
+//!
+//! Rules are for folders rather than files where a file may be replaced by another of its name: a rule holds on to the
+//! file that it was made for, not to the name.
+
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access as _, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError,
+    RulesetStatus, Scope, path_beneath_rules,
+};
+
+use crate::config::Config;
+
+/// What is denied unless a rule allows it, as far as the kernel knows of it. Later versions are about the sockets of
+/// services such as systemd's, which setu does talk to.
+const HANDLED: ABI = ABI::V6;
+
+/// Read besides what the configuration names: resolvers and hosts, which DHCP clients replace in place; and what this
+/// process and the machine say of themselves; /dev/null is opened to have a descriptor in reserve; in a static binary the
+/// random numbers of DNS queries come from files (getrandom finds its function by dlsym(3), which is not there).
+const READABLE: [&str; 7] =
+    ["/etc", "/dev/null", "/dev/random", "/dev/urandom", "/proc/self", "/proc/meminfo", "/proc/stat"];
+/// Usually a link to where a service keeps it.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Read because the configuration names them: what a reload reads, the configuration's own file included.
+pub(super) fn named(config: &Config, file: Option<&Path>) -> Vec<PathBuf> {
+    let certificate = config.tls.files.iter().flat_map(|files| [&files.certificate, &files.key]);
+    certificate.map(PathBuf::from).chain(file.map(PathBuf::from)).collect()
+}
+
+/// Allows reading beside `readable`, writing in `state_dir`, and nothing else.
+///
+/// # Errors
+/// The kernel does not have it.
+pub(super) fn restrict(readable: &[PathBuf], state_dir: &Path) -> Result<(), String> {
+    match try_restrict(readable, state_dir) {
+        Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => Ok(()),
+        Ok(RulesetStatus::NotEnforced) => Err("the kernel does not have it, or it is switched off".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus, RulesetError> {
+    let named = readable.iter().map(PathBuf::as_path).chain([Path::new(RESOLV_CONF)]);
+    let folders = named.flat_map(folders).chain(READABLE.map(PathBuf::from));
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = read
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeSock
+        | AccessFs::RemoveFile;
+    let status = Ruleset::default()
+        .handle_access(AccessFs::from_all(HANDLED))?
+        .scope(Scope::Signal)?
+        .create()?
+        .add_rules(path_beneath_rules(folders, read))?
+        .add_rules(path_beneath_rules([state_dir], write))?
+        .restrict_self()?;
+    Ok(status.ruleset)
+}
+
+/// The folder of a file, and that of what it is a link to: certbot and Kubernetes link.
+fn folders(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let folder = |file: &Path| match file.parent() {
+        Some(folder) if folder == Path::new("") => Some(PathBuf::from(".")),
+        folder => folder.map(PathBuf::from),
+    };
+    let target = file.canonicalize().ok();
+    folder(file).into_iter().chain(target.and_then(|target| folder(&target)))
+}

@@ -1,0 +1,109 @@
+//! Gives up every privilege once ports are bound and the program is loaded.
+//!
+//! setu reads what strangers send. Whoever finds a hole in it should find himself in a process that can do nothing but
+//! what a proxy does: no capability, no user's rights, no new program, and no file but its own.
+//!
+//! All of it holds for the calling thread and the threads that it starts: [`drop_all`] belongs before the first one.
+//! What setu can then no longer do is deliberate: a reload binds no port below 1024, and reads only what its user may.
+
+mod error;
+mod files;
+mod filter;
+#[cfg(test)]
+mod tests;
+mod user;
+
+use std::{
+    fs, io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
+};
+use tracing::{info, warn};
+
+use crate::config::Config;
+pub use error::PrivilegeError;
+use user::User;
+
+/// How long threads of the self-test may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Drops all that setu has no use for once it serves. `file` is the configuration's.
+///
+/// # Errors
+/// What cannot be dropped. What an old kernel does not have is said in a warning, and done without.
+pub(crate) fn drop_all(config: &Config, file: Option<&Path>) -> Result<(), PrivilegeError> {
+    alone()?;
+    // The status page asks for both. They come from the auxiliary vector, which is read once, when it is first asked for;
+    // after this it could not be, and the library takes that for impossible.
+    let _ = (procfs::page_size(), procfs::ticks_per_second());
+    restrict(config, file)
+}
+
+/// Waits until this is the only thread.
+fn alone() -> Result<(), PrivilegeError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // Without /proc there is nothing to go by.
+        match fs::read_dir("/proc/self/task").map_or(1, Iterator::count) {
+            0 | 1 => return Ok(()),
+            threads if Instant::now() >= deadline => return Err(PrivilegeError::Threads(threads)),
+            _ => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// As [`drop_all`], for the calling thread.
+fn restrict(config: &Config, file: Option<&Path>) -> Result<(), PrivilegeError> {
+    let readable = files::named(config, file);
+    let user = User::wanted(config.user.as_deref())?;
+    if let Some(user) = &user {
+        user.own(&config.tls.state_dir);
+    }
+    // Needs CAP_SETPCAP, which goes with the user.
+    bound_capabilities();
+    let name = match &user {
+        Some(user) => user.assume(config.user.is_some())?,
+        None => None,
+    };
+    drop_capabilities().map_err(PrivilegeError::Capabilities)?;
+    let landlock = files::restrict(&readable, &config.tls.state_dir);
+    let seccomp = filter::apply();
+    for (name, result) in [("Landlock", &landlock), ("seccomp", &seccomp)] {
+        if let Err(reason) = result {
+            warn!(%reason, "{name} does not protect setu; newer kernels have it");
+        }
+    }
+    for path in &readable {
+        if let Err(error) = fs::metadata(path).and_then(|_| fs::File::open(path)) {
+            warn!(file = %path.display(), %error, "setu's user cannot read it any more: a reload will fail");
+        }
+    }
+    let user = name.unwrap_or("unchanged");
+    info!(user, landlock = landlock.is_ok(), seccomp = seccomp.is_ok(), "privileges dropped");
+    Ok(())
+}
+
+/// Sees to it that not even a program with file capabilities could have any.
+fn bound_capabilities() {
+    for bit in 0..64 {
+        // An error means that the kernel has no such capability, or that this process may not; the latter is no loss,
+        // because no new program is allowed anyway.
+        if remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)).is_err() {
+            return;
+        }
+    }
+}
+
+fn drop_capabilities() -> io::Result<()> {
+    // Fails on kernels before 4.3, which have none.
+    let _ = clear_ambient_capability_set();
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    Ok(set_no_new_privs(true)?)
+}

@@ -1,3 +1,0 @@
-//! The sockets that clients connect to.
-
-pub mod bind;

@@ -1,0 +1,175 @@
+//! Gathers what is known of this process into a [`Status`].
+
+use std::{
+    num::NonZero,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use super::{
+    history::{self, History, Totals},
+    status::{self, Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Standing, Status},
+};
+use crate::{
+    account::{CloseReason, Path, Side},
+    operator::share::{self, Link, ShareError},
+    relay::{Refusal, sockmap::Handle},
+    serve::shared::Shared,
+    upstream,
+};
+
+/// Digits of the configuration's hash that are shown: enough to see that two machines run the same.
+const HASH_DIGITS: usize = 12;
+
+/// The running setu.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    /// Of the current configuration.
+    shared: watch::Receiver<Arc<Shared>>,
+    kernel: Option<Handle>,
+    /// The limit of open files.
+    files: u64,
+    started: SystemTime,
+    history: Mutex<History>,
+}
+
+impl Instance {
+    /// It starts now.
+    pub(crate) fn new(shared: watch::Receiver<Arc<Shared>>, kernel: Option<Handle>, files: u64) -> Self {
+        Self { shared, kernel, files, started: SystemTime::now(), history: Mutex::default() }
+    }
+
+    /// Takes a sample each minute, for ever.
+    pub(super) async fn sample(&self) {
+        let mut ticks = tokio::time::interval(history::INTERVAL);
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            let status = self.status();
+            let Bytes { to_upstream, to_client } = status.bytes;
+            let totals = Totals { accepted: status.accepted(), to_upstream, to_client };
+            let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+            history.push(status.now, status.connections(), totals);
+        }
+    }
+
+    /// The link for phones to the host that a query names (`host=HOST`), or else to the first of `tls.names`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn share(&self, query: Option<&str>) -> Result<Link, ShareError> {
+        let shared = self.shared.borrow().clone();
+        let config = &shared.config;
+        let named = || config.tls.names.first().map(ToString::to_string);
+        let asked = query.and_then(|query| query.strip_prefix("host="));
+        let host = asked.map(ToOwned::to_owned).or_else(named).ok_or(ShareError::NoHost)?;
+        share::link(config, &host)
+    }
+
+    /// As it is now.
+    pub(crate) fn status(&self) -> Status {
+        let shared = self.shared.borrow().clone();
+        let Shared { config, upstreams, limits, acceptor, counters, .. } = &*shared;
+        let endpoints: Vec<_> = upstreams
+            .status()
+            .into_iter()
+            .filter(|endpoint| config.leads_to(&endpoint.upstream))
+            .map(endpoint)
+            .collect();
+        let problems = status::problems(&endpoints);
+        let stopping = counters.is_draining();
+        let closed = CloseReason::ALL.iter().map(|reason| (reason.name().into(), counters.closed(*reason)));
+        let limit = |limit: Option<NonZero<u32>>| limit.map(|limit| limit.get().into());
+        Status {
+            ready: problems.is_empty() && !stopping,
+            problems,
+            stopping,
+            now: seconds(SystemTime::now()),
+            started: seconds(self.started),
+            version: env!("CARGO_PKG_VERSION").into(),
+            configuration: short_hash(&config.to_string()),
+            listeners: counters.listeners().iter().map(|counts| listener(counts)).collect(),
+            closed: closed.filter(|(_, count)| *count > 0).collect(),
+            bytes: Bytes {
+                to_upstream: counters.bytes(Side::Client),
+                to_client: counters.bytes(Side::Upstream),
+            },
+            endpoints,
+            name_failures: upstreams
+                .name_failures()
+                .map(|(failure, count)| (failure.name().into(), count))
+                .into(),
+            stale_answers: upstreams.stale_answers(),
+            kernel: self.kernel.as_ref().map(|kernel| Kernel {
+                flows: kernel.counts().flows(),
+                reserved: kernel.counts().reserved(),
+                budget: kernel.budget(),
+                congested: kernel.counts().congested(),
+                streams: kernel.counts().streams(),
+                resumed: kernel.counts().resumed(),
+            }),
+            fallbacks: self.kernel.iter().flat_map(fallbacks).collect(),
+            limits: Limits {
+                connections: limits.connections().into(),
+                pending: limits.pending().into(),
+                files: self.files,
+                per_source: limit(config.limits.per_source),
+                per_source_rate: limit(config.limits.per_source_rate),
+            },
+            pending: limits.pending_now().into(),
+            certificate: acceptor
+                .as_ref()
+                .map(|acceptor| Certificate { not_after: seconds(acceptor.description().not_after) }),
+            process: process(),
+            history: self.history.lock().unwrap_or_else(PoisonError::into_inner).samples(),
+        }
+    }
+}
+
+fn listener(counts: &crate::account::ListenerCounts) -> Listener {
+    let active = Path::ALL.map(|path| (path.name().into(), counts.active(path)));
+    Listener { name: counts.name.clone(), accepted: counts.accepted(), active: active.into() }
+}
+
+fn endpoint(endpoint: upstream::EndpointStatus) -> Endpoint {
+    Endpoint {
+        upstream: endpoint.upstream,
+        endpoint: endpoint.endpoint,
+        standing: match endpoint.standing {
+            upstream::Standing::Untried => Standing::Untried,
+            upstream::Standing::Up => Standing::Up,
+            upstream::Standing::Down => Standing::Down,
+        },
+        seconds: Instant::now().saturating_duration_since(endpoint.since).as_secs(),
+        last_error: endpoint.last_error.map(|reason| reason.name().into()),
+        connections: endpoint.connections as u64,
+    }
+}
+
+fn fallbacks(kernel: &Handle) -> impl Iterator<Item = (String, u64)> {
+    Refusal::ALL.into_iter().map(|refusal| (refusal.name().into(), kernel.counts().refused(refusal)))
+}
+
+fn process() -> Process {
+    let Ok(this) = procfs::process::Process::myself() else { return Process::default() };
+    let stat = this.stat().ok();
+    Process {
+        // A process that changed its user may not list its own.
+        files: this.fd_count().ok().map(|count| count as u64),
+        resident: stat.as_ref().map(|stat| stat.rss * procfs::page_size()),
+        cpu: stat.map(|stat| (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64),
+    }
+}
+
+fn short_hash(text: &str) -> String {
+    let digits: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    digits[..HASH_DIGITS].into()
+}
+
+pub(super) fn seconds(time: SystemTime) -> u64 {
+    // A clock before 1970 is as good as none.
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,20 @@
+//! The operator's window: is setu working, and what does it do? Served over HTTP on an address of its own, which by
+//! default only this machine reaches.
+//!
+//! Everything shown is made of one [`Status`], gathered when it is asked for, so that page, metrics and JSON cannot
+//! disagree. None of it can hold a client's address: nothing that is counted knows one.
+
+mod fetch;
+mod history;
+mod instance;
+mod openmetrics;
+mod page;
+mod server;
+mod status;
+
+pub use fetch::{FetchError, fetch};
+pub use history::Sample;
+pub(crate) use instance::Instance;
+pub use page::{Refresh, page};
+pub(crate) use server::Sockets;
+pub use status::{Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Standing, Status};

@@ -1,0 +1,198 @@
+//! `setu check`: the effective configuration, and what this machine can do for it.
+
+use std::{fmt::Write as _, fs, io, num::NonZero, thread};
+
+use procfs::process::Process;
+
+use crate::{
+    config::{Config, PathChoice},
+    front::listener,
+    relay::sockmap,
+    serve::capacity,
+    sys,
+};
+
+/// Whether eBPF programs are compiled to machine code.
+const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
+
+/// What the lack of any of three capabilities costs.
+const USERSPACE: &str = "bytes go through userspace, which takes more CPU time for each";
+
+/// Capabilities that setu can use, by their bit (include/uapi/linux/capability.h): what for, and what their lack costs.
+const CAPABILITIES: [(u32, &str, &str, &str); 4] = [
+    (
+        10,
+        "CAP_NET_BIND_SERVICE",
+        "ports below 1024",
+        "such ports cannot be bound unless the system lets everyone",
+    ),
+    (12, "CAP_NET_ADMIN", "attaching the program to its map of sockets", USERSPACE),
+    (38, "CAP_PERFMON", "the program's reading of kernel structures", USERSPACE),
+    (39, "CAP_BPF", "loading the program and its maps", USERSPACE),
+];
+
+/// What was found.
+#[derive(Debug)]
+pub struct Report {
+    /// For the operator's terminal.
+    pub text: String,
+    /// Whether `setu run` would start.
+    pub ready: bool,
+}
+
+/// What something that was found means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is as it should be.
+    Fine,
+    /// Something is missing that setu can do without.
+    Note,
+    /// Something is missing without which setu does not start.
+    Bad,
+}
+
+/// Looks at everything and changes nothing.
+#[must_use]
+pub fn report(config: &Config) -> Report {
+    let mut lines = machine(config);
+    match listener::bind_all(config, 1, &[]) {
+        Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
+        Err(error) => lines.bad(&error.to_string()),
+    }
+    if let Err(error) = listener::bind_admin(config, false) {
+        lines.bad(&error.to_string());
+    }
+    let mut text = format!("# The effective configuration\n{config}\n# This machine\n");
+    for (verdict, what) in &lines.0 {
+        let verdict = match verdict {
+            Verdict::Fine => "ok",
+            Verdict::Note => "note",
+            Verdict::Bad => "no",
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{verdict:<5} {what}");
+    }
+    Report { text, ready: lines.0.iter().all(|(verdict, _)| *verdict != Verdict::Bad) }
+}
+
+/// What this machine can do for setu; whether its addresses are free is another matter.
+pub(crate) fn machine(config: &Config) -> Lines {
+    let mut lines = Lines(Vec::new());
+    privileges(&mut lines);
+    kernel(&mut lines, config);
+    connections(&mut lines, config);
+    lines
+}
+
+/// What was found, in the order in which it was looked for.
+pub(crate) struct Lines(pub(crate) Vec<(Verdict, String)>);
+
+impl Lines {
+    fn fine(&mut self, what: &str) {
+        self.0.push((Verdict::Fine, what.into()));
+    }
+
+    fn note(&mut self, what: &str) {
+        self.0.push((Verdict::Note, what.into()));
+    }
+
+    fn bad(&mut self, what: &str) {
+        self.0.push((Verdict::Bad, what.into()));
+    }
+}
+
+fn privileges(lines: &mut Lines) {
+    let effective = Process::myself().and_then(|process| process.status()).map(|status| status.capeff);
+    let Ok(effective) = effective else {
+        return lines.note("privileges: /proc/self/status cannot be read; mount /proc");
+    };
+    for (bit, name, purpose, cost) in CAPABILITIES {
+        if effective >> bit & 1 == 1 {
+            lines.fine(&format!("{name}, for {purpose}"));
+        } else {
+            lines.note(&format!(
+                "{name} is missing, for {purpose}: without it {cost}; run as root or with AmbientCapabilities={name}"
+            ));
+        }
+    }
+}
+
+fn kernel(lines: &mut Lines, config: &Config) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
+    lines.fine(&format!("Linux {}", release.trim()));
+    if config.path == PathChoice::Userspace {
+        return lines.fine("the kernel path is not wanted: relay.path = \"userspace\"");
+    }
+    match fs::metadata(sockmap::VMLINUX) {
+        Ok(_) => lines.fine(&format!("the kernel publishes its types (BTF) in {}", sockmap::VMLINUX)),
+        Err(error) => lines.note(&format!(
+            "{}: {error}; the kernel path needs a kernel that is built with CONFIG_DEBUG_INFO_BTF, and /sys mounted",
+            sockmap::VMLINUX
+        )),
+    }
+    match fs::read_to_string(JIT).as_deref().map(str::trim) {
+        Ok("0") => lines.note("eBPF is interpreted, which is slow; sysctl net.core.bpf_jit_enable=1"),
+        Ok(_) => lines.fine("eBPF is compiled (JIT)"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Other network namespaces than the first do not have it (net/core/sysctl_net_core.c): containers.
+            lines.note(
+                "whether eBPF is compiled cannot be seen here; on the host: sysctl net.core.bpf_jit_enable; if it is not \
+                 there either, the kernel is built without CONFIG_BPF_JIT, and eBPF is slow",
+            );
+        }
+        // Only root may read it (net/core/sysctl_net_core.c).
+        Err(error) => {
+            lines.note(&format!("whether eBPF is compiled is not known: {JIT}: {error}; ask as root"))
+        }
+    }
+    let mut failed = None;
+    match sockmap::probe() {
+        Ok(checks) => {
+            for check in checks {
+                match check.result {
+                    Ok(()) => lines.fine(&format!("self-test: {}", check.name)),
+                    Err(error) => {
+                        lines.note(&format!("self-test failed: {}: {error}", check.name));
+                        failed.get_or_insert_with(|| check.name.to_owned());
+                    }
+                }
+            }
+        }
+        Err(error) => failed = Some(error.trim().to_owned()),
+    }
+    match (failed, config.path) {
+        (None, PathChoice::Auto) => {
+            lines.fine("path: sockmap, in the kernel, for connections that are quiet; those that stream use this process")
+        }
+        (None, _) => lines.fine("path: sockmap, bytes move in the kernel"),
+        (Some(reason), PathChoice::Sockmap) => {
+            lines.bad(&format!(
+                "path: relay.path = \"sockmap\" is not available: {reason}; set it to \"auto\""
+            ));
+        }
+        (Some(reason), _) => {
+            lines.note(&format!("path: userspace, because the kernel path is not available: {reason}"))
+        }
+    }
+}
+
+fn connections(lines: &mut Lines, config: &Config) {
+    let files = match sys::raise_file_limit() {
+        Ok(files) => files,
+        Err(error) => return lines.bad(&format!("the limit of open files cannot be read: {error}")),
+    };
+    let memory = sys::total_memory();
+    // As many listening sockets as workers for each address.
+    let workers = thread::available_parallelism().map_or(1, NonZero::get);
+    let addresses: usize = config.listeners.iter().map(|listener| listener.bind.len()).sum();
+    let possible = capacity::connections(files, addresses * workers, memory);
+    let wanted = config.limits.connections.map_or(10_000, NonZero::get);
+    let text = format!("{files} open files and {} MiB of memory, for {possible} connections", memory >> 20);
+    if possible < wanted {
+        lines.note(&format!(
+            "{text}; for more, raise the files with ulimit -Hn or LimitNOFILE=, or add memory"
+        ));
+    } else {
+        lines.fine(&text);
+    }
+}

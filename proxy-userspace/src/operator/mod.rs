@@ -1,0 +1,8 @@
+//! What an operator asks of setu, and what setu shows an operator.
+
+pub mod admin;
+pub mod check;
+pub mod doctor;
+pub mod share;
+pub mod status;
+mod text;

@@ -1,0 +1,6 @@
+//! Serves: the threads, what they share, and the way of one connection.
+
+pub(crate) mod capacity;
+pub(crate) mod connection;
+pub(crate) mod shared;
+pub(crate) mod worker;

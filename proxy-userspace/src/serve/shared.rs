@@ -1,0 +1,59 @@
+//! What workers share, and what each has for its connections: apart from the threads that run them.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::{
+    account::{Counters, ListenerCounts, Ticket},
+    config::Config,
+    front::{limits::Limits, tls::Acceptor},
+    relay::{
+        Means,
+        sockmap::{Handle, Returned},
+    },
+    upstream::Upstreams,
+};
+
+/// What all workers share under one configuration. A reload makes another; a connection keeps the one under which it was
+/// accepted.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) upstreams: Arc<Upstreams>,
+    pub(crate) limits: Arc<Limits>,
+    /// Present when a listener ends TLS.
+    pub(crate) acceptor: Option<Arc<Acceptor>>,
+    pub(crate) counters: Arc<Counters>,
+    /// What is counted for the listeners, by index.
+    pub(crate) listeners: Vec<Arc<ListenerCounts>>,
+}
+
+/// One thread's part.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    /// The kernel path, where there is one.
+    pub(crate) kernel: Option<Handle>,
+    /// Where flows come back from the kernel.
+    pub(crate) returns: mpsc::UnboundedSender<Returned>,
+}
+
+impl Worker {
+    /// An account for a connection that this listener accepted.
+    pub(crate) fn ticket(&self, listener: usize) -> Ticket {
+        Ticket::new(self.shared.counters.clone(), self.shared.listeners[listener].clone())
+    }
+
+    /// What moving bytes needs.
+    pub(crate) fn means(&self) -> Means<'_> {
+        let Shared { config, counters, .. } = &*self.shared;
+        Means {
+            choice: config.path,
+            kernel: self.kernel.as_ref(),
+            returns: &self.returns,
+            timeouts: &config.timeouts,
+            counters,
+        }
+    }
+}
