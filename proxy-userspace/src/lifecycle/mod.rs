@@ -204,6 +204,8 @@ impl Prepared {
             files,
         )));
         info!(%path, "ready");
+        // What starting took and nobody needs again, the self-test's above all.
+        sys::trim_heap();
 
         let (requests, received) = mpsc::unbounded_channel();
         let state_dir = &server.shared.config.tls.state_dir;
