@@ -21,8 +21,8 @@ const TRIM_MOST: u32 = 0xfff;
 /// (`tcp_try_coalesce`, net/ipv4/tcp_input.c; `MAX_SKB_FRAGS`, `SKB_FRAG_PAGE_ORDER`).
 const TRIMS: u32 = 140;
 
-/// Removes from the segment's head what has arrived before, and returns what is left, bytes. `None` means that it
-/// could not be removed, or that bytes before it are missing.
+/// Removes from the segment's head what has arrived before, and returns what is left, bytes. It is 0 when only the FIN
+/// is new. `None` means that it could not be removed, or that bytes before it are missing.
 #[inline(always)]
 pub(crate) fn trim(context: &SkBuffContext, direction: &mut Direction, len: u32) -> Option<u32> {
     let sequence = sequence(context)?;
@@ -37,8 +37,9 @@ pub(crate) fn trim(context: &SkBuffContext, direction: &mut Direction, len: u32)
     if repeated == 0 {
         return Some(len);
     }
-    // TCP queues none that is repeated wholly (`tcp_data_queue`, net/ipv4/tcp_input.c).
-    if repeated >= len {
+    // TCP queues one that is repeated wholly only for its FIN (`tcp_data_queue`, net/ipv4/tcp_input.c), which the sender
+    // joined to bytes whose acknowledgement was lost (`tcp_collapse_retrans`, net/ipv4/tcp_output.c).
+    if repeated > len {
         return None;
     }
     let mut left = repeated;

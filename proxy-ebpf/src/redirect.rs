@@ -42,6 +42,11 @@ pub(crate) fn verdict(context: &SkBuffContext) -> Option<u32> {
         tell(index);
         return Some(SK_DROP);
     };
+    if len == 0 {
+        // Of a FIN there is nothing to redirect, as above. What is dropped counts as read (`tcp_eat_skb`,
+        // net/ipv4/tcp_bpf.c); the segment is empty now.
+        return Some(SK_DROP);
+    }
     let len = u64::from(len);
 
     let closed = atomic::load(&direction.passed) != 0 || atomic::load(&direction.withdrawing) != 0;

@@ -31,6 +31,7 @@ crate::on_both_paths! {
     stalled_reader_resumes
     both_write_before_the_upstream_reads
     a_retransmission_that_repeats_bytes
+    a_retransmission_that_adds_only_the_fin
     thousand_short_connections
     idle_and_half_closed_time_out
     a_killed_setu_resets_its_flows
@@ -285,6 +286,29 @@ fn a_retransmission_that_repeats_bytes(path: Path) {
         exchange(&server, &client, b"the way back");
         exchange(&client, &server, b"and on");
     }
+}
+
+/// When the last acknowledgement and the FIN are lost, TCP sends both bytes and FIN again, in one segment.
+fn a_retransmission_that_adds_only_the_fin(path: Path) {
+    let upstream = Upstream::new();
+    let mut setu = start(path, &upstream);
+    for repeated in [1, 400] {
+        let (client, server) = upstream.connect(setu.address("chat"));
+        let bytes: Vec<u8> = (0..10_000).map(|at| (at * 7 % 251) as u8).collect();
+        exchange(&client, &server, &bytes);
+        exchange(&server, &client, b"an answer");
+        thread::sleep(Duration::from_millis(100));
+        let client = step_back(client, repeated);
+        let again = &bytes[bytes.len() - repeated as usize..];
+        // Held back, so that the FIN goes with them.
+        SockRef::from(&client).send_with_flags(again, libc::MSG_MORE).unwrap();
+        finish(&client);
+        assert_eq!(end_of(&server).unwrap_or_else(|error| panic!("{repeated} repeated: {error}")), 0);
+        exchange(&server, &client, b"the way back is open");
+        drop(server);
+        assert_eq!(end_of(&client).unwrap(), 0);
+    }
+    setu.wait_closed("client_closed", 2);
 }
 
 fn thousand_short_connections(path: Path) {
