@@ -23,6 +23,7 @@
 //!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
 //! - `security`: setu tells nothing of its clients, and could do little to the machine
 //!   - `privacy`: no client's address is in anything that setu writes, unless that is configured
+//!   - `memory`: nobody who has left is in setu's memory, and no dump of it is written
 //!   - `privilege`: no thread keeps a right that it does not need
 //! - `lifecycle`: operators can start, change and replace setu, and no client notices
 //!   - `start`: wrong usage, wrong configuration, ports in use: what is said, and the exit code
@@ -66,6 +67,7 @@ mod limits {
     mod kernel;
 }
 mod security {
+    mod memory;
     mod privacy;
     mod privilege;
 }

@@ -9,7 +9,7 @@ mod errno;
 mod leg;
 mod ticket;
 
-pub use client::{ClientAddr, ShownClient};
+pub use client::{ClientAddr, ShownClient, forget_copies};
 pub use close_reason::CloseReason;
 pub(crate) use counters::Meter;
 pub use counters::{Counters, ListenerCounts};

@@ -5,8 +5,11 @@
 
 use std::{
     fmt,
+    io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
+
+use zeroize::Zeroizing;
 
 /// Version 1 begins so.
 pub(crate) const SIGNATURE_V1: &[u8] = b"PROXY ";
@@ -266,18 +269,22 @@ fn crc32c<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
 
 /// A header of version 1 for a client that connected to `destination`.
 #[must_use]
-pub fn encode_v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+pub fn encode_v1(source: SocketAddr, destination: SocketAddr) -> Zeroizing<Vec<u8>> {
     let (family, from, to) = match same_family(source.ip(), destination.ip()) {
         Pair::V4(from, to) => ("TCP4", IpAddr::from(from), IpAddr::from(to)),
         Pair::V6(from, to) => ("TCP6", from.into(), to.into()),
     };
-    format!("PROXY {family} {from} {to} {} {}\r\n", source.port(), destination.port()).into_bytes()
+    // As long as can be from the beginning: where it grew it would leave a part behind.
+    let mut header = Zeroizing::new(Vec::with_capacity(V1_MAX));
+    // Writing to a vector cannot fail.
+    let _ = write!(header, "PROXY {family} {from} {to} {} {}\r\n", source.port(), destination.port());
+    header
 }
 
 /// A header of version 2 for a client that connected to `destination`.
 #[must_use]
-pub fn encode_v2(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
-    let mut header = Vec::with_capacity(V2_HEADER + V2_INET6);
+pub fn encode_v2(source: SocketAddr, destination: SocketAddr) -> Zeroizing<Vec<u8>> {
+    let mut header = Zeroizing::new(Vec::with_capacity(V2_HEADER + V2_INET6));
     header.extend_from_slice(SIGNATURE_V2);
     match same_family(source.ip(), destination.ip()) {
         Pair::V4(from, to) => {
@@ -389,7 +396,7 @@ v2-wrong-checksum: at 31: a wrong checksum
     fn what_is_sent() {
         let v1 = |source: &str, destination: &str| {
             let header = encode_v1(source.parse().unwrap(), destination.parse().unwrap());
-            String::from_utf8(header).unwrap()
+            String::from_utf8(header.to_vec()).unwrap()
         };
         assert_eq!(v1("192.0.2.1:1", "192.0.2.2:443"), "PROXY TCP4 192.0.2.1 192.0.2.2 1 443\r\n");
         assert_eq!(v1("[2001:db8::1]:1", "[::1]:443"), "PROXY TCP6 2001:db8::1 ::1 1 443\r\n");
@@ -401,7 +408,7 @@ v2-wrong-checksum: at 31: a wrong checksum
         let v2 = encode_v2("192.0.2.1:258".parse().unwrap(), "192.0.2.2:443".parse().unwrap());
         let expected =
             [SIGNATURE_V2, b"\x21\x11\0\x0c", &[192, 0, 2, 1], &[192, 0, 2, 2], &[1, 2], &[1, 187]];
-        assert_eq!(v2, expected.concat());
+        assert_eq!(*v2, expected.concat());
     }
 
     #[test]

@@ -12,10 +12,11 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
+use zeroize::Zeroizing;
 
 use super::shared::Worker;
 use crate::{
-    account::{ClientAddr, CloseReason, Path, Side, Ticket},
+    account::{ClientAddr, CloseReason, Path, Side, Ticket, forget_copies},
     config::{Config, Listener, Mode, SendProxyProtocol},
     front::{
         inspect::{
@@ -24,7 +25,7 @@ use crate::{
         },
         limits::Permit,
         opening::{Rules, Stream, Wish},
-        proxy_protocol::{self, Command, Header, Parsed},
+        proxy_protocol::{self, Command, Parsed},
         route::{self, Destination},
         tls,
     },
@@ -83,7 +84,6 @@ struct Dialed {
 }
 
 /// The ends of the client's connection, for upstreams that are told.
-#[derive(Clone, Copy)]
 struct Origin {
     source: ClientAddr,
     /// Where the client connected to, if a PROXY header says so; else the socket knows.
@@ -108,9 +108,8 @@ impl Accepted {
         let Self { client, peer } = self;
         let config = &worker.shared.config;
         let deadline = Instant::now() + config.timeouts.inspect;
-        let mut origin = Origin { source: peer, destination: None };
         if !listener.accept_proxy_protocol {
-            return Ok(Identified { client, origin, deadline });
+            return Ok(Identified { client, origin: Origin { source: peer, destination: None }, deadline });
         }
         let trusted = config.trusted.contains(peer.expose().ip());
         // A port that takes everything takes clients without a header, too, and from others than proxies only those.
@@ -119,14 +118,15 @@ impl Accepted {
             return Err(CloseReason::ProxyUntrusted);
         }
         let header = if trusted { read_header(&client, deadline, optional).await? } else { None };
-        let command = header.map(|header| header.command);
-        if let Some(Command::Proxied { source, destination }) = command {
-            origin = Origin { source: ClientAddr::new(source), destination: Some(destination) };
-            ticket.client = origin.source.shown(config.client_addresses);
-        }
+        let is_client = !matches!(header, Some(Speaker::Proxy));
+        let origin = match header {
+            Some(Speaker::Client(origin)) => origin,
+            _ => Origin { source: peer, destination: None },
+        };
         // A proxy that speaks for itself checks whether setu is there: that is no client's connection.
-        if !matches!(command, Some(Command::Local | Command::Unknown)) {
-            permit.charge(origin.source, std::time::Instant::now())?;
+        if is_client {
+            ticket.client = origin.source.shown(config.client_addresses);
+            permit.charge(&origin.source, std::time::Instant::now())?;
         }
         Ok(Identified { client, origin, deadline })
     }
@@ -190,7 +190,7 @@ impl Routed {
 
 impl Origin {
     /// The PROXY header that tells an upstream of the client. `None` where it is not to be told, or the socket is gone.
-    fn header(self, send: SendProxyProtocol, client: &Stream) -> Option<Vec<u8>> {
+    fn header(self, send: SendProxyProtocol, client: &Stream) -> Option<Zeroizing<Vec<u8>>> {
         let encode = match send {
             SendProxyProtocol::Off => return None,
             SendProxyProtocol::V1 => proxy_protocol::encode_v1,
@@ -232,7 +232,7 @@ pub(crate) fn admit(
     let permit = if worker.shared.config.listeners[listener].accept_proxy_protocol {
         limits.admit_unknown()
     } else {
-        limits.admit(peer, std::time::Instant::now())
+        limits.admit(&peer, std::time::Instant::now())
     };
     match permit {
         Ok(permit) => Some(Admitted { client, peer, listener, ticket, permit }),
@@ -298,11 +298,17 @@ async fn serve(
     let dialed = Box::pin(async {
         let config = &worker.shared.config;
         let listener = &config.listeners[listener];
-        let identified = accepted.identify(listener, &worker, &mut ticket, &mut permit).await?;
+        let identified = accepted.identify(listener, &worker, &mut ticket, &mut permit).await;
+        forget_copies();
+        let identified = identified?;
         let inspected = identified.inspect(listener, &worker).await?;
         permit.settled();
         match inspected.route(listener, config) {
-            Ok(routed) => routed.dial(&worker).await,
+            Ok(routed) => {
+                let dialed = routed.dial(&worker).await;
+                forget_copies();
+                dialed
+            }
             Err(turned_away) => Err(turned_away.dismiss().await),
         }
     })
@@ -313,29 +319,53 @@ async fn serve(
     }
 }
 
+/// For whom a PROXY header speaks.
+enum Speaker {
+    Client(Origin),
+    /// The proxy for itself, or for nobody known.
+    Proxy,
+}
+
+/// What looking for a PROXY header comes to.
+enum Found {
+    Header { len: usize, speaker: Speaker },
+    Malformed { at: usize, what: &'static str },
+}
+
 /// Takes a PROXY header out of the client's bytes. `None`: there is none, and it is `optional`.
 async fn read_header(
     client: &TcpStream,
     deadline: Instant,
     optional: bool,
-) -> Result<Option<Header>, CloseReason> {
+) -> Result<Option<Speaker>, CloseReason> {
     let bounds = Bounds { bytes: LIMIT, deadline };
+    // Nothing that waits holds an address but in a box of its own.
     let parse = |bytes: &[u8]| match proxy_protocol::parse(bytes) {
         Parsed::Incomplete => None,
-        parsed => Some(parsed),
+        Parsed::Malformed { at, what } => Some(Found::Malformed { at, what }),
+        Parsed::Header(header) => {
+            let speaker = match header.command {
+                Command::Proxied { source, destination } => Speaker::Client(Origin {
+                    source: ClientAddr::new(source),
+                    destination: Some(destination),
+                }),
+                Command::Local | Command::Unknown => Speaker::Proxy,
+            };
+            Some(Found::Header { len: header.len, speaker })
+        }
     };
     match peek(client, bounds, parse).await {
-        Ok(Parsed::Header(header)) => {
-            peek::consume(client, header.len).map_err(|error| CloseReason::broken(Side::Client, &error))?;
-            Ok(Some(header))
+        Ok(Found::Header { len, speaker }) => {
+            peek::consume(client, len).map_err(|error| CloseReason::broken(Side::Client, &error))?;
+            Ok(Some(speaker))
         }
         // What it is instead, the look at the first bytes tells.
-        Ok(Parsed::Malformed { .. }) | Err(Undecided::TimedOut) if optional => Ok(None),
-        Ok(Parsed::Malformed { at, what }) => {
+        Ok(Found::Malformed { .. }) | Err(Undecided::TimedOut) if optional => Ok(None),
+        Ok(Found::Malformed { at, what }) => {
             tracing::debug!(at, what, "no PROXY header");
             Err(CloseReason::ProxyMalformed)
         }
-        Ok(Parsed::Incomplete) | Err(Undecided::TooLong) => Err(CloseReason::ProxyMalformed),
+        Err(Undecided::TooLong) => Err(CloseReason::ProxyMalformed),
         Err(undecided) => Err(undecided.into()),
     }
 }

@@ -30,7 +30,7 @@ use super::{
     shared::{Shared, Worker},
 };
 use crate::{
-    account::{ClientAddr, CloseReason, out_of_resources},
+    account::{ClientAddr, CloseReason, forget_copies, out_of_resources},
     relay::{self, sockmap::Handle},
 };
 
@@ -168,11 +168,17 @@ async fn accept(listener: usize, socket: TcpListener, mut dealer: Option<Dealer>
     static SHORT: AtomicBool = AtomicBool::new(false);
     let mut reserve = Reserve::new();
     loop {
-        match socket.accept().await {
+        // Its result, which waits in this future, holds no address but in a box of its own.
+        let accepted = poll_fn(|cx| {
+            let accepted = socket.poll_accept(cx);
+            accepted.map_ok(|(client, peer)| (client, ClientAddr::new(peer)))
+        });
+        match accepted.await {
             Ok((client, peer)) => {
                 SHORT.store(false, Ordering::Relaxed);
                 reserve.restore();
-                let client = connection::admit(client, ClientAddr::new(peer), listener, &worker);
+                let client = connection::admit(client, peer, listener, &worker);
+                forget_copies();
                 match (client, &mut dealer) {
                     (Some(client), None) => client.begin(worker.clone()),
                     (Some(client), Some(dealer)) => dealer.deal(client, &worker),

@@ -11,7 +11,7 @@ mod tcp_info;
 pub(crate) mod testing;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
-pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memory, trim_heap};
+pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memory, trim_heap, wipe_stack};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
     Pipe, bound_receive_buffer, cookie, discard, lock_receive_buffer, peek, queued, receive,

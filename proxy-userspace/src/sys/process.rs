@@ -6,6 +6,8 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
 };
 
+use zeroize::Zeroize as _;
+
 use super::result::check;
 
 /// Raises the limit of open files to what is allowed, and returns it.
@@ -59,4 +61,14 @@ pub(crate) fn total_memory() -> u64 {
     // SAFETY: no memory is passed.
     let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
     u64::try_from(pages).unwrap_or(0) * u64::try_from(size).unwrap_or(0)
+}
+/// Stack that is overwritten below the caller, words of 8 bytes: more than any call that meets an address uses.
+const WIPED: usize = 2 * 1024;
+
+/// Overwrites what calls before this one have left on the calling thread's stack.
+#[inline(never)]
+pub(crate) fn wipe_stack() {
+    let mut below = [0_u64; WIPED];
+    // Written for certain, where a plain array would be left out.
+    below.zeroize();
 }

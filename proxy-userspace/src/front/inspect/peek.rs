@@ -1,7 +1,8 @@
 //! Looks at a client's first bytes without taking them.
 //!
 //! Only `MSG_PEEK`: every byte stays in the socket, and whoever gets the connection next, the kernel's path included,
-//! reads each exactly once. A connection that waits holds no buffer: a thread has one, used between two awaits.
+//! reads each exactly once. A connection that waits holds no buffer: a thread has one, used between two awaits, and wiped
+//! after each use, for what is in it may be a client's address.
 
 use std::{cell::RefCell, io, os::fd::AsFd as _, time::Duration};
 
@@ -83,8 +84,10 @@ async fn watch<T>(
         let look = stream.try_io(Interest::READABLE, || {
             BUFFER.with_borrow_mut(|buffer| {
                 let count = sys::peek(stream.as_fd(), &mut buffer[..limit])?;
-                if count > seen {
-                    return Ok((count, decide(&buffer[..count])));
+                let decision = if count > seen { Some(decide(&buffer[..count])) } else { None };
+                buffer[..count].fill(0);
+                if let Some(decision) = decision {
+                    return Ok((count, decision));
                 }
                 // Makes tokio wait for the next edge: epoll reports each arrival once.
                 if ended || count == 0 { Ok((count, None)) } else { Err(io::ErrorKind::WouldBlock.into()) }
@@ -123,7 +126,9 @@ pub fn consume(stream: &TcpStream, mut len: usize) -> io::Result<()> {
         while len > 0 {
             let wanted = len.min(buffer.len());
             // Not through tokio: what is there does not depend on what epoll has told.
-            match sys::receive(stream.as_fd(), &mut buffer[..wanted])? {
+            let received = sys::receive(stream.as_fd(), &mut buffer[..wanted]);
+            buffer[..wanted].fill(0);
+            match received? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 count => len -= count,
             }

@@ -3,10 +3,11 @@
 //! A connection asks once, right after accept and before any work is done for it. Saying no costs a few atomic
 //! operations, and one lock that is shared with few. Connections that are in are never affected.
 //!
-//! Sources are kept in memory only while they have connections, or while their rate must be remembered, and never
-//! printed.
+//! Sources are kept in memory only while they have connections, or while their rate must be remembered, by a keyed hash
+//! of their addresses, and never printed.
 
 mod refused;
+mod source_key;
 mod sources;
 
 use std::{
@@ -23,7 +24,8 @@ use crate::{
     config::{self, Ranges},
 };
 pub use refused::Refused;
-use sources::{Source, Sources};
+use source_key::{Source, SourceKey};
+use sources::Sources;
 
 /// The least for connections in inspection or handshake.
 const MIN_PENDING: u32 = 64;
@@ -66,7 +68,7 @@ impl Bounds {
 pub struct Permit {
     limits: Arc<Limits>,
     pending: bool,
-    source: Option<Source>,
+    source: Option<SourceKey>,
 }
 
 impl Limits {
@@ -96,7 +98,7 @@ impl Limits {
     ///
     /// # Errors
     /// The limit that it would break.
-    pub fn admit(self: &Arc<Self>, client: ClientAddr, now: Instant) -> Result<Permit, Refused> {
+    pub fn admit(self: &Arc<Self>, client: &ClientAddr, now: Instant) -> Result<Permit, Refused> {
         let mut permit = self.admit_unknown()?;
         permit.charge(client, now)?;
         Ok(permit)
@@ -162,13 +164,13 @@ impl Permit {
     ///
     /// # Errors
     /// The limit that it would break. The permit is to be dropped then.
-    pub fn charge(&mut self, client: ClientAddr, now: Instant) -> Result<(), Refused> {
+    pub fn charge(&mut self, client: &ClientAddr, now: Instant) -> Result<(), Refused> {
         let ip = client.expose().ip();
         let bounds = self.limits.bounds();
         if self.source.is_none() && !bounds.exempt.contains(ip) {
-            let source = Source::of(ip);
-            self.limits.sources.charge(source, bounds.per_source, bounds.per_source_rate, now)?;
-            self.source = Some(source);
+            let charged =
+                self.limits.sources.charge(Source::of(ip), bounds.per_source, bounds.per_source_rate, now)?;
+            self.source = Some(charged);
         }
         Ok(())
     }
@@ -231,22 +233,22 @@ mod tests {
     }
 
     fn refused(limits: &Arc<Limits>, client: ClientAddr, now: Instant) -> Refused {
-        limits.admit(client, now).expect_err("let in")
+        limits.admit(&client, now).expect_err("let in")
     }
 
     #[test]
     fn the_total_is_kept_and_room_is_made() {
         let (limits, now) = (limits(2, 0, 0, 2), Instant::now());
-        let (first, _second) = (limits.admit(v4(1), now).unwrap(), limits.admit(v4(2), now).unwrap());
+        let (first, _second) = (limits.admit(&v4(1), now).unwrap(), limits.admit(&v4(2), now).unwrap());
         assert_eq!(refused(&limits, v4(3), now), Refused::Total);
         drop(first);
-        assert!(limits.admit(v4(3), now).is_ok());
+        assert!(limits.admit(&v4(3), now).is_ok());
     }
 
     #[test]
     fn other_limits_hold_for_those_who_come() {
         let (limits, now) = (limits(4, 2, 0, 4), Instant::now());
-        let mut held: Vec<_> = (0..4).map(|source| limits.admit(v4(source), now).unwrap()).collect();
+        let mut held: Vec<_> = (0..4).map(|source| limits.admit(&v4(source), now).unwrap()).collect();
         let lower =
             config::Limits { connections: NonZero::new(2), ..config::Config::load(None).unwrap().limits };
         limits.change(&lower, 100);
@@ -256,7 +258,7 @@ mod tests {
             assert_eq!(refused(&limits, v4(9), now), Refused::Total);
         }
         held.pop();
-        assert!(limits.admit(v4(9), now).is_ok());
+        assert!(limits.admit(&v4(9), now).is_ok());
         let one = config::Limits { per_source: NonZero::new(1), ..lower };
         limits.change(&one, 100);
         assert_eq!(refused(&limits, v4(0), now), Refused::PerSource);
@@ -265,13 +267,13 @@ mod tests {
     #[test]
     fn pending_ends_with_settled_or_drop() {
         let (limits, now) = (limits(10, 0, 0, 2), Instant::now());
-        let (mut first, second) = (limits.admit(v4(1), now).unwrap(), limits.admit(v4(1), now).unwrap());
+        let (mut first, second) = (limits.admit(&v4(1), now).unwrap(), limits.admit(&v4(1), now).unwrap());
         assert_eq!(refused(&limits, v4(1), now), Refused::Pending);
         assert_eq!(limits.open_now(), 2);
         first.settled();
         first.settled();
         assert_eq!(limits.pending_now(), 1);
-        let third = limits.admit(v4(1), now).unwrap();
+        let third = limits.admit(&v4(1), now).unwrap();
         drop((first, second, third));
         assert_eq!((limits.open_now(), limits.pending_now()), (0, 0));
     }
@@ -279,15 +281,15 @@ mod tests {
     #[test]
     fn a_source_is_an_ipv4_address_or_an_ipv6_network() {
         let (limits, now) = (limits(100, 1, 0, 100), Instant::now());
-        let _four = limits.admit(v4(1), now).unwrap();
+        let _four = limits.admit(&v4(1), now).unwrap();
         let mapped = ClientAddr::new("[::ffff:10.0.0.1]:7".parse().unwrap());
         assert_eq!(refused(&limits, mapped, now), Refused::PerSource);
-        let _six = limits.admit(v6(1, 1), now).unwrap();
+        let _six = limits.admit(&v6(1, 1), now).unwrap();
         assert_eq!(refused(&limits, v6(1, u64::MAX), now), Refused::PerSource);
-        let _others = [limits.admit(v4(2), now).unwrap(), limits.admit(v6(2, 1), now).unwrap()];
+        let _others = [limits.admit(&v4(2), now).unwrap(), limits.admit(&v6(2, 1), now).unwrap()];
         assert_eq!(limits.sources_now(), 4);
         let exempt = ClientAddr::new("192.0.2.9:1".parse().unwrap());
-        let _exempt = [limits.admit(exempt, now).unwrap(), limits.admit(exempt, now).unwrap()];
+        let _exempt = [limits.admit(&exempt, now).unwrap(), limits.admit(&exempt, now).unwrap()];
         assert_eq!(limits.sources_now(), 4);
     }
 
@@ -295,9 +297,9 @@ mod tests {
     fn the_client_behind_a_proxy_is_charged_once_it_is_known() {
         let (limits, now) = (limits(100, 1, 0, 100), Instant::now());
         let (mut first, mut second) = (limits.admit_unknown().unwrap(), limits.admit_unknown().unwrap());
-        assert_eq!(first.charge(v4(1), now), Ok(()));
-        assert_eq!(first.charge(v4(1), now), Ok(()), "twice is once");
-        assert_eq!(second.charge(v4(1), now), Err(Refused::PerSource));
+        assert_eq!(first.charge(&v4(1), now), Ok(()));
+        assert_eq!(first.charge(&v4(1), now), Ok(()), "twice is once");
+        assert_eq!(second.charge(&v4(1), now), Err(Refused::PerSource));
         drop((first, second));
         assert_eq!((limits.open_now(), limits.pending_now(), limits.sources_now()), (0, 0, 0));
     }
@@ -311,7 +313,7 @@ mod tests {
                 scope.spawn(move || {
                     let mut held = Vec::new();
                     for step in 0..20_000 {
-                        if let Ok(mut permit) = limits.admit(v4((number + step) % 16), now) {
+                        if let Ok(mut permit) = limits.admit(&v4((number + step) % 16), now) {
                             if step % 3 > 0 {
                                 permit.settled();
                             }
@@ -331,9 +333,9 @@ mod tests {
     #[test]
     fn no_address_is_printed() {
         let (limits, now) = (limits(0, 1, 1, 0), Instant::now());
-        let permit = limits.admit(v4(1), now).unwrap();
+        let permit = limits.admit(&v4(1), now).unwrap();
         let text = format!("{permit:?}{limits:?}{}", refused(&limits, v4(1), now));
-        assert!(text.contains("Source(..)") && !text.contains(&0x0a00_0001_u32.to_string()), "{text}");
+        assert!(text.contains("SourceKey(..)") && !text.contains(&0x0a00_0001_u32.to_string()), "{text}");
     }
 
     #[test]
@@ -408,7 +410,7 @@ mod tests {
                             *tokens -= 1000;
                             Ok(())
                         };
-                        let result = limits.admit(v4(source), now);
+                        let result = limits.admit(&v4(source), now);
                         prop_assert_eq!(result.as_ref().map(drop).map_err(|refused| *refused), expected);
                         if let Ok(permit) = result {
                             held.push((source, true, permit));

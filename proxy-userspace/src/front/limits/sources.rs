@@ -5,15 +5,16 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     hash::{BuildHasher as _, RandomState},
-    net::IpAddr,
     num::NonZero,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::refused::Refused;
+use super::{
+    refused::Refused,
+    source_key::{Keys, Source, SourceKey},
+};
 
 /// Parts of the table.
 const SHARDS: usize = 64;
@@ -23,16 +24,10 @@ const REMEMBERED: usize = 1024;
 /// A source that was quiet may make as many connections at once as its rate gives in this time.
 const BURST: Duration = Duration::from_secs(10);
 
-/// What counts as one client: an IPv4 address, or the /64 that an IPv6 host chooses its addresses from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Source {
-    V4(u32),
-    V6(u64),
-}
-
 /// All sources.
 #[derive(Debug)]
 pub(super) struct Sources {
+    keys: Keys,
     /// Chooses the shard. Its key is random (SipHash), as are those of the maps, so that nobody can choose addresses
     /// that collide.
     hasher: RandomState,
@@ -41,7 +36,7 @@ pub(super) struct Sources {
 
 #[derive(Debug, Default)]
 struct Shard {
-    accounts: HashMap<Source, Account>,
+    accounts: HashMap<SourceKey, Account>,
     /// How many of them have no connection.
     remembered: usize,
     /// The latest time that was passed in.
@@ -56,30 +51,14 @@ struct Account {
     clear_at: Instant,
 }
 
-impl Source {
-    pub(super) fn of(ip: IpAddr) -> Self {
-        match ip {
-            IpAddr::V4(ip) => Self::V4(ip.to_bits()),
-            // The rest of the 128 bits is the host's to choose (RFC 4291, section 2.5.4).
-            IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
-        }
-    }
-}
-
-impl fmt::Debug for Source {
-    /// A source is a client's address: it is not printed.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Source(..)")
-    }
-}
-
 impl Sources {
     /// None yet.
     pub(super) fn new() -> Self {
-        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        let keys = Keys::new(Instant::now());
+        Self { keys, hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Counts a new connection; [`Self::release`] is its end. There may be `most` at once, and `rate` new ones each
+    /// Counts a new connection; [`Self::release`] of what is returned is its end. There may be `most` at once, and `rate` new ones each
     /// second; `None` is no limit.
     pub(super) fn charge(
         &self,
@@ -87,7 +66,12 @@ impl Sources {
         most: Option<NonZero<u32>>,
         rate: Option<NonZero<u32>>,
         now: Instant,
-    ) -> Result<(), Refused> {
+    ) -> Result<SourceKey, Refused> {
+        let mut known = self.keys.of(source);
+        // It may have an account from the time of an older key.
+        let newest = known.next();
+        let older = known.find(|key| self.shard(*key).accounts.contains_key(key));
+        let Some(source) = older.or(newest) else { return Err(Refused::Total) };
         let mut shard = self.shard(source);
         let shard = &mut *shard;
         shard.latest = shard.latest.max(Some(now));
@@ -111,16 +95,17 @@ impl Sources {
             shard.remembered -= 1;
         }
         account.open += 1;
-        Ok(())
+        Ok(source)
     }
 
     /// The end of a connection.
-    pub(super) fn release(&self, source: Source) {
+    pub(super) fn release(&self, source: SourceKey) {
         self.shard(source).release(source);
     }
 
     /// Forgets sources that have no connection and whose rate no longer matters.
     pub(super) fn sweep(&self, now: Instant) {
+        self.keys.renew(now);
         for shard in &self.shards {
             lock(shard).sweep(now);
         }
@@ -131,7 +116,7 @@ impl Sources {
         self.shards.iter().map(|shard| lock(shard).accounts.len()).sum()
     }
 
-    fn shard(&self, source: Source) -> MutexGuard<'_, Shard> {
+    fn shard(&self, source: SourceKey) -> MutexGuard<'_, Shard> {
         let hash = self.hasher.hash_one(source);
         // The remainder is below SHARDS, whatever is cut off.
         lock(&self.shards[hash as usize % SHARDS])
@@ -139,7 +124,7 @@ impl Sources {
 }
 
 impl Shard {
-    fn release(&mut self, source: Source) {
+    fn release(&mut self, source: SourceKey) {
         let Some(account) = self.accounts.get_mut(&source) else { return };
         account.open -= 1;
         if account.open > 0 {
@@ -181,15 +166,16 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 mod tests {
     use super::*;
 
-    fn charge(sources: &Sources, source: Source, rate: u32, now: Instant) -> Result<(), Refused> {
+    fn charge(sources: &Sources, source: Source, rate: u32, now: Instant) -> Result<SourceKey, Refused> {
         sources.charge(source, None, NonZero::new(rate), now)
     }
 
     #[test]
     fn a_rate_allows_a_burst_and_then_its_pace() {
         let (sources, start) = (Sources::new(), Instant::now());
-        let charge =
-            |source, millis| charge(&sources, Source::V4(source), 2, start + Duration::from_millis(millis));
+        let charge = |source, millis| {
+            charge(&sources, Source::V4(source), 2, start + Duration::from_millis(millis)).map(drop)
+        };
         assert_eq!((0..40).take_while(|_| charge(1, 0).is_ok()).count(), 20);
         assert_eq!(charge(1, 499), Err(Refused::Rate));
         assert_eq!(charge(1, 500), Ok(()));
@@ -208,8 +194,7 @@ mod tests {
     #[test]
     fn sources_are_forgotten() {
         let (sources, now) = (Sources::new(), Instant::now());
-        charge(&sources, Source::V4(1), 1, now).unwrap();
-        sources.release(Source::V4(1));
+        sources.release(charge(&sources, Source::V4(1), 1, now).unwrap());
         assert_eq!(sources.len(), 1, "its rate is remembered");
         sources.sweep(now + Duration::from_millis(999));
         assert_eq!(sources.len(), 1);
@@ -222,8 +207,7 @@ mod tests {
         let (sources, now) = (Sources::new(), Instant::now());
         charge(&sources, Source::V4(1), 1, now).unwrap();
         for network in 0..4 * (SHARDS * REMEMBERED) as u64 {
-            charge(&sources, Source::V6(network), 1, now).unwrap();
-            sources.release(Source::V6(network));
+            sources.release(charge(&sources, Source::V6(network), 1, now).unwrap());
         }
         let count = sources.len();
         assert!(count <= SHARDS * REMEMBERED + 1, "{count}");

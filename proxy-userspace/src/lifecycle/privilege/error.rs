@@ -23,6 +23,9 @@ pub enum PrivilegeError {
     /// The capabilities stay.
     #[error("capabilities cannot be dropped: {0}")]
     Capabilities(#[source] io::Error),
+    /// Memory could be dumped.
+    #[error("core dumps, which would hold clients' addresses, cannot be forbidden: {0}")]
+    Dumpable(#[source] io::Error),
     /// A thread would keep what the others give up.
     #[error("privileges cannot be dropped: {0} threads run already")]
     Threads(usize),

@@ -20,9 +20,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs,
+use rustix::{
+    process::{DumpableBehavior, set_dumpable_behavior},
+    thread::{
+        CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
+        set_capabilities, set_no_new_privs,
+    },
 };
 use tracing::{info, warn};
 
@@ -72,6 +75,9 @@ fn restrict(config: &Config, file: Option<&Path>) -> Result<(), PrivilegeError> 
         None => None,
     };
     drop_capabilities().map_err(PrivilegeError::Capabilities)?;
+    // Clients' addresses, and keys, are in no core dump, and no other process of this user may look.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| PrivilegeError::Dumpable(error.into()))?;
     let landlock = files::restrict(&readable, &config.tls.state_dir);
     let seccomp = filter::apply();
     for (name, result) in [("Landlock", &landlock), ("seccomp", &seccomp)] {
