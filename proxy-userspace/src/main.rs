@@ -10,27 +10,20 @@ use setu::{
     cli::{CertCommand, Cli, Command},
     config::ConfigError,
     front::tls::{self, CertificateError},
-    lifecycle,
+    lifecycle, log,
     operator::{check, doctor, status},
 };
-use tracing_subscriber::EnvFilter;
 
 /// `EX_USAGE` of sysexits.h, here for a configuration that cannot be used.
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("SETU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_env_filter(filter)
-        .init();
+    log::init();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            // Nobody is left to tell when stderr is closed.
-            let _ = writeln!(io::stderr(), "setu: {error:#}");
+            log::last_words(&format!("setu: {error:#}"));
             if error.is::<ConfigError>() || error.is::<CertificateError>() {
                 ExitCode::from(BAD_CONFIGURATION)
             } else {

@@ -32,7 +32,7 @@
 //!   - `admin`: status page, metrics, health
 //!   - `check`: `setu check`: what this machine can do
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
-//!   - `log`: lines name setu, levels and parts choose what is told
+//!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
 //!
 //! What all paths must do alike runs once for each path. As root the kernel path must not be skipped; elsewhere a test
 //! that needs it says so. What several files need is in the harness, beside this folder.

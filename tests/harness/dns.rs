@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,6 +12,9 @@ use std::{
     time::Duration,
 };
 
+/// How often it is looked whether it is time to stop.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// What the server says of a name.
 #[derive(Debug, Clone)]
 pub enum Answer {
@@ -18,6 +22,8 @@ pub enum Answer {
     Addresses(Vec<IpAddr>, u32),
     /// As [`Self::Addresses`], but for a family of which there is none nothing is said at all.
     Half(Vec<IpAddr>, u32),
+    /// As [`Self::Addresses`]; those of IPv4 come late by so much.
+    LateFour(Vec<IpAddr>, u32, Duration),
     /// It does not exist.
     NoSuchName,
     /// The server cannot say (SERVFAIL).
@@ -66,12 +72,37 @@ impl DnsServer {
     #[must_use]
     pub fn at(address: SocketAddr) -> Self {
         let socket = UdpSocket::bind(address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        socket.set_read_timeout(Some(PAUSE)).unwrap();
         let address = socket.local_addr().unwrap();
         let shared = Arc::<Shared>::default();
         let thread = thread::spawn({
             let shared = shared.clone();
             move || serve(&socket, &shared)
+        });
+        Self { address, shared, thread: Some(thread) }
+    }
+
+    /// As [`Self::new`], by TCP; by UDP it is silent.
+    #[must_use]
+    pub fn tcp_alone() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let silent = UdpSocket::bind(address).unwrap();
+        let shared = Arc::<Shared>::default();
+        let thread = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let _silent = silent;
+                thread::scope(|scope| {
+                    while !shared.stop.load(Ordering::Relaxed) {
+                        match listener.accept() {
+                            Ok((stream, _)) => drop(scope.spawn(|| serve_stream(stream, &shared))),
+                            Err(_) => thread::sleep(PAUSE),
+                        }
+                    }
+                });
+            }
         });
         Self { address, shared, thread: Some(thread) }
     }
@@ -113,14 +144,63 @@ fn serve(socket: &UdpSocket, shared: &Shared) {
     let mut buffer = [0; 1500];
     while !shared.stop.load(Ordering::Relaxed) {
         let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
-        let Some((name, kind, end)) = question(&buffer[..len]) else { continue };
-        shared.queries.fetch_add(1, Ordering::Relaxed);
-        let answer = shared.answers.lock().unwrap().get(&name).cloned().unwrap_or(Answer::NoSuchName);
-        if let Some(reply) = reply(&buffer[..end], kind, &answer) {
+        let Some((reply, late)) = shared.reply(&buffer[..len]) else { continue };
+        if late.is_zero() {
             let _ = socket.send_to(&reply, from);
+        } else {
+            let socket = socket.try_clone().unwrap();
+            thread::spawn(move || {
+                thread::sleep(late);
+                let _ = socket.send_to(&reply, from);
+            });
         }
     }
 }
+
+/// Answers the queries of one connection (RFC 1035, section 4.2.2), one after the other.
+fn serve_stream(mut stream: TcpStream, shared: &Shared) {
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(PAUSE)).unwrap();
+    let mut received = Vec::new();
+    while !shared.stop.load(Ordering::Relaxed) {
+        let mut buffer = [0; 1500];
+        match stream.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => received.extend_from_slice(&buffer[..count]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => return,
+        }
+        while let Some((len, rest)) = received.split_first_chunk::<2>() {
+            let len = usize::from(u16::from_be_bytes(*len));
+            let Some(query) = rest.get(..len) else { break };
+            if let Some((reply, _)) = shared.reply(query) {
+                let len = (reply.len() as u16).to_be_bytes();
+                if stream.write_all(&[&len, &reply[..]].concat()).is_err() {
+                    return;
+                }
+            }
+            received.drain(..2 + len);
+        }
+    }
+}
+
+impl Shared {
+    /// The answer to a query, and how late it comes.
+    fn reply(&self, query: &[u8]) -> Option<(Vec<u8>, Duration)> {
+        let (name, kind, end) = question(query)?;
+        self.queries.fetch_add(1, Ordering::Relaxed);
+        let answer = self.answers.lock().unwrap().get(&name).cloned().unwrap_or(Answer::NoSuchName);
+        let late = match answer {
+            Answer::LateFour(_, _, late) if kind == A => late,
+            _ => Duration::ZERO,
+        };
+        Some((reply(&query[..end], kind, &answer)?, late))
+    }
+}
+
+/// Types of records.
+const A: u16 = 1;
+const AAAA: u16 = 28;
 
 /// The name and type of a query's question, and where it ends (RFC 1035, section 4.1).
 fn question(query: &[u8]) -> Option<(String, u16, usize)> {
@@ -143,10 +223,10 @@ fn question(query: &[u8]) -> Option<(String, u16, usize)> {
 
 /// `query` ends with its question.
 fn reply(query: &[u8], kind: u16, answer: &Answer) -> Option<Vec<u8>> {
-    const A: u16 = 1;
-    const AAAA: u16 = 28;
     let (code, addresses, ttl): (u8, &[IpAddr], u32) = match answer {
-        Answer::Addresses(addresses, ttl) | Answer::Half(addresses, ttl) => (0, addresses, *ttl),
+        Answer::Addresses(addresses, ttl)
+        | Answer::Half(addresses, ttl)
+        | Answer::LateFour(addresses, ttl, _) => (0, addresses, *ttl),
         Answer::NoSuchName => (3, &[], 0),
         Answer::Fails => (2, &[], 0),
         Answer::Silence => return None,

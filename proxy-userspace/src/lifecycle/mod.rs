@@ -44,6 +44,7 @@ use crate::{
         listener::{self, Bound},
         tls::Acceptor,
     },
+    log,
     operator::admin,
     relay::{
         Refusal,
@@ -89,6 +90,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let prepared = Prepared::new(args)?;
     let kernel = kernel::load(&prepared.config, prepared.files, prepared.recall)?;
     privilege::drop_all(&prepared.config, prepared.args.file())?;
+    let _queue = log::Queue::begin();
     prepared.serve(kernel)
 }
 

@@ -1,6 +1,19 @@
 //! What systemd is told (sd_notify(3)), and the sockets that it passes (sd_listen_fds(3)). Without systemd: nothing.
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    env,
+    ffi::OsStr,
+    io,
+    net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
@@ -15,9 +28,25 @@ use crate::{front::listener::Bound, relay::sockmap::Handle, serve::worker::Order
 
 /// Tells the service manager.
 pub(super) fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    let told = match env::var_os("NOTIFY_SOCKET") {
+        Some(socket) => send(socket.as_bytes(), states),
+        None => Ok(()),
+    };
+    if let Err(error) = told {
         debug!(%error, "the service manager cannot be told");
     }
+}
+
+/// The manager's socket is a path, or a name in the abstract namespace behind an `@` (sd_notify(3)). `sd_notify` itself
+/// knows only paths.
+fn send(socket: &[u8], states: &[NotifyState<'_>]) -> io::Result<()> {
+    let address = match socket {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    let states: String = states.iter().map(|state| format!("{state}\n")).collect();
+    UnixDatagram::unbound()?.send_to_addr(states.as_bytes(), &address)?;
+    Ok(())
 }
 
 /// setu is ready, at first or again.

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -97,10 +97,7 @@ pub(super) async fn connect(
                         return Ok(stream);
                     }
                     Err(error) => {
-                        // What this machine lacks says nothing of the address.
-                        if !out_of_resources(&error) {
-                            history.failed(address, Instant::now());
-                        }
+                        blame(history, address, &error);
                         failure = Some(match failure.take() {
                             Some(before) if rank(&before) > rank(&error) => before,
                             _ => error,
@@ -131,6 +128,13 @@ pub(super) fn alternate<T: Copy>(addresses: &[T], is_ipv6: impl Fn(&T) -> bool) 
     ordered
 }
 
+/// Remembers that an address failed. What this machine lacks says nothing of it.
+fn blame(history: &History, address: SocketAddr, error: &io::Error) {
+    if !out_of_resources(error) {
+        history.failed(address, Instant::now());
+    }
+}
+
 /// How much an error tells of the upstream: that this machine lacks something outdoes all, that it lacks a route (it
 /// may have no IPv6 at all) is outdone by all.
 fn rank(error: &io::Error) -> u8 {
@@ -143,19 +147,36 @@ fn rank(error: &io::Error) -> u8 {
 
 async fn connect_one(address: SocketAddr, sources: Sources) -> io::Result<TcpStream> {
     let mut fitting = sources.fitting(address);
-    let Some(first) = fitting.next() else { return socket(address, None)?.connect(address).await };
-    let mut source = first;
+    let mut source = fitting.next();
     loop {
-        let result = match socket(address, Some(source)) {
+        let result = match socket(address, source) {
             Ok(socket) => socket.connect(address).await,
             Err(error) => Err(error),
         };
-        // The source has no port left for this destination, or is no address of this machine: another may do.
         match (result, fitting.next()) {
-            (Err(error), Some(next)) if error.kind() == io::ErrorKind::AddrNotAvailable => source = next,
+            // The source has no port left for this destination, or is no address of this machine: another may do.
+            (Err(error), Some(next)) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                source = Some(next)
+            }
+            (Err(error), None)
+                if error.kind() == io::ErrorKind::AddrNotAvailable && !has_source(address, source) =>
+            {
+                return Err(io::ErrorKind::NetworkUnreachable.into());
+            }
             (result, _) => return result,
         }
     }
+}
+
+/// Whether this machine has an address from which to reach another. Where it has none, as for IPv6 that is switched off,
+/// connect(2) fails with the same error as when all ports are taken (`tcp_v6_connect`, net/ipv6/tcp_ipv6.c). A datagram
+/// socket needs the address as well, and its ports are others.
+fn has_source(address: SocketAddr, source: Option<IpAddr>) -> bool {
+    let any = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let tried = UdpSocket::bind((source.unwrap_or(any), 0)).and_then(|socket| socket.connect(address));
+    !tried.is_err_and(|error| {
+        matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable)
+    })
 }
 
 fn socket(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpSocket> {
@@ -290,13 +311,25 @@ mod tests {
         assert_eq!(next(&history, &all), all);
     }
 
+    #[test]
+    fn what_this_machine_lacks_is_not_blamed_on_addresses() {
+        let (all, history) = ([refused(), refused()], History::default());
+        for lack in [libc::EADDRNOTAVAIL, libc::EMFILE, libc::ENOBUFS] {
+            blame(&history, all[0], &io::Error::from_raw_os_error(lack));
+            assert_eq!(next(&history, &all), all);
+        }
+        blame(&history, all[0], &io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        assert_eq!(next(&history, &all), [all[1], all[0]]);
+    }
+
     #[tokio::test]
-    async fn what_this_machine_lacks_is_not_blamed_on_addresses() {
+    async fn an_address_without_a_source_is_out_of_reach() {
         let (_listener, living) = listen("127.0.0.1:0");
-        let (all, history) = ([living, refused()], History::default());
         let foreign = Sources::new(&["203.0.113.7".parse().unwrap()]);
-        assert!(super::connect(&all, &foreign, &history).await.is_err());
-        assert_eq!(next(&history, &all), all);
+        let (all, history) = ([living, refused()], History::default());
+        let error = super::connect(&all[..1], &foreign, &history).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable, "not the lack of a port: {error}");
+        assert!(has_source(living, None) && has_source(living, Some("127.0.0.2".parse().unwrap())));
     }
 
     #[tokio::test]
@@ -306,9 +339,6 @@ mod tests {
         assert_eq!(ranks, [0, 1, 2]);
         let error = connect(&[refused()], &any()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        let foreign = Sources::new(&parse(&["203.0.113.7:0"]).iter().map(SocketAddr::ip).collect::<Vec<_>>());
-        let error = connect(&[refused()], &foreign).await.unwrap_err();
-        assert!(out_of_resources(&error), "{error}");
         assert!(connect(&[], &any()).await.is_err());
     }
 

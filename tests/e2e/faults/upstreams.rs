@@ -1,8 +1,10 @@
 //! Upstreams with several endpoints, names, and sources: what fails there must not reach a client that could be served.
 
 use std::{
+    fs::{self, Permissions},
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     process::{Child, Command},
     sync::{
         Mutex,
@@ -13,12 +15,13 @@ use std::{
 };
 
 use setu_tests::{
-    NOT_PLACED, ONE_SOURCE, Path, Setu, config,
+    NOT_PLACED, ONE_SOURCE, Path, Setu, admin, config,
     dns::{Answer, DnsServer},
     netns::Netns,
     network::{Network, SERVERS},
     peers::{PATIENCE, Silent, Upstream, connect, end_of, exchange},
 };
+use tempfile::NamedTempFile;
 
 crate::on_both_paths! {
     two_of_three_are_killed_during_ten_thousand_connections
@@ -384,4 +387,59 @@ fn out_of_ephemeral_ports(path: Path) {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// With IPv6 switched off the error is that of a lack of ports.
+#[test]
+fn an_address_of_a_family_that_is_switched_off_is_out_of_reach() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let namespace = Netns::alone();
+    namespace.ip("link set lo up");
+    namespace.set("net/ipv6/conf/all/disable_ipv6", "1");
+    let text = config(Path::Userspace, "[::1]:5222", ONE_SOURCE)
+        .replace("[admin]\nbind = []", "[admin]\nbind = [\"127.0.0.1:8199\"]");
+    let mut setu = Setu::start_in(&text, Some(&namespace));
+    let (chat, admin) = (setu.address("chat"), setu.admin());
+    namespace.within(|| {
+        for _ in 0..4 {
+            let client = connect(chat);
+            (&client).write_all(b"WA").unwrap();
+            assert_eq!(end_of(&client).unwrap_or(0), 0);
+        }
+    });
+    setu.wait_count("endpoint is down", 1);
+    assert!(setu.count("closed reason=connect_unreachable ") > 0, "{}", setu.tail());
+    assert_eq!(setu.count("out_of_resources"), 0, "{}", setu.tail());
+    assert_eq!(namespace.within(|| admin::get(admin, "/readyz").status), 503);
+}
+
+/// The machine's own word on a name, which outdoes any resolver's.
+#[test]
+fn a_hosts_file_that_changes_is_followed() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let (before, after, port) = two_hosts();
+    let hosts = NamedTempFile::new().unwrap();
+    fs::set_permissions(hosts.path(), Permissions::from_mode(0o644)).unwrap();
+    let pin = |upstream: &Upstream| {
+        let at: SocketAddr = upstream.address().parse().unwrap();
+        fs::write(hosts.path(), format!("{} pinned.test\n", at.ip())).unwrap();
+    };
+    pin(&before);
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .arg(hosts.path())
+        .arg(Setu::binary());
+    let setu =
+        Setu::start_by(command, &config(Path::Userspace, &format!("pinned.test:{port}"), ONE_SOURCE), &[]);
+    drop(before.connect(setu.address("chat")));
+    pin(&after);
+    // Without a reload; it is looked at every two seconds.
+    thread::sleep(Duration::from_secs(4));
+    drop(after.connect(setu.address("chat")));
 }

@@ -7,9 +7,10 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd as _, OwnedFd},
+        linux::net::SocketAddrExt as _,
         unix::{
             fs::{MetadataExt as _, PermissionsExt as _},
-            net::UnixDatagram,
+            net::{SocketAddr as UnixAddress, UnixDatagram},
         },
     },
     process::Command,
@@ -472,6 +473,20 @@ fn a_passed_socket_wakes_one_worker_and_all_serve() {
     let (status, reasons) = setu.stop();
     assert!(status.success());
     assert_eq!(reasons.into_iter().collect::<Vec<_>>(), [("client_closed".into(), FLOWS as u64)]);
+}
+
+#[test]
+fn a_service_manager_at_an_abstract_address_is_told() {
+    let name = format!("setu-test-{}", std::process::id());
+    let manager = UnixDatagram::bind_addr(&UnixAddress::from_abstract_name(&name).unwrap()).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut command = Command::new(Setu::binary());
+    command.env("NOTIFY_SOCKET", format!("@{name}"));
+    let setu = Setu::start_by(command, &config(Path::Userspace, &Upstream::new().address(), ""), &[]);
+    let mut buffer = [0; 512];
+    let count = manager.recv(&mut buffer).unwrap();
+    assert!(buffer[..count].starts_with(b"READY=1\n"), "{}", String::from_utf8_lossy(&buffer[..count]));
+    assert!(setu.stop().0.success());
 }
 
 #[test]

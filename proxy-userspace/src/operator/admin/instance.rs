@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     account::{CloseReason, Path, Side},
+    log,
     operator::share::{self, Link, ShareError},
     relay::{Refusal, sockmap::Handle},
     serve::shared::Shared,
@@ -119,6 +120,7 @@ impl Instance {
                 per_source: limit(config.limits.per_source),
                 per_source_rate: limit(config.limits.per_source_rate),
             },
+            log_lines_lost: log::lost(),
             pending: limits.pending_now().into(),
             certificate: acceptor
                 .as_ref()

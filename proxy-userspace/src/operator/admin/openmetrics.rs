@@ -288,6 +288,12 @@ impl Exposition {
             "Whether setu was told to stop, and lets connections end",
             flag(status.stopping),
         )?;
+        to.counter(
+            "setu_log_lines_lost",
+            None,
+            "Lines of the log that could not be written: nobody reads it, the disk is full, or its reader is too slow",
+            one(status.log_lines_lost),
+        )?;
         to.gauge(
             "setu_start_time",
             Some(Unit::Seconds),

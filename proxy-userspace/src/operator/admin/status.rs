@@ -40,6 +40,8 @@ pub struct Status {
     pub kernel: Option<Kernel>,
     /// Flows that the kernel did not take, by reason.
     pub fallbacks: BTreeMap<String, u64>,
+    /// Lines of the log that could not be written.
+    pub log_lines_lost: u64,
     /// Connections in inspection or handshake.
     pub pending: u64,
     /// See [`Limits`].

@@ -13,6 +13,8 @@ const STALE: Duration = Duration::from_secs(24 * 60 * 60);
 /// After a failure the name is not asked for until this is over, at first and at most.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// At most as long as nothing is known: a machine that has just started serves nobody until then.
+const FIRST_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What is known of one name.
 #[derive(Debug, Clone)]
@@ -21,6 +23,8 @@ pub(super) struct Entry {
     pub(super) addresses: Addresses,
     pub(super) learned: Instant,
     pub(super) expires: Instant,
+    /// It is to be looked up again, although it is good for longer.
+    pub(super) doubted: bool,
     /// The last lookup's, with the end and the length of the pause after it.
     pub(super) failure: Option<(NameFailure, Instant, Duration)>,
     /// Names of the configuration stay, and are kept fresh.
@@ -43,18 +47,28 @@ pub(super) enum Known {
 
 impl Entry {
     pub(super) fn new(configured: bool, now: Instant) -> Self {
-        Self { addresses: [].into(), learned: now, expires: now, failure: None, configured, used: now }
+        Self {
+            addresses: [].into(),
+            learned: now,
+            expires: now,
+            doubted: false,
+            failure: None,
+            configured,
+            used: now,
+        }
     }
 
     pub(super) fn learn(&mut self, addresses: Addresses, ttl: Duration, now: Instant) {
         self.addresses = addresses;
         self.learned = now;
         self.expires = now + ttl.clamp(TTL_MIN, TTL_MAX);
+        self.doubted = false;
         self.failure = None;
     }
 
     pub(super) fn fail(&mut self, failure: NameFailure, now: Instant) {
-        let pause = self.failure.map_or(PAUSE, |(_, _, pause)| (pause * 2).min(PAUSE_MAX));
+        let most = if self.addresses.is_empty() { FIRST_PAUSE_MAX } else { PAUSE_MAX };
+        let pause = self.failure.map_or(PAUSE, |(_, _, pause)| (pause * 2).min(most));
         self.failure = Some((failure, now + pause, pause));
     }
 
@@ -81,6 +95,7 @@ impl Entry {
     pub(super) fn refresh_at(&self) -> Instant {
         match self.failure {
             Some((_, until, _)) => until,
+            None if self.doubted => self.learned,
             None => self.learned + (self.expires - self.learned).mul_f64(0.8),
         }
     }
@@ -128,6 +143,14 @@ mod tests {
     fn failures_are_remembered_longer_and_longer() {
         let mut now = Instant::now();
         let mut entry = Entry::new(false, now);
+        for _ in 0..10 {
+            entry.fail(NameFailure::Unanswered, now);
+            let pause = entry.refresh_at() - now;
+            assert!(pause <= FIRST_PAUSE_MAX, "{pause:?} while nothing is known");
+            now += pause;
+        }
+        entry.learn(addresses(1), SECOND, now);
+        now += STALE;
         let mut before = Duration::ZERO;
         for _ in 0..10 {
             entry.fail(NameFailure::NoSuchName, now);
@@ -152,5 +175,8 @@ mod tests {
         assert_eq!(entry.refresh_at(), now + SECOND * 80);
         let stale = Known::Stale { addresses: addresses(1), ask: false };
         assert_eq!(entry.known(now + SECOND * 100), stale);
+        entry.doubted = true;
+        assert!(entry.refresh_at() <= now);
+        assert_eq!(entry.known(now), Known::Fresh(addresses(1)), "until there is a better answer");
     }
 }

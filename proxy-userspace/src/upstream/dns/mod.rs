@@ -10,11 +10,12 @@
 mod answer;
 mod entry;
 mod resolver;
+mod system;
 
 use std::{
     collections::{HashMap, hash_map},
+    mem,
     net::{IpAddr, SocketAddr},
-    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,7 +26,7 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::{Id, JoinSet},
-    time::{sleep_until, timeout},
+    time::{interval, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -34,13 +35,16 @@ pub(crate) use answer::NameFailure;
 use super::{destinations::Destinations, happy_eyeballs::alternate};
 use answer::{Addresses, Answer};
 use entry::{Entry, Known, TTL_MAX};
-use resolver::{Found, RESOLV_CONF, Resolver};
+use resolver::{Found, Resolver};
+use system::Files;
 
 /// How long a client waits for a fresh answer when there is a stale one (RFC 8767, section 5).
 const STALE_WAIT: Duration = Duration::from_millis(1_800);
 /// Names that are remembered, and lookups for clients at the same time.
 const NAMES_MAX: usize = 4_096;
 const LOOKUPS_MAX: usize = 256;
+/// How often it is looked whether the system's files have changed.
+const LOOK: Duration = Duration::from_secs(2);
 /// Addresses of a name that are of use, of both families alike.
 const ADDRESSES_MAX: usize = 16;
 
@@ -77,14 +81,15 @@ impl Names {
         (names, receiver)
     }
 
-    /// Takes over what `before` knows and has counted, so that another configuration needs no resolver for names that
-    /// both have. Failures are not among that: the configuration may have changed what was their cause.
+    /// Takes over what `before` knows and has counted, so that another configuration serves at once, and needs no resolver
+    /// for names that both have. They are looked up again all the same: that is what operators reload for. Failures are not among that: the configuration may have changed what was their cause.
     pub(crate) fn inherit(&self, before: &Self) {
         let mut table = self.lock();
         let known = before.lock();
         for (name, entry) in table.iter_mut() {
             if let Some(known) = known.get(name) {
-                *entry = Entry { configured: entry.configured, failure: None, ..known.clone() };
+                *entry =
+                    Entry { configured: entry.configured, doubted: true, failure: None, ..known.clone() };
             }
         }
         for (failures, before) in self.failures.iter().zip(&before.failures) {
@@ -121,6 +126,16 @@ impl Names {
         if due {
             // Without a better answer the old one serves on.
             let _ = self.ask(name).await;
+        }
+    }
+
+    /// Has all names looked up again: whom to ask, or what the hosts file says, has changed.
+    fn doubt(&self) {
+        for entry in self.lock().values_mut() {
+            entry.doubted = true;
+            if let Some((_, until, _)) = &mut entry.failure {
+                *until = (*until).min(Instant::now());
+            }
         }
     }
 
@@ -228,53 +243,93 @@ pub(crate) async fn run(
     servers: &[SocketAddr],
     destinations: &Destinations,
 ) {
-    let mut resolver = Resolver::new(servers, Path::new(RESOLV_CONF));
-    let mut lookups = JoinSet::new();
-    // A lookup that panics still has its id.
-    let mut ids: HashMap<Id, Arc<str>> = HashMap::new();
-    let mut waiting: HashMap<Arc<str>, Vec<oneshot::Sender<Answer>>> = HashMap::new();
+    let mut resolver = Resolver::new(servers, Files::system());
+    let mut look = interval(LOOK);
+    let mut lookups = Lookups::default();
+    let (tell, mut early) = mpsc::unbounded_channel();
     loop {
         for name in names.due(Instant::now()) {
-            if let hash_map::Entry::Vacant(place) = waiting.entry(name.clone()) {
-                ids.insert(lookups.spawn(resolver.lookup(&name)).id(), name);
-                place.insert(Vec::new());
-            }
+            lookups.begin(&resolver, &tell, name);
         }
-        let due = names.next_due(|name| waiting.contains_key(name));
+        let due = names.next_due(|name| lookups.waiting.contains_key(name));
         let due = due.unwrap_or_else(|| Instant::now() + TTL_MAX);
         tokio::select! {
             Some(Request { name, answer }) = requests.recv() => {
-                let full = waiting.len() >= LOOKUPS_MAX;
-                match waiting.entry(name.clone()) {
-                    hash_map::Entry::Occupied(mut others) => others.get_mut().push(answer),
-                    hash_map::Entry::Vacant(_) if full => {
-                        names.failures[NameFailure::Busy as usize].fetch_add(1, Ordering::Relaxed);
-                        // An error means that the client is gone.
-                        let _ = answer.send(Err(NameFailure::Busy));
-                    }
-                    hash_map::Entry::Vacant(place) => {
-                        ids.insert(lookups.spawn(resolver.lookup(&name)).id(), name);
-                        place.insert(vec![answer]);
-                    }
+                if !lookups.waiting.contains_key(&name) && lookups.waiting.len() >= LOOKUPS_MAX {
+                    names.failures[NameFailure::Busy as usize].fetch_add(1, Ordering::Relaxed);
+                    // An error means that the client is gone.
+                    let _ = answer.send(Err(NameFailure::Busy));
+                } else {
+                    lookups.begin(&resolver, &tell, name).push(answer);
                 }
             }
-            Some(done) = lookups.join_next_with_id() => {
+            Some((name, found)) = early.recv() => {
+                // One that has ended meanwhile knows more.
+                if let Some(waiting) = lookups.waiting.get_mut(&name) {
+                    answer(mem::take(waiting), &names.learn(&name, Ok(found), destinations));
+                }
+            }
+            Some(done) = lookups.tasks.join_next_with_id() => {
                 let (id, found) = match done {
                     Ok((id, found)) => (id, found),
                     Err(error) => (error.id(), Err(NameFailure::Unanswered)),
                 };
-                if found == Err(NameFailure::Unanswered) {
-                    resolver.reload();
+                if found == Err(NameFailure::Unanswered) && resolver.refresh() {
+                    names.doubt();
                 }
-                let Some(name) = ids.remove(&id) else { continue };
-                let answer = names.learn(&name, found, destinations);
-                debug!(%name, ?answer, "looked up");
-                for waiter in waiting.remove(&name).unwrap_or_default() {
-                    let _ = waiter.send(answer.clone());
+                let Some(name) = lookups.ids.remove(&id) else { continue };
+                let learned = names.learn(&name, found, destinations);
+                debug!(%name, answer = ?learned, "looked up");
+                answer(lookups.waiting.remove(&name).unwrap_or_default(), &learned);
+            }
+            _ = look.tick() => {
+                if resolver.refresh() {
+                    names.doubt();
                 }
             }
             () = sleep_until(due.into()) => {}
         }
+    }
+}
+
+/// Those under way.
+#[derive(Default)]
+struct Lookups {
+    tasks: JoinSet<Result<Found, NameFailure>>,
+    /// A lookup that panics still has its id.
+    ids: HashMap<Id, Arc<str>>,
+    waiting: HashMap<Arc<str>, Vec<oneshot::Sender<Answer>>>,
+}
+
+impl Lookups {
+    /// Begins one unless it is under way, and returns who waits for it.
+    fn begin(
+        &mut self,
+        resolver: &Resolver<'_>,
+        early: &mpsc::UnboundedSender<(Arc<str>, Found)>,
+        name: Arc<str>,
+    ) -> &mut Vec<oneshot::Sender<Answer>> {
+        match self.waiting.entry(name) {
+            hash_map::Entry::Occupied(under_way) => under_way.into_mut(),
+            hash_map::Entry::Vacant(place) => {
+                let name = place.key().clone();
+                let tell = early.clone();
+                let lookup = resolver.lookup(&name, {
+                    let name = name.clone();
+                    // An error means that setu stops.
+                    move |found| drop(tell.send((name.clone(), found)))
+                });
+                self.ids.insert(self.tasks.spawn(lookup).id(), name);
+                place.insert(Vec::new())
+            }
+        }
+    }
+}
+
+fn answer(waiting: Vec<oneshot::Sender<Answer>>, answer: &Answer) {
+    for waiter in waiting {
+        // An error means that the client is gone.
+        let _ = waiter.send(answer.clone());
     }
 }
 

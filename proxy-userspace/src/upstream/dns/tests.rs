@@ -88,6 +88,39 @@ async fn many_addresses_of_one_family_leave_room_for_the_other() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_late_family_which_is_known_when_it_comes() {
+    let server = DnsServer::new();
+    let both = ["2a03:2880::1", "157.240.1.1"];
+    let late = Duration::from_millis(1_500);
+    server.set("late.test", Says::LateFour(both.iter().map(|ip| ip.parse().unwrap()).collect(), 3_600, late));
+    with(&["late.test"], &[server.address()], false, async |names| {
+        assert_eq!(names.addresses("late.test").await, ips(&both[..1]));
+        eventually(ips(&both), || names.addresses("late.test")).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_looks_up_again_what_is_known_for_long() {
+    let server = DnsServer::new();
+    server.set("a.test", Says::addresses(&["157.240.1.1"], 3_600));
+    let servers = [server.address()];
+    with(&["a.test"], &servers, false, async |before| {
+        eventually(ips(&["157.240.1.1"]), || before.addresses("a.test")).await;
+        server.set("a.test", Says::addresses(&["157.240.1.2"], 3_600));
+        let (names, requests) = Names::new(["a.test".into()].into_iter(), Instant::now());
+        names.inherit(before);
+        assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]), "it serves at once");
+        let destinations = Destinations::new(false, Vec::new());
+        tokio::select! {
+            () = run(&names, requests, &servers, &destinations) => unreachable!("it runs for ever"),
+            () = eventually(ips(&["157.240.1.2"]), || names.addresses("a.test")) => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_family_that_came_too_late_is_asked_for_again_soon() {
     let server = DnsServer::new();
     let six = "2a03:2880::1".parse().unwrap();
