@@ -10,7 +10,11 @@ use procfs::{net::TcpState, process};
 use socket2::{Domain, Socket, Type};
 use thiserror::Error;
 
-use crate::config::Config;
+use super::source_filter;
+use crate::{
+    config::{Config, Listener, Mode},
+    sys::{Instruction, attach_filter, detach_filter},
+};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -110,7 +114,7 @@ pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<B
             let known = open.iter().position(|open| open.wanted == *address);
             let bound = match known.map(|at| open.swap_remove(at)) {
                 Some(open) => open.duplicate(),
-                None => bind(*address, workers),
+                None => bind(*address, workers, filter(listener, config).flatten().as_deref()),
             };
             match bound {
                 Ok(bound) => all.push(Bound { listener: index, ..bound }),
@@ -131,18 +135,49 @@ pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<B
     if forbidden.is_empty() { Ok(all) } else { Err(privileged(forbidden)) }
 }
 
+/// Hides the ports at which nothing but PROXY headers is taken from whoever may send none, and shows the others. What
+/// cannot be hidden is open to everyone; whoever connects is turned away then.
+pub fn guard(config: &Config, bound: &[Bound]) {
+    for Bound { listener, address, sockets, .. } in bound {
+        let listener = &config.listeners[*listener];
+        let filter = filter(listener, config);
+        let guarded = match &filter {
+            None => sockets.iter().try_for_each(detach_filter),
+            Some(Some(filter)) => sockets.iter().try_for_each(|socket| attach_filter(socket, filter)),
+            Some(None) => Err(io::Error::other("proxy_protocol.trusted has more ranges than a filter takes")),
+        };
+        match guarded {
+            Ok(()) => {}
+            Err(error) if filter.is_none() => {
+                tracing::warn!(%address, %error, "a filter cannot be taken off")
+            }
+            Err(error) => tracing::warn!(
+                listener = %listener.name, %address, %error,
+                "the port cannot be hidden: it shows itself open to everyone. Name fewer ranges, or let a firewall hide it"
+            ),
+        }
+    }
+}
+
+/// The filter of a listener that is to be hidden; `Some(None)`: there can be none.
+fn filter(listener: &Listener, config: &Config) -> Option<Option<Vec<Instruction>>> {
+    let hidden = listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. });
+    hidden.then(|| source_filter::only(&config.trusted))
+}
+
 /// Binds the addresses of the admin endpoint, once each. With `beside` a setu that is being replaced may have them still.
 ///
 /// # Errors
 /// The first thing in the way.
 pub fn bind_admin(config: &Config, beside: bool) -> Result<Vec<TcpListener>, BindError> {
-    let bind = |address: &SocketAddr| match if beside { open(*address, 1) } else { bind(*address, 1) } {
-        Ok(bound) => Ok(bound.sockets),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(privileged(vec![address.port()]))
-        }
-        Err(error) => Err(explain(error, "admin.bind".into(), *address)),
-    };
+    let bind =
+        |address: &SocketAddr| match if beside { open(*address, 1, None) } else { bind(*address, 1, None) } {
+            Ok(bound) => Ok(bound.sockets),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(privileged(vec![address.port()]))
+            }
+            Err(error) => Err(explain(error, "admin.bind".into(), *address)),
+        };
     Ok(config.admin.iter().map(bind).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
 }
 
@@ -157,21 +192,25 @@ fn privileged(mut forbidden: Vec<u16>) -> BindError {
     BindError::Privileged { ports }
 }
 
-fn bind(wanted: SocketAddr, workers: usize) -> io::Result<Bound> {
+fn bind(wanted: SocketAddr, workers: usize, filter: Option<&[Instruction]>) -> io::Result<Bound> {
     // With SO_REUSEPORT two setus would share a port in silence: first see whether it is free without.
     let probe = socket(wanted)?;
     probe.bind(&wanted.into())?;
     drop(probe);
-    open(wanted, workers)
+    open(wanted, workers, filter)
 }
 
-fn open(wanted: SocketAddr, workers: usize) -> io::Result<Bound> {
+fn open(wanted: SocketAddr, workers: usize, filter: Option<&[Instruction]>) -> io::Result<Bound> {
     let mut address = wanted;
     let mut sockets = Vec::new();
     for _ in 0..workers {
         let socket = socket(address)?;
         socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
+        if let Some(filter) = filter {
+            // Before anybody can connect. What is in the way, `guard` tells.
+            let _ = attach_filter(&socket, filter);
+        }
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from(socket);

@@ -78,7 +78,7 @@ impl Rules<'_> {
     /// The reason for which the connection ends.
     pub(crate) async fn inspect(
         &self,
-        client: TcpStream,
+        mut client: TcpStream,
         deadline: Instant,
     ) -> Result<(Stream, Wish), CloseReason> {
         let bounds = Bounds { bytes: LIMIT, deadline };
@@ -92,6 +92,7 @@ impl Rules<'_> {
             Mode::Media { .. } => match peek(&client, bounds, hello).await? {
                 ClientHello::NotTls { at } => {
                     tracing::debug!(at, "not TLS");
+                    tls::refuse_plain(&mut client, deadline).await;
                     Err(CloseReason::NotTls)
                 }
                 ClientHello::Malformed { at, what } => {
