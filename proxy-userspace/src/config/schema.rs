@@ -151,8 +151,9 @@ const LISTENER: &[Key] = keys! {
     key("chat", Form::Text(UPSTREAM)),
     /// Where TLS for a name in `allow.sni` goes. In mode `auto` alone.
     key("media", Form::Text(UPSTREAM)),
-    /// Your web server, for what is neither chat nor media; it may be on this machine. What came inside TLS reaches
-    /// it in plain. In mode `auto` alone, with the gate.
+    /// Your web server, for what comes inside TLS and is no chat; it may be on this machine, and gets it in plain.
+    /// Without one a page says that there is nothing. In the clear HTTP is refused, as at any port of TLS. In mode
+    /// `auto` alone, with the gate.
     key("fallback", Form::Text(FALLBACK)),
 };
 

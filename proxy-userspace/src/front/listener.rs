@@ -110,11 +110,12 @@ pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<B
     let mut open: Vec<&Bound> = open.iter().collect();
     let mut forbidden: Vec<u16> = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
+        let filter = is_hidden(listener).then(|| source_filter::only(&config.trusted)).flatten();
         for address in &listener.bind {
             let known = open.iter().position(|open| open.wanted == *address);
             let bound = match known.map(|at| open.swap_remove(at)) {
                 Some(open) => open.duplicate(),
-                None => bind(*address, workers, filter(listener, config).flatten().as_deref()),
+                None => bind(*address, workers, filter.as_deref()),
             };
             match bound {
                 Ok(bound) => all.push(Bound { listener: index, ..bound }),
@@ -135,34 +136,45 @@ pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<B
     if forbidden.is_empty() { Ok(all) } else { Err(privileged(forbidden)) }
 }
 
-/// Hides the ports at which nothing but PROXY headers is taken from whoever may send none, and shows the others. What
-/// cannot be hidden is open to everyone; whoever connects is turned away then.
-pub fn guard(config: &Config, bound: &[Bound]) {
+/// Hides the ports at which nothing but PROXY headers is taken from whoever may send none, and shows the others; those
+/// that are as they were `before` stay so. What cannot be hidden is open to everyone, who is turned away then.
+pub fn guard(config: &Config, bound: &[Bound], before: Option<(&Config, &[Bound])>) {
     for Bound { listener, address, sockets, .. } in bound {
         let listener = &config.listeners[*listener];
-        let filter = filter(listener, config);
-        let guarded = match &filter {
-            None => sockets.iter().try_for_each(detach_filter),
-            Some(Some(filter)) => sockets.iter().try_for_each(|socket| attach_filter(socket, filter)),
-            Some(None) => Err(io::Error::other("proxy_protocol.trusted has more ranges than a filter takes")),
-        };
-        match guarded {
-            Ok(()) => {}
-            Err(error) if filter.is_none() => {
-                tracing::warn!(%address, %error, "a filter cannot be taken off")
+        let is_same = before.is_some_and(|(old, bound)| {
+            let was = bound.iter().find(|bound| bound.address == *address);
+            was.is_some_and(|was| is_hidden(&old.listeners[was.listener]) == is_hidden(listener))
+                && old.trusted == config.trusted
+        });
+        if is_same {
+            continue;
+        }
+        let shown = || sockets.iter().try_for_each(detach_filter);
+        if !is_hidden(listener) {
+            if let Err(error) = shown() {
+                tracing::warn!(%address, %error, "a filter cannot be taken off");
             }
-            Err(error) => tracing::warn!(
+            continue;
+        }
+        let hidden = match source_filter::only(&config.trusted) {
+            Some(filter) => sockets.iter().try_for_each(|socket| attach_filter(socket, &filter)),
+            None => Err(io::Error::other("proxy_protocol.trusted has more ranges than a filter takes")),
+        };
+        if let Err(error) = hidden {
+            // One of before would keep out those who are trusted now. That it stays is told as well.
+            let error = shown().err().unwrap_or(error);
+            tracing::warn!(
                 listener = %listener.name, %address, %error,
-                "the port cannot be hidden: it shows itself open to everyone. Name fewer ranges, or let a firewall hide it"
-            ),
+                "the port cannot be hidden: it shows itself open to everyone. Name fewer ranges, start setu anew as \
+                 root, or let a firewall hide it"
+            );
         }
     }
 }
 
-/// The filter of a listener that is to be hidden; `Some(None)`: there can be none.
-fn filter(listener: &Listener, config: &Config) -> Option<Option<Vec<Instruction>>> {
-    let hidden = listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. });
-    hidden.then(|| source_filter::only(&config.trusted))
+/// Whether nobody but proxies may see the port.
+fn is_hidden(listener: &Listener) -> bool {
+    listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. })
 }
 
 /// Binds the addresses of the admin endpoint, once each. With `beside` a setu that is being replaced may have them still.
