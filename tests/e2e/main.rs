@@ -10,6 +10,7 @@
 //!   - `one_port`: one port takes chat, media and visitors of the operator's web server
 //!   - `destinations`: no name leads into private networks, or back to setu
 //!   - `certificate`: it is kept, shown, and renewed while setu runs
+//!   - `prober`: who probes meets a web server like many others, or nobody
 //!   - `probes`: who looks for an open relay, or for what setu is, reaches no upstream
 //! - `faults`: what fails is told by its name, leaves nothing behind, and spares others
 //!   - `peers`: upstreams that are not there, processes that are killed
@@ -52,6 +53,7 @@ mod front_door {
     mod certificate;
     mod destinations;
     mod one_port;
+    mod prober;
     mod probes;
 }
 mod faults {

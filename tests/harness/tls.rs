@@ -136,6 +136,12 @@ impl Tls {
         rustls::Stream::new(&mut self.session, &mut self.tcp).read(buffer)
     }
 
+    /// What was agreed on by ALPN.
+    #[must_use]
+    pub fn alpn(&self) -> Option<Vec<u8>> {
+        self.session.alpn_protocol().map(<[u8]>::to_vec)
+    }
+
     /// The socket below.
     #[must_use]
     pub fn into_tcp(self) -> TcpStream {

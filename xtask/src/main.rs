@@ -3,6 +3,8 @@
 
 mod bench;
 mod ci;
+#[cfg(test)]
+mod dependencies;
 mod dist;
 mod docs;
 mod ebpf;

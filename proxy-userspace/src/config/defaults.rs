@@ -87,6 +87,7 @@ pub(super) fn config() -> Config {
         tls: Tls { files: None, names: Vec::new(), state_dir: "/var/lib/setu".into() },
         dns_servers: Vec::new(),
         admin: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8199)],
+        admin_hosts: Vec::new(),
         client_addresses: ClientAddresses::Never,
         allow_private_upstreams: false,
         user: None,

@@ -20,6 +20,7 @@ impl fmt::Display for Config {
         self.tls.fmt(formatter)?;
         writeln!(formatter, "\n[dns]\nservers = [{}]", list(self.dns_servers.iter()))?;
         writeln!(formatter, "\n[admin]\nbind = [{}]", list(self.admin.iter()))?;
+        writeln!(formatter, "hosts = [{}]", list(self.admin_hosts.iter()))?;
         writeln!(formatter, "\n[privacy]\nclient_addresses = \"{}\"", self.client_addresses)?;
         writeln!(formatter, "\n[security]\nallow_private_upstreams = {}", self.allow_private_upstreams)?;
         match &self.user {
@@ -53,7 +54,10 @@ impl Config {
                 )?;
                 match fallback {
                     Some(fallback) => writeln!(formatter, "fallback = \"{fallback}\"")?,
-                    None => writeln!(formatter, "# fallback: none, what is neither is closed")?,
+                    None => writeln!(
+                        formatter,
+                        "# fallback: none, what is neither is told that there is nothing"
+                    )?,
                 }
                 writeln!(formatter, "gate = {gate}")?;
             }

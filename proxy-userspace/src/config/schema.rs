@@ -71,6 +71,7 @@ pub(super) const BYTES: &str = "write a size such as \"256MiB\" or \"1GiB\"";
 pub(super) const CLIENT_ADDRESSES: &str = "write \"never\", \"truncated\" or \"full\"";
 pub(super) const ENDPOINT: &str = "write host:port, an IPv6 address in brackets";
 pub(super) const FALLBACK: &str = "write IP:port of your web server, for example \"127.0.0.1:8081\"";
+pub(super) const HOST_NAME: &str = "write a name without a port, for example \"setu.example.org\"";
 pub(super) const LIMIT: &str = "write a number; 0 is no limit";
 pub(super) const MODE: &str = "write \"chat\", \"chat-tls\", \"media\" or \"auto\"";
 pub(super) const NAME: &str = "write 1 to 64 letters, digits, \"-\" or \"_\": it is used in logs and metrics";
@@ -150,8 +151,9 @@ const LISTENER: &[Key] = keys! {
     key("chat", Form::Text(UPSTREAM)),
     /// Where TLS for a name in `allow.sni` goes. In mode `auto` alone.
     key("media", Form::Text(UPSTREAM)),
-    /// Your web server, for what is neither chat nor media; it may be on this machine. What came inside TLS reaches
-    /// it in plain. In mode `auto` alone, with the gate.
+    /// Your web server, for what comes inside TLS and is no chat; it may be on this machine, and gets it in plain.
+    /// Without one a page says that there is nothing. In the clear HTTP is refused, as at any port of TLS. In mode
+    /// `auto` alone, with the gate.
     key("fallback", Form::Text(FALLBACK)),
 };
 
@@ -237,6 +239,9 @@ const DNS: &[Key] = keys! {
 const ADMIN: &[Key] = keys! {
     /// Their addresses, none of which should be public. An empty list is nowhere.
     fixed("bind", Form::Texts(BIND)),
+    /// Names by which it may be asked, such as that which a reverse proxy before it passes on in `Host`. By an address
+    /// or as `localhost` it always may: whoever else asks was sent there by the owner of the name (DNS rebinding).
+    key("hosts", Form::Texts(HOST_NAME)),
 };
 
 const PRIVACY: &[Key] = keys! {
@@ -445,7 +450,8 @@ mod tests {
     }
 
     /// Keys that the example leaves to setu.toml(5): few operators need them.
-    const NOT_IN_THE_EXAMPLE: [&str; 19] = [
+    const NOT_IN_THE_EXAMPLE: [&str; 20] = [
+        "admin.hosts",
         "dns.servers",
         "limits.connections",
         "limits.exempt",

@@ -37,6 +37,8 @@ pub struct Config {
     pub dns_servers: Vec<SocketAddr>,
     /// Where the status page and metrics are served; nowhere when empty.
     pub admin: Vec<SocketAddr>,
+    /// Names by which the admin endpoint may be asked, in small letters.
+    pub admin_hosts: Vec<String>,
     /// What logs may tell of clients.
     pub client_addresses: ClientAddresses,
     /// Whether loopback, private and link-local upstreams may be dialed.

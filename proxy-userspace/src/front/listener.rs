@@ -10,7 +10,11 @@ use procfs::{net::TcpState, process};
 use socket2::{Domain, Socket, Type};
 use thiserror::Error;
 
-use crate::config::Config;
+use super::source_filter;
+use crate::{
+    config::{Config, Listener, Mode},
+    sys::{Instruction, attach_filter, detach_filter},
+};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -106,11 +110,12 @@ pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<B
     let mut open: Vec<&Bound> = open.iter().collect();
     let mut forbidden: Vec<u16> = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
+        let filter = is_hidden(listener).then(|| source_filter::only(&config.trusted)).flatten();
         for address in &listener.bind {
             let known = open.iter().position(|open| open.wanted == *address);
             let bound = match known.map(|at| open.swap_remove(at)) {
                 Some(open) => open.duplicate(),
-                None => bind(*address, workers),
+                None => bind(*address, workers, filter.as_deref()),
             };
             match bound {
                 Ok(bound) => all.push(Bound { listener: index, ..bound }),
@@ -131,18 +136,60 @@ pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<B
     if forbidden.is_empty() { Ok(all) } else { Err(privileged(forbidden)) }
 }
 
+/// Hides the ports at which nothing but PROXY headers is taken from whoever may send none, and shows the others; those
+/// that are as they were `before` stay so. What cannot be hidden is open to everyone, who is turned away then.
+pub fn guard(config: &Config, bound: &[Bound], before: Option<(&Config, &[Bound])>) {
+    for Bound { listener, address, sockets, .. } in bound {
+        let listener = &config.listeners[*listener];
+        let is_same = before.is_some_and(|(old, bound)| {
+            let was = bound.iter().find(|bound| bound.address == *address);
+            was.is_some_and(|was| is_hidden(&old.listeners[was.listener]) == is_hidden(listener))
+                && old.trusted == config.trusted
+        });
+        if is_same {
+            continue;
+        }
+        let shown = || sockets.iter().try_for_each(detach_filter);
+        if !is_hidden(listener) {
+            if let Err(error) = shown() {
+                tracing::warn!(%address, %error, "a filter cannot be taken off");
+            }
+            continue;
+        }
+        let hidden = match source_filter::only(&config.trusted) {
+            Some(filter) => sockets.iter().try_for_each(|socket| attach_filter(socket, &filter)),
+            None => Err(io::Error::other("proxy_protocol.trusted has more ranges than a filter takes")),
+        };
+        if let Err(error) = hidden {
+            // One of before would keep out those who are trusted now. That it stays is told as well.
+            let error = shown().err().unwrap_or(error);
+            tracing::warn!(
+                listener = %listener.name, %address, %error,
+                "the port cannot be hidden: it shows itself open to everyone. Name fewer ranges, start setu anew as \
+                 root, or let a firewall hide it"
+            );
+        }
+    }
+}
+
+/// Whether nobody but proxies may see the port.
+fn is_hidden(listener: &Listener) -> bool {
+    listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. })
+}
+
 /// Binds the addresses of the admin endpoint, once each. With `beside` a setu that is being replaced may have them still.
 ///
 /// # Errors
 /// The first thing in the way.
 pub fn bind_admin(config: &Config, beside: bool) -> Result<Vec<TcpListener>, BindError> {
-    let bind = |address: &SocketAddr| match if beside { open(*address, 1) } else { bind(*address, 1) } {
-        Ok(bound) => Ok(bound.sockets),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(privileged(vec![address.port()]))
-        }
-        Err(error) => Err(explain(error, "admin.bind".into(), *address)),
-    };
+    let bind =
+        |address: &SocketAddr| match if beside { open(*address, 1, None) } else { bind(*address, 1, None) } {
+            Ok(bound) => Ok(bound.sockets),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(privileged(vec![address.port()]))
+            }
+            Err(error) => Err(explain(error, "admin.bind".into(), *address)),
+        };
     Ok(config.admin.iter().map(bind).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
 }
 
@@ -157,21 +204,25 @@ fn privileged(mut forbidden: Vec<u16>) -> BindError {
     BindError::Privileged { ports }
 }
 
-fn bind(wanted: SocketAddr, workers: usize) -> io::Result<Bound> {
+fn bind(wanted: SocketAddr, workers: usize, filter: Option<&[Instruction]>) -> io::Result<Bound> {
     // With SO_REUSEPORT two setus would share a port in silence: first see whether it is free without.
     let probe = socket(wanted)?;
     probe.bind(&wanted.into())?;
     drop(probe);
-    open(wanted, workers)
+    open(wanted, workers, filter)
 }
 
-fn open(wanted: SocketAddr, workers: usize) -> io::Result<Bound> {
+fn open(wanted: SocketAddr, workers: usize, filter: Option<&[Instruction]>) -> io::Result<Bound> {
     let mut address = wanted;
     let mut sockets = Vec::new();
     for _ in 0..workers {
         let socket = socket(address)?;
         socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
+        if let Some(filter) = filter {
+            // Before anybody can connect. What is in the way, `guard` tells.
+            let _ = attach_filter(&socket, filter);
+        }
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from(socket);

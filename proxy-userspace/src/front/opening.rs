@@ -48,6 +48,8 @@ pub(crate) enum Wish {
     Media(Name),
     /// Nothing that WhatsApp's clients want.
     Other,
+    /// The same, in the clear at a port where TLS is spoken: no web server is to be seen there but for the refusal.
+    Clear,
 }
 
 /// The server's name in a hello.
@@ -78,7 +80,7 @@ impl Rules<'_> {
     /// The reason for which the connection ends.
     pub(crate) async fn inspect(
         &self,
-        client: TcpStream,
+        mut client: TcpStream,
         deadline: Instant,
     ) -> Result<(Stream, Wish), CloseReason> {
         let bounds = Bounds { bytes: LIMIT, deadline };
@@ -92,6 +94,7 @@ impl Rules<'_> {
             Mode::Media { .. } => match peek(&client, bounds, hello).await? {
                 ClientHello::NotTls { at } => {
                     tracing::debug!(at, "not TLS");
+                    tls::refuse_plain(&mut client, deadline).await;
                     Err(CloseReason::NotTls)
                 }
                 ClientHello::Malformed { at, what } => {
@@ -104,9 +107,7 @@ impl Rules<'_> {
                     Ok((Stream::Plain(client), Wish::Media(Name::Absent)))
                 }
             },
-            Mode::Auto { gate, fallback, .. } => {
-                self.tell_apart(client, bounds, gate, fallback.is_some()).await
-            }
+            Mode::Auto { gate, .. } => self.tell_apart(client, bounds, gate).await,
         }
     }
 
@@ -116,9 +117,8 @@ impl Rules<'_> {
         client: TcpStream,
         bounds: Bounds,
         gate: bool,
-        fallback: bool,
     ) -> Result<(Stream, Wish), CloseReason> {
-        let other = if gate { Wish::Other } else { Wish::Chat };
+        let other = if gate { Wish::Clear } else { Wish::Chat };
         match peek(&client, bounds, protocol).await {
             Ok(Protocol::Tls) => match peek(&client, bounds, hello).await {
                 Ok(ClientHello::Found(name)) if self.media.allows(name.as_str()) => {
@@ -131,12 +131,6 @@ impl Rules<'_> {
             Ok(Protocol::Chat) => Ok((Stream::Plain(client), Wish::Chat)),
             Ok(Protocol::Proxy | Protocol::Other { .. } | Protocol::Incomplete) => {
                 Ok((Stream::Plain(client), other))
-            }
-            // What the web server makes of silence and of half a word is its own affair.
-            Err(Undecided::TimedOut | Undecided::TooLong | Undecided::Ended { silent: false })
-                if fallback =>
-            {
-                Ok((Stream::Plain(client), Wish::Other))
             }
             Err(undecided) => Err(undecided.into()),
         }

@@ -137,6 +137,7 @@ impl Prepared {
         for unused in open.iter().filter(|open| !bound.iter().any(|bound| bound.address == open.address)) {
             warn!(address = %unused.address, "a socket that was passed to setu is in no listener's bind, it is closed");
         }
+        listener::guard(&config, &bound, None);
         let admin = admin::Sockets::bind(&config, predecessor.is_some())?;
         Ok(Self { args, config, files, recall, workers, acceptor, bound, admin, predecessor })
     }

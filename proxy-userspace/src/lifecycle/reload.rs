@@ -40,6 +40,7 @@ impl Server {
             warn!(key, "it has changed; that takes effect with the next start");
         }
         log_listeners(&self.bound, &bound, &config);
+        listener::guard(&config, &bound, Some((&self.shared.config, &self.bound)));
         self.shared.limits.change(&config.limits, possible(self.files, &bound));
         if let Some(kernel) = &self.kernel {
             kernel.handle().change_idle(config.timeouts.idle);

@@ -158,10 +158,16 @@ impl Inspected {
 }
 
 impl TurnedAway {
-    /// Tells the client, where its protocol has a word for it.
-    async fn dismiss(self) -> CloseReason {
-        if let (Stream::Plain(mut client), CloseReason::NameRefused) = (self.client, self.reason) {
-            tls::refuse_name(&mut client).await;
+    /// Tells the client, where its protocol has a word for it. At a port where TLS is spoken a web server tells it.
+    async fn dismiss(self, mode: Mode, patience: Duration) -> CloseReason {
+        match (self.client, self.reason) {
+            (Stream::Plain(mut client), CloseReason::NameRefused) => tls::refuse_name(&mut client).await,
+            (Stream::Plain(mut client), _) if matches!(mode, Mode::Auto { .. }) => {
+                tls::refuse_plain(&mut client, Instant::now() + patience).await;
+            }
+            (Stream::Plain(_), _) => {}
+            // The reason for which it got there stays, however that ends.
+            (Stream::Terminated(mut client), _) => drop(client.show_nothing(patience).await),
         }
         self.reason
     }
@@ -309,7 +315,7 @@ async fn serve(
                 forget_copies();
                 dialed
             }
-            Err(turned_away) => Err(turned_away.dismiss().await),
+            Err(turned_away) => Err(turned_away.dismiss(listener.mode, config.timeouts.inspect).await),
         }
     })
     .await;

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "this module is the fence around libc")]
 
 mod epoll;
+mod filter;
 mod process;
 mod result;
 mod shared;
@@ -11,6 +12,7 @@ mod tcp_info;
 pub(crate) mod testing;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
+pub(crate) use filter::{Instruction, MOST as FILTER_MOST, attach_filter, detach_filter};
 pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memory, trim_heap, wipe_stack};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{

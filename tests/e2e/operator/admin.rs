@@ -208,6 +208,74 @@ fn clients_that_say_nothing_do_not_keep_others_out() {
     exchange(&client, &server, b"hello");
 }
 
+/// Silent, slow at asking, slow at reading: nobody keeps health checks out.
+#[test]
+fn slow_clients_do_not_take_the_places_of_health_checks() {
+    let upstream = Upstream::new();
+    let setu = Setu::start(&with_admin(Path::Userspace, &upstream.address()));
+    let admin = setu.admin();
+    let mut held: Vec<TcpStream> = Vec::new();
+    for said in [&b""[..], b"GET / HTTP/1.1\r\nHo", b"G"] {
+        held.extend((0..40).map(|_| {
+            let mut stream = connect(admin);
+            stream.write_all(said).unwrap();
+            stream
+        }));
+        for path in ["/healthz", "/readyz"] {
+            let begun = Instant::now();
+            assert_eq!(get(admin, path).status, 200);
+            // Nobody is waited for: the deadline of a request is 5 s.
+            assert!(begun.elapsed() < Duration::from_secs(3), "{path} after {:?}", begun.elapsed());
+        }
+    }
+    // Those who ask, and read nothing: their documents have places of their own.
+    held.extend((0..40).map(|_| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+        socket.connect(&admin.into()).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\n\r\n").as_bytes()).unwrap();
+        stream
+    }));
+    for path in ["/healthz", "/readyz"] {
+        let begun = Instant::now();
+        assert_eq!(get(admin, path).status, 200);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{path} after {:?}", begun.elapsed());
+    }
+    // None of the silent is kept for long.
+    let first = held.remove(0);
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(end_of(&first).is_ok_and(|count| count == 0) || end_of(&first).is_err());
+}
+
+#[test]
+fn only_by_names_that_are_its_own_it_is_asked() {
+    let upstream = Upstream::new();
+    let network = setu_tests::netns::Netns::alone();
+    network.ip("address add 192.0.2.7/32 dev lo");
+    let text = with_admin(Path::Userspace, &upstream.address()).replace(
+        "[admin]\nbind = [\"127.0.0.1:0\"]",
+        "[admin]\nbind = [\"127.0.0.1:8199\", \"[::1]:8199\", \"192.0.2.7:8199\"]\nhosts = [\"setu.example\"]",
+    );
+    let mut setu = Setu::start_in(&text, Some(&network));
+    let status = |at: &str, host: &str| {
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        network.within(|| ask(at.parse().unwrap(), &request)).status
+    };
+    for at in ["127.0.0.1:8199", "[::1]:8199", "192.0.2.7:8199"] {
+        for host in [at, "localhost:8199", "setu.example", "SETU.example:443"] {
+            assert_eq!(status(at, host), 200, "{at} {host}");
+        }
+        for host in ["attacker.example", "setu.example.attacker.example:8199", "x.setu.example", ""] {
+            assert_eq!(status(at, host), 421, "{at} {host}");
+        }
+    }
+    // The names change with a reload.
+    setu.reload(&text.replace("setu.example", "other.example"));
+    assert_eq!(status("192.0.2.7:8199", "other.example"), 200);
+    assert_eq!(status("192.0.2.7:8199", "setu.example"), 421);
+}
+
 #[test]
 fn an_address_in_use_is_told_as_for_any_listener() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

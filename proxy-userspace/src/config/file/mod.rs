@@ -21,7 +21,7 @@ use super::{
     CertificateFiles, Config, Endpoint, Host, Limits, Mode, Route, Timeouts, Tls, Upstream, defaults,
     error::ConfigError, schema,
 };
-use crate::config::AllowList;
+use crate::config::{AllowList, is_host_name};
 use source::{Source, Text, Texts};
 
 #[derive(Deserialize, Default)]
@@ -101,6 +101,7 @@ struct RawDns {
 #[serde(deny_unknown_fields, default)]
 struct RawAdmin {
     bind: Option<Texts>,
+    hosts: Option<Texts>,
 }
 
 #[derive(Deserialize, Default)]
@@ -174,6 +175,13 @@ impl File {
             let taken: Vec<_> =
                 config.listeners.iter().flat_map(|listener| &listener.bind).copied().collect();
             config.admin = source.bind("admin.bind", bind, &taken)?;
+        }
+        if let Some(hosts) = &self.admin.hosts {
+            let parse = |text: &str| match is_host_name(text) {
+                true => Ok(text.trim_end_matches('.').to_ascii_lowercase()),
+                false => Err("is no name of a host"),
+            };
+            config.admin_hosts = source.list("admin.hosts", hosts, schema::HOST_NAME, parse)?;
         }
         if let Some(listeners) = &self.listener {
             for raw in listeners {

@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, io, os::fd::AsFd as _, pin::Pin, sync::Arc, task::Poll};
 
-use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
+use rustls::{HandshakeKind, ProtocolVersion, server};
 use thiserror::Error;
 use tokio::{
     io::AsyncWrite as _,
@@ -10,11 +10,24 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::session::{End, Received, Session, SessionError};
+use super::{
+    ALPN, Settings,
+    session::{End, Received, Session, SessionError},
+    web,
+};
 use crate::{
     account::{CloseReason, Side},
+    front::inspect::{
+        client_hello::{self, ClientHello},
+        peek::{Bounds, Undecided, peek},
+    },
     sys,
 };
+
+/// What a record of a handshake begins with (`ContentType`, RFC 8446, section 5.1).
+pub(super) const HANDSHAKE: u8 = 22;
+/// A hello is looked at for what it offers up to so many bytes. Browsers send 2,000 at most.
+const HELLO: usize = 16 * 1024;
 
 /// What a failed client has sent and nobody read is thrown away, up to so many bytes.
 const DISCARDED: usize = 256 * 1024;
@@ -28,6 +41,9 @@ pub enum TlsFailure {
     /// The client finished or reset the connection.
     #[error("the client went away: {0}")]
     ClientGone(io::Error),
+    /// The client did not begin with TLS. It was answered as a web server answers that.
+    #[error("the client does not speak TLS")]
+    NotTls,
     /// What the client sent is not TLS, or not TLS that setu speaks. It was told so by an alert.
     #[error("{0}")]
     Protocol(rustls::Error),
@@ -43,7 +59,7 @@ impl TlsFailure {
                 CloseReason::ClientLeft
             }
             Self::ClientGone(error) => CloseReason::broken(Side::Client, error),
-            Self::Protocol(_) => CloseReason::TlsFailed,
+            Self::Protocol(_) | Self::NotTls => CloseReason::TlsFailed,
         }
     }
 }
@@ -72,10 +88,18 @@ pub struct Terminated {
 /// # Errors
 /// See [`TlsFailure`]. After a breach of the protocol the client gets the alert, then FIN.
 pub async fn accept(
-    stream: TcpStream,
-    config: Arc<ServerConfig>,
+    mut stream: TcpStream,
+    settings: Arc<Settings>,
     deadline: Instant,
 ) -> Result<Terminated, TlsFailure> {
+    let config = match offer(&stream, deadline).await? {
+        Offer::Web => settings.web.clone(),
+        Offer::Other => settings.other.clone(),
+        Offer::NotTls => {
+            web::refuse_plain(&mut stream, deadline).await;
+            return Err(TlsFailure::NotTls);
+        }
+    };
     let session = Session::new(config).map_err(TlsFailure::Protocol)?;
     let mut terminated = Terminated { stream, session, first: Vec::new(), end: None };
     let handshake = async {
@@ -89,6 +113,50 @@ pub async fn accept(
     };
     timeout_at(deadline, handshake).await.map_err(|_| TlsFailure::TimedOut)??;
     Ok(terminated)
+}
+
+/// What a client offers.
+enum Offer {
+    /// TLS, and [`ALPN`] inside.
+    Web,
+    /// TLS, or what rustls is to judge.
+    Other,
+    /// No TLS.
+    NotTls,
+}
+
+/// Looks at a client's first bytes.
+async fn offer(stream: &TcpStream, deadline: Instant) -> Result<Offer, TlsFailure> {
+    let bounds = Bounds { bytes: HELLO, deadline };
+    let offer = peek(stream, bounds, |bytes| match bytes {
+        [HANDSHAKE, ..] => match client_hello::parse(bytes) {
+            ClientHello::Incomplete => None,
+            _ => Some(if offers_web(bytes) { Offer::Web } else { Offer::Other }),
+        },
+        _ => Some(Offer::NotTls),
+    });
+    match offer.await {
+        Ok(offer) => Ok(offer),
+        Err(Undecided::TimedOut) => Err(TlsFailure::TimedOut),
+        Err(Undecided::Io(error)) => Err(TlsFailure::ClientGone(error)),
+        Err(Undecided::Ended { .. } | Undecided::TooLong) => Ok(Offer::Other),
+    }
+}
+
+/// Whether a hello offers [`ALPN`], in rustls' reading.
+fn offers_web(mut hello: &[u8]) -> bool {
+    let mut acceptor = server::Acceptor::default();
+    while matches!(acceptor.read_tls(&mut hello), Ok(1..)) {
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => {
+                let protocols = accepted.client_hello().alpn();
+                return protocols.is_some_and(|mut all| all.any(|one| one == ALPN));
+            }
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 impl Terminated {

@@ -12,6 +12,7 @@ mod settings;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod web;
 
 use std::{
     fs,
@@ -33,6 +34,7 @@ pub use handshake::{Terminated, TlsFailure, accept};
 pub(crate) use handshake::{let_go, refuse_name};
 pub(crate) use session::{End, ForwardError, Received, Session, SessionError};
 pub use settings::TlsSettings;
+pub(crate) use web::refuse_plain;
 
 use certificate::Certificate;
 
@@ -40,13 +42,26 @@ use certificate::Certificate;
 /// mounted volumes that are replaced under it, as certbot and Kubernetes do; and nobody waits for a new certificate.
 const WATCH: Duration = Duration::from_secs(5);
 
+/// The protocol that is agreed on with those who offer it.
+const ALPN: &[u8] = b"http/1.1";
+
 /// What every handshake needs.
 #[derive(Debug)]
 pub struct Acceptor {
-    current: RwLock<Arc<ServerConfig>>,
+    current: RwLock<Arc<Settings>>,
     loaded: Mutex<Loaded>,
     /// Stays when the certificate changes, so that clients can still resume.
     tickets: Arc<dyn ProducesTickets>,
+}
+
+/// What a handshake goes by. ALPN is answered as nginx does without HTTP/2, before its version 1.21.4: whoever offers
+/// `http/1.1` gets it, and whoever offers something else gets no answer to that, where later ones end the handshake.
+/// Clients of chat are not to be turned away for what they offer.
+#[derive(Debug)]
+pub struct Settings {
+    /// For those who offer [`ALPN`].
+    web: Arc<ServerConfig>,
+    other: Arc<ServerConfig>,
 }
 
 /// Where the current certificate is from.
@@ -68,7 +83,7 @@ impl Acceptor {
     pub fn new(settings: TlsSettings) -> Result<Self, CertificateError> {
         let Certificate { certified, description } = certificate::load(&settings)?;
         let tickets = aws_lc_rs::Ticketer::new().map_err(CertificateError::Crypto)?;
-        let config = server_config(certified, tickets.clone()).map_err(CertificateError::Crypto)?;
+        let config = settings_of(certified, tickets.clone()).map_err(CertificateError::Crypto)?;
         let stamps = stamps(&settings);
         announce(&description);
         Ok(Self {
@@ -79,7 +94,7 @@ impl Acceptor {
     }
 
     /// For the next handshake.
-    pub fn config(&self) -> Arc<ServerConfig> {
+    pub fn config(&self) -> Arc<Settings> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -109,7 +124,7 @@ impl Acceptor {
         if description.fingerprint != loaded.description.fingerprint {
             announce(&description);
         }
-        let config = server_config(certified, self.tickets.clone()).map_err(CertificateError::Crypto)?;
+        let config = settings_of(certified, self.tickets.clone()).map_err(CertificateError::Crypto)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         loaded.description = description;
         loaded.settings = settings.clone();
@@ -160,10 +175,10 @@ fn stamps(settings: &TlsSettings) -> Vec<Stamp> {
     settings.files().iter().map(|file| stamp(file)).collect()
 }
 
-fn server_config(
+fn settings_of(
     certified: rustls::sign::CertifiedKey,
     tickets: Arc<dyn ProducesTickets>,
-) -> Result<ServerConfig, rustls::Error> {
+) -> Result<Settings, rustls::Error> {
     // Its groups begin with X25519, the cheapest; what the chat protocol sends inside is encrypted once more.
     let mut config = ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
         .with_safe_default_protocol_versions()?
@@ -174,5 +189,7 @@ fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     // A client that comes back needs one. Each costs a write and a packet.
     config.send_tls13_tickets = 1;
-    Ok(config)
+    let other = Arc::new(config.clone());
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Settings { web: Arc::new(config), other })
 }

@@ -225,6 +225,19 @@ impl Session {
         })
     }
 
+    /// Sends plaintext of setu's own. Only for a session that is not handshaking and not blocked.
+    pub(crate) fn say(
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut WriteHalf<'_>,
+        bytes: &[u8],
+    ) -> Result<(), SessionError> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.encrypt(Some(bytes), &mut scratch.ciphertext).map_err(SessionError::Protocol)?;
+            self.send(cx, destination, &mut scratch.ciphertext).map_err(SessionError::Socket)
+        })
+    }
+
     /// Sends `close_notify`; after it nothing is sent any more.
     pub(crate) fn close(
         &mut self,

@@ -86,7 +86,7 @@ fn openssl_reads_a_made_certificate() {
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    for part in ["prime256v1", "DNS:proxy.example.org", "CA:FALSE", "CN = proxy.example.org"] {
+    for part in ["prime256v1", "DNS:proxy.example.org", "CA:TRUE", "CN = proxy.example.org"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let printed = description.to_string();

@@ -57,6 +57,11 @@ impl Instance {
         }
     }
 
+    /// `admin.hosts`.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        self.shared.borrow().config.admin_hosts.clone()
+    }
+
     /// The link for phones to the host that a query names (`host=HOST`), or else to the first of `tls.names`.
     ///
     /// # Errors

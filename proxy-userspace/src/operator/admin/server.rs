@@ -2,8 +2,17 @@
 //!
 //! It shares a thread with what keeps names and health up to date, so it is kept small: few connections at once, one
 //! request each, and not for long.
+//!
+//! Nobody can keep others from `/healthz` and `/readyz`. Of those who have not asked yet the one that has waited
+//! longest makes room for a new one; what is read slowly has [`DOCUMENTS`] places, and those two need none, because
+//! their answers are small enough to be sent at once.
 
-use std::{io, net, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io, net,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -15,8 +24,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{self, AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
@@ -30,8 +39,9 @@ use crate::{
     front::listener::{BindError, bind_admin},
 };
 
-/// Connections at once; more wait to be accepted.
-const CONNECTIONS: usize = 16;
+/// Connections at once that have not asked yet, and documents that are being sent.
+const WAITING: usize = 16;
+const DOCUMENTS: usize = 16;
 /// A request must be there after this, and the connection over after [`CONNECTION_TIMEOUT`].
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
@@ -76,7 +86,7 @@ impl Sockets {
     /// Serves for ever, and takes the samples of the last hour.
     pub(crate) async fn serve(self, instance: Instance) {
         let instance = Arc::new(instance);
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let room = Arc::new(Room::new());
         let mut accepting = JoinSet::new();
         for socket in self.0 {
             accepting.spawn(accept(socket, instance.clone(), room.clone()));
@@ -85,37 +95,75 @@ impl Sockets {
     }
 }
 
-async fn accept(socket: net::TcpListener, instance: Arc<Instance>, room: Arc<Semaphore>) {
+/// Who is in.
+struct Room {
+    /// Those who have not asked yet, the oldest first.
+    waiting: Mutex<VecDeque<(task::Id, AbortHandle)>>,
+    documents: Arc<Semaphore>,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { waiting: Mutex::default(), documents: Arc::new(Semaphore::new(DOCUMENTS)) }
+    }
+
+    /// Takes a connection in. Who has waited longest leaves for it.
+    fn enter(&self, connection: AbortHandle) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push_back((connection.id(), connection));
+        if waiting.len() > WAITING
+            && let Some((_, oldest)) = waiting.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+
+    /// The connection of this task has asked, or is over.
+    fn asked(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|(id, _)| Some(*id) != task::try_id());
+    }
+}
+
+async fn accept(socket: net::TcpListener, instance: Arc<Instance>, room: Arc<Room>) {
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => return warn!(%error, "the admin endpoint is not served"),
     };
     loop {
-        // It is never closed.
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
         match socket.accept().await {
             Ok((client, _)) => {
-                let instance = instance.clone();
-                tokio::spawn(async move {
-                    if timeout(CONNECTION_TIMEOUT, connection(client, &instance)).await.is_err() {
+                let (instance, inside) = (instance.clone(), room.clone());
+                let task = tokio::spawn(async move {
+                    if timeout(CONNECTION_TIMEOUT, connection(client, &instance, &inside)).await.is_err() {
                         debug!("a connection to the admin endpoint took too long");
                     }
-                    drop(permit);
+                    inside.asked();
                 });
+                room.enter(task.abort_handle());
+                // Whoever asks at once is heard before the next comes.
+                task::yield_now().await;
             }
             Err(_) => sleep(PAUSE).await,
         }
     }
 }
 
-async fn connection(client: TcpStream, instance: &Instance) {
-    // Whoever reaches a loopback address under another name was sent there by that name's owner (DNS rebinding).
-    let local = client.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+async fn connection(client: TcpStream, instance: &Instance, room: &Room) {
+    // To the end of the connection, when the document is sent.
+    let place = Mutex::new(None::<OwnedSemaphorePermit>);
     let answer = |request: Request<Incoming>| {
-        let response = if local && !is_local_name(request.headers().get(HOST)) {
-            plain(StatusCode::MISDIRECTED_REQUEST, "ask by address, or as localhost\n")
-        } else {
+        room.asked();
+        let response = if !is_own_name(request.headers().get(HOST), &instance.hosts()) {
+            let remedy = "ask by address, or as localhost, or name this host in admin.hosts\n";
+            plain(StatusCode::MISDIRECTED_REQUEST, remedy)
+        } else if matches!(request.uri().path(), "/healthz" | "/readyz") {
             respond(&request, instance)
+        } else if let Ok(permit) = room.documents.clone().try_acquire_owned() {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+            respond(&request, instance)
+        } else {
+            plain(StatusCode::SERVICE_UNAVAILABLE, "too many read slowly, ask again\n")
         };
         std::future::ready(Ok::<_, io::Error>(response))
     };
@@ -131,8 +179,9 @@ async fn connection(client: TcpStream, instance: &Instance) {
     }
 }
 
-/// Whether the name by which a client asks is one that nobody else can own: an address, or localhost (RFC 6761).
-fn is_local_name(host: Option<&HeaderValue>) -> bool {
+/// Whether the name by which a client asks is one of these, or one that nobody else can own: an address, or localhost
+/// (RFC 6761). Whoever asks by another was sent here by that name's owner (DNS rebinding), whatever address this is.
+fn is_own_name(host: Option<&HeaderValue>, hosts: &[String]) -> bool {
     // HTTP/1.0 has none, and browsers do not speak it.
     let Some(host) = host else { return true };
     let Ok(host) = host.to_str() else { return false };
@@ -141,7 +190,10 @@ fn is_local_name(host: Option<&HeaderValue>) -> bool {
     });
     let inner = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let is_ip = inner.unwrap_or(name).parse::<net::IpAddr>().is_ok();
-    is_ip || name.eq_ignore_ascii_case("localhost")
+    let name = name.strip_suffix('.').unwrap_or(name);
+    is_ip
+        || name.eq_ignore_ascii_case("localhost")
+        || hosts.iter().any(|host| name.eq_ignore_ascii_case(host))
 }
 
 fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
@@ -229,16 +281,30 @@ mod tests {
 
     #[test]
     fn only_names_that_nobody_else_can_own() {
-        let local = |host: &str| is_local_name(Some(&HeaderValue::from_str(host).unwrap()));
-        for host in ["127.0.0.1:8199", "127.0.0.1", "[::1]:8199", "localhost:8199", "LOCALHOST", "192.0.2.1"]
-        {
+        let hosts = ["setu.example".to_owned()];
+        let local = |host: &str| is_own_name(Some(&HeaderValue::from_str(host).unwrap()), &hosts);
+        for host in [
+            "127.0.0.1:8199",
+            "127.0.0.1",
+            "[::1]:8199",
+            "localhost:8199",
+            "LOCALHOST",
+            "192.0.2.1",
+            "Setu.Example.:443",
+        ] {
             assert!(local(host), "{host}");
         }
-        for host in
-            ["evil.example:8199", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1", ":1"]
-        {
+        for host in [
+            "evil.example:8199",
+            "sub.setu.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "",
+            "[::1",
+            ":1",
+        ] {
             assert!(!local(host), "{host}");
         }
-        assert!(is_local_name(None));
+        assert!(is_own_name(None, &hosts));
     }
 }

@@ -72,8 +72,7 @@ impl Kind {
 impl Class {
     /// The reasons for which such a client's connection may end.
     fn reasons(self, kind: Kind) -> &'static [&'static str] {
-        // What the web server, or rustls after a hello that the parser here would not let through, makes of it.
-        const WEB: &[&str] = &["client_closed", "upstream_closed", "client_reset", "upstream_reset"];
+        // What rustls makes of a hello that the parser here would not let through.
         const TLS: &[&str] = &["tls_failed", "client_left"];
         match (kind, self) {
             (_, Self::Silent) => &["client_left"],
@@ -84,20 +83,10 @@ impl Class {
             (Kind::Chat, Self::CutChat) => &["client_left"],
             (Kind::Chat, _) => &["not_chat"],
             (Kind::ChatTls, _) => TLS,
-            (Kind::Auto, Self::Text) => &["not_chat"],
-            (Kind::Auto, Self::Malformed) => &["tls_failed", "client_left", "not_chat"],
-            (Kind::Auto, Self::Name | Self::Address) => TLS,
-            (Kind::Auto, Self::CutHello | Self::CutChat) => &["client_left"],
-            (Kind::AutoFallback, Self::Text | Self::CutChat) => WEB,
-            (Kind::AutoFallback, Self::Name | Self::Address) => TLS,
-            (Kind::AutoFallback, Self::Malformed | Self::CutHello) => &[
-                "tls_failed",
-                "client_left",
-                "client_closed",
-                "upstream_closed",
-                "client_reset",
-                "upstream_reset",
-            ],
+            (Kind::Auto | Kind::AutoFallback, Self::Text) => &["not_chat"],
+            (Kind::Auto | Kind::AutoFallback, Self::Malformed) => &["tls_failed", "client_left", "not_chat"],
+            (Kind::Auto | Kind::AutoFallback, Self::Name | Self::Address) => TLS,
+            (Kind::Auto | Kind::AutoFallback, Self::CutHello | Self::CutChat) => &["client_left"],
         }
     }
 }
@@ -419,8 +408,6 @@ fn slow(setu: &Setu, kind: Kind) {
     let listener = kind.name(true);
     let late = match kind {
         Kind::ChatTls => &["handshake_timeout"][..],
-        // The web server may be told of silence; what it does about it is its affair.
-        Kind::AutoFallback => return,
         _ => &["inspect_timeout"],
     };
     let opening = if kind == Kind::Chat { &b"ED\0\x01\0\x0f\xff"[..] } else { &honest };
@@ -473,9 +460,14 @@ fn headers_of_strangers_are_not_believed(path: Path) {
         for header in TOLD {
             let reasons = match kind {
                 // One port takes clients, too: theirs is no header there, nor anything else that setu knows.
-                Kind::Auto => &["not_chat"][..],
-                Kind::AutoFallback => &["client_closed", "upstream_closed", "client_reset", "upstream_reset"],
-                _ => &["proxy_untrusted"],
+                Kind::Auto | Kind::AutoFallback => &["not_chat"][..],
+                // No SYN of a stranger is answered.
+                _ => {
+                    let at = setu.address(&kind.name(true));
+                    let refused = TcpStream::connect_timeout(&at, Duration::from_millis(500));
+                    assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut, "{kind:?}");
+                    continue;
+                }
             };
             let opening = [header, b"WA\x06\x03"].concat();
             expect(&setu, &kind.name(true), reasons, 1, |at| probe(at, &opening));
