@@ -58,7 +58,8 @@ impl Config {
                 writeln!(formatter, "gate = {gate}")?;
             }
         }
-        writeln!(formatter, "accept_proxy_protocol = {}", listener.accept_proxy_protocol)
+        writeln!(formatter, "accept_proxy_protocol = {}", listener.accept_proxy_protocol)?;
+        writeln!(formatter, "dial = \"{}\"", listener.dial)
     }
 }
 

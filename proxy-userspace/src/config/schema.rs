@@ -69,6 +69,7 @@ macro_rules! keys {
 pub(super) const BIND: &str = "write IP:port, for example \"0.0.0.0:5222\" or \"[::]:5222\"";
 pub(super) const BYTES: &str = "write a size such as \"256MiB\" or \"1GiB\"";
 pub(super) const CLIENT_ADDRESSES: &str = "write \"never\", \"truncated\" or \"full\"";
+pub(super) const DIAL: &str = "write \"first_byte\" or \"accept\"";
 pub(super) const ENDPOINT: &str = "write host:port, an IPv6 address in brackets";
 pub(super) const FALLBACK: &str = "write IP:port of your web server, for example \"127.0.0.1:8081\"";
 pub(super) const LIMIT: &str = "write a number; 0 is no limit";
@@ -153,6 +154,10 @@ const LISTENER: &[Key] = keys! {
     /// Your web server, for what is neither chat nor media; it may be on this machine. What came inside TLS reaches
     /// it in plain. In mode `auto` alone, with the gate.
     key("fallback", Form::Text(FALLBACK)),
+    /// When the upstream is dialed. `"first_byte"`: when the client's first byte is there, inside its TLS where that ends
+    /// here; who is silent for `timeouts.inspect` is closed, and has cost the upstream nothing. `"accept"`: at once, for
+    /// protocols in which the server speaks first; only for chat without a gate.
+    key("dial", Form::Text(DIAL)),
 };
 
 const UPSTREAMS: &[Key] = keys! {
@@ -173,7 +178,8 @@ const UPSTREAMS: &[Key] = keys! {
 const TIMEOUTS: &[Key] = keys! {
     /// For an upstream to answer, over all its endpoints and their addresses.
     key("connect", Form::Text(TIME)),
-    /// For what setu must see of a client first: a PROXY header, a ClientHello, the beginning of chat behind a gate.
+    /// For what setu must see of a client first: a PROXY header, a ClientHello, the first byte of chat, or its beginning
+    /// behind a gate.
     key("inspect", Form::Text(TIME)),
     /// For a client's TLS handshake, where TLS ends here.
     key("handshake", Form::Text(TIME)),
@@ -445,7 +451,7 @@ mod tests {
     }
 
     /// Keys that the example leaves to setu.toml(5): few operators need them.
-    const NOT_IN_THE_EXAMPLE: [&str; 19] = [
+    const NOT_IN_THE_EXAMPLE: [&str; 20] = [
         "dns.servers",
         "limits.connections",
         "limits.exempt",
@@ -455,6 +461,7 @@ mod tests {
         "limits.per_source_rate",
         "listener.accept_proxy_protocol",
         "listener.chat",
+        "listener.dial",
         "listener.fallback",
         "listener.gate",
         "listener.media",

@@ -2,7 +2,7 @@
 
 use setu_tests::{
     Path, Setu, config,
-    peers::{Upstream, connect, end_of, exchange},
+    peers::{Upstream, call, end_of, exchange},
 };
 
 /// What a line of the log begins with after the time: its level and its target.
@@ -62,7 +62,7 @@ fn one_part_can_tell_more_than_the_others() {
     let nobody = Upstream::new().address();
     let setup = config(Path::Userspace, &nobody, "");
     let mut setu = Setu::start_logging(&setup, None, "info,setu::upstream=debug");
-    assert_eq!(end_of(&connect(setu.address("chat"))).unwrap_or(0), 0);
+    assert_eq!(end_of(&call(setu.address("chat"))).unwrap_or(0), 0);
     setu.wait_count("not connected", 1);
     let transcript = setu.transcript();
     assert!(setu.stop().0.success());
