@@ -221,6 +221,19 @@ impl Upstream {
         patient(self.0.accept().expect("nobody connects").0)
     }
 
+    /// The next connection, if one comes within so long.
+    #[must_use]
+    pub fn comes_within(&self, time: Duration) -> Option<TcpStream> {
+        SockRef::from(&self.0).set_read_timeout(Some(time)).unwrap();
+        match uninterrupted(|| self.0.accept()) {
+            Ok((stream, _)) => Some(patient(stream)),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                None
+            }
+        }
+    }
+
     /// The connection of the next client that did [`call`], whose opening is read. Checks, which say nothing, are passed
     /// over.
     #[must_use]

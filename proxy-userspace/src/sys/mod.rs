@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "this module is the fence around libc")]
 
 mod epoll;
+mod memory;
 mod process;
 mod result;
 mod shared;
@@ -11,10 +12,11 @@ mod tcp_info;
 pub(crate) mod testing;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
-pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memory, trim_heap};
+pub(crate) use memory::available_memory;
+pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, trim_heap};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
-    Pipe, bound_receive_buffer, cookie, discard, lock_receive_buffer, peek, queued, receive,
+    Pipe, bound_receive_buffer, cookie, discard, held, lock_receive_buffer, peek, queued, receive,
     set_bind_address_no_port, set_receive_low_water, splice_in, splice_out, unacknowledged,
 };
 pub(crate) use tcp_info::{TcpInfo, tcp_info};
