@@ -196,7 +196,8 @@ const TIMEOUTS: &[Key] = keys! {
 };
 
 const LIMITS: &[Key] = keys! {
-    /// At once, on all listeners together; others are refused. There are never more than open files and memory allow.
+    /// At once, on all listeners together; others are refused. There are never more than open files and memory allow, and
+    /// by default no more than there are source ports for.
     /// When a reload raises it, the kernel path has room for as many as before, and the others go through userspace.
     key("connections", Form::Number(POSITIVE)),
     /// At once from one source. Behind a carrier's NAT thousands of phones may be one source.

