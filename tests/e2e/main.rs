@@ -8,6 +8,7 @@
 //!   - `reference`: clients and upstreams see what they see of the reference
 //! - `front_door`: clients are led where they want to go, and nobody else anywhere
 //!   - `one_port`: one port takes chat, media and visitors of the operator's web server
+//!   - `dial`: an upstream is dialed when the client has spoken, and spared those that leave
 //!   - `destinations`: no name leads into private networks, or back to setu
 //!   - `certificate`: it is kept, shown, and renewed while setu runs
 //!   - `prober`: who probes meets a web server like many others, or nobody
@@ -21,6 +22,7 @@
 //!   - `buffers`: what a flow in userspace holds while its reader stalls
 //!   - `kernel`: what a flow in the kernel holds, and that it wakes nobody
 //!   - `idle_tls`: what an idle client inside TLS holds
+//!   - `memory`: a small container is not killed, however many readers stall in it
 //!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
 //! - `security`: setu tells nothing of its clients, and could do little to the machine
 //!   - `privacy`: no client's address is in anything that setu writes, unless that is configured
@@ -52,6 +54,7 @@ mod compatibility {
 mod front_door {
     mod certificate;
     mod destinations;
+    mod dial;
     mod one_port;
     mod prober;
     mod probes;
@@ -67,6 +70,7 @@ mod limits {
     mod hostile;
     mod idle_tls;
     mod kernel;
+    mod memory;
 }
 mod security {
     mod memory;

@@ -3,6 +3,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
 pub mod admin;
+pub mod cgroup;
 pub mod delay;
 pub mod dns;
 pub mod level;

@@ -9,7 +9,7 @@ use std::{net::TcpStream, process::Command};
 use crate::{
     Path, Setu, config,
     netns::Netns,
-    peers::{Upstream, connect},
+    peers::{Upstream, call},
 };
 
 /// The proxy as clients see it.
@@ -93,18 +93,18 @@ impl Network {
         self.servers.within(|| Upstream::on(&format!("{host}:0")))
     }
 
-    /// A client.
+    /// A client, which has spoken.
     #[must_use]
     pub fn client(&self, setu: &Setu) -> TcpStream {
         let proxy = setu.address("chat");
-        self.clients.within(|| connect(proxy))
+        self.clients.within(|| call(proxy))
     }
 
     /// A client and the upstream's end.
     #[must_use]
     pub fn flow(&self, setu: &Setu, upstream: &Upstream) -> (TcpStream, TcpStream) {
         let client = self.client(setu);
-        (client, upstream.accept())
+        (client, upstream.answer())
     }
 
     /// Loses packets on the proxy's host, both ways, until [`Self::mend`]: a match of nftables for one device, such as

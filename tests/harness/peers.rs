@@ -178,6 +178,18 @@ fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
+/// What a client says when there is nothing to say: setu dials nothing for one that is silent.
+const OPENING: &[u8] = b"\n";
+
+/// Connects as a client that speaks first.
+#[must_use]
+pub fn call(to: SocketAddr) -> TcpStream {
+    let mut client = connect(to);
+    // Whoever is not let in finds out by reading.
+    let _ = client.write_all(OPENING);
+    client
+}
+
 /// An upstream that the test plays.
 #[derive(Debug)]
 pub struct Upstream(TcpListener);
@@ -209,11 +221,41 @@ impl Upstream {
         patient(self.0.accept().expect("nobody connects").0)
     }
 
+    /// The next connection, if one comes within so long.
+    #[must_use]
+    pub fn comes_within(&self, time: Duration) -> Option<TcpStream> {
+        SockRef::from(&self.0).set_read_timeout(Some(time)).unwrap();
+        match uninterrupted(|| self.0.accept()) {
+            Ok((stream, _)) => Some(patient(stream)),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                None
+            }
+        }
+    }
+
+    /// The connection of the next client that did [`call`], whose opening is read. Checks, which say nothing, are passed
+    /// over.
+    #[must_use]
+    pub fn answer(&self) -> TcpStream {
+        loop {
+            let mut server = self.accept();
+            let mut opening = [0; OPENING.len()];
+            match server.read_exact(&mut opening) {
+                Ok(()) => {
+                    assert_eq!(opening, OPENING);
+                    return server;
+                }
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "no opening"),
+            }
+        }
+    }
+
     /// Connects a client through a proxy: both ends.
     #[must_use]
     pub fn connect(&self, proxy: SocketAddr) -> (TcpStream, TcpStream) {
-        let client = connect(proxy);
-        (client, self.accept())
+        let client = call(proxy);
+        (client, self.answer())
     }
 
     /// Answers every connection with what it sends, until the process ends.

@@ -22,7 +22,7 @@ pub(super) async fn run(
 ) -> Result<(Outcome, Vec<TcpStream>)> {
     let begun = Instant::now();
     let held = match reading {
-        Reading::Nothing => connection::open_many(connections, || connection::open(to)).await?,
+        Reading::Nothing => connection::open_many(connections, || speak(to)).await?,
         Reading::Never => ask(to, connections).await?,
         Reading::AtFirst(milliseconds) => {
             let held = ask(to, connections).await?;
@@ -36,6 +36,13 @@ pub(super) async fn run(
     };
     time::sleep(time).await;
     Ok((Outcome { seconds: begun.elapsed().as_secs_f64(), work: connections as u64, latency: None }, held))
+}
+
+/// Opens a connection on which a message was exchanged: nobody dials for a client that has said nothing.
+async fn speak(to: SocketAddr) -> Result<TcpStream> {
+    let mut stream = connection::open(to).await?;
+    connection::echo(&mut stream, b"hello", &mut Vec::new()).await?;
+    Ok(stream)
 }
 
 /// Opens connections on which the server sends.

@@ -90,6 +90,8 @@ reasons! {
     LimitPerSource = "limit_per_source",
     /// The client's source opens connections faster than `limits.per_source_rate`.
     LimitRate = "limit_rate",
+    /// Memory was short, and of the flows that stalled this one held the most.
+    MemoryPressure = "memory_pressure",
     /// setu was told to stop.
     Shutdown = "shutdown",
     /// setu ran out of descriptors, ports or memory.

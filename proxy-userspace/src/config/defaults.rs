@@ -9,8 +9,8 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    ClientAddresses, Config, Endpoint, Host, Limits, Listener, Mode, PathChoice, Route, SendProxyProtocol,
-    Timeouts, Tls, Upstream, UpstreamId,
+    ClientAddresses, Config, Dial, Endpoint, Host, Limits, Listener, Mode, PathChoice, Route,
+    SendProxyProtocol, Timeouts, Tls, Upstream, UpstreamId,
 };
 use crate::config::{AllowList, Pattern, Ranges};
 
@@ -61,6 +61,7 @@ pub(super) fn config() -> Config {
                 bind: vec![(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()],
                 mode,
                 accept_proxy_protocol,
+                dial: Dial::FirstByte,
             })
             .into(),
         upstreams: vec![

@@ -62,7 +62,8 @@ impl Config {
                 writeln!(formatter, "gate = {gate}")?;
             }
         }
-        writeln!(formatter, "accept_proxy_protocol = {}", listener.accept_proxy_protocol)
+        writeln!(formatter, "accept_proxy_protocol = {}", listener.accept_proxy_protocol)?;
+        writeln!(formatter, "dial = \"{}\"", listener.dial)
     }
 }
 
@@ -102,7 +103,7 @@ impl fmt::Display for Limits {
         writeln!(formatter, "\n[limits]")?;
         match connections {
             Some(connections) => writeln!(formatter, "connections = {connections}")?,
-            None => writeln!(formatter, "# connections: what open files and memory allow")?,
+            None => writeln!(formatter, "# connections: what open files, memory and source ports allow")?,
         }
         writeln!(formatter, "per_source = {}", count(per_source))?;
         writeln!(formatter, "per_source_rate = {}", count(per_source_rate))?;

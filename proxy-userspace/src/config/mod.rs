@@ -24,8 +24,8 @@ pub use names::{AllowList, Pattern, is_host_name};
 pub use network::{Ranges, is_public};
 pub use reference::{Entry, Section, reference};
 pub use types::{
-    CertificateFiles, ClientAddresses, Config, Limits, Listener, Mode, PathChoice, Route, SendProxyProtocol,
-    Timeouts, Tls, Upstream, UpstreamId,
+    CertificateFiles, ClientAddresses, Config, Dial, Limits, Listener, Mode, PathChoice, Route,
+    SendProxyProtocol, Timeouts, Tls, Upstream, UpstreamId,
 };
 
 impl Config {

@@ -69,6 +69,7 @@ macro_rules! keys {
 pub(super) const BIND: &str = "write IP:port, for example \"0.0.0.0:5222\" or \"[::]:5222\"";
 pub(super) const BYTES: &str = "write a size such as \"256MiB\" or \"1GiB\"";
 pub(super) const CLIENT_ADDRESSES: &str = "write \"never\", \"truncated\" or \"full\"";
+pub(super) const DIAL: &str = "write \"first_byte\" or \"accept\"";
 pub(super) const ENDPOINT: &str = "write host:port, an IPv6 address in brackets";
 pub(super) const FALLBACK: &str = "write IP:port of your web server, for example \"127.0.0.1:8081\"";
 pub(super) const HOST_NAME: &str = "write a name without a port, for example \"setu.example.org\"";
@@ -155,6 +156,10 @@ const LISTENER: &[Key] = keys! {
     /// Without one a page says that there is nothing. In the clear HTTP is refused, as at any port of TLS. In mode
     /// `auto` alone, with the gate.
     key("fallback", Form::Text(FALLBACK)),
+    /// When the upstream is dialed. `"first_byte"`: when the client's first byte is there, inside its TLS where that ends
+    /// here; who is silent for `timeouts.inspect` is closed, and has cost the upstream nothing. `"accept"`: at once, for
+    /// protocols in which the server speaks first; only for chat without a gate.
+    key("dial", Form::Text(DIAL)),
 };
 
 const UPSTREAMS: &[Key] = keys! {
@@ -175,7 +180,8 @@ const UPSTREAMS: &[Key] = keys! {
 const TIMEOUTS: &[Key] = keys! {
     /// For an upstream to answer, over all its endpoints and their addresses.
     key("connect", Form::Text(TIME)),
-    /// For what setu must see of a client first: a PROXY header, a ClientHello, the beginning of chat behind a gate.
+    /// For what setu must see of a client first: a PROXY header, a ClientHello, the first byte of chat, or its beginning
+    /// behind a gate.
     key("inspect", Form::Text(TIME)),
     /// For a client's TLS handshake, where TLS ends here.
     key("handshake", Form::Text(TIME)),
@@ -192,7 +198,8 @@ const TIMEOUTS: &[Key] = keys! {
 };
 
 const LIMITS: &[Key] = keys! {
-    /// At once, on all listeners together; others are refused. There are never more than open files and memory allow.
+    /// At once, on all listeners together; others are refused. There are never more than open files and memory allow, and
+    /// by default no more than there are source ports for.
     /// When a reload raises it, the kernel path has room for as many as before, and the others go through userspace.
     key("connections", Form::Number(POSITIVE)),
     /// At once from one source. Behind a carrier's NAT thousands of phones may be one source.
@@ -450,7 +457,7 @@ mod tests {
     }
 
     /// Keys that the example leaves to setu.toml(5): few operators need them.
-    const NOT_IN_THE_EXAMPLE: [&str; 20] = [
+    const NOT_IN_THE_EXAMPLE: [&str; 21] = [
         "admin.hosts",
         "dns.servers",
         "limits.connections",
@@ -461,6 +468,7 @@ mod tests {
         "limits.per_source_rate",
         "listener.accept_proxy_protocol",
         "listener.chat",
+        "listener.dial",
         "listener.fallback",
         "listener.gate",
         "listener.media",

@@ -84,6 +84,16 @@ keywords! {
 }
 
 keywords! {
+    /// When a client's upstream is dialed.
+    pub enum Dial {
+        /// When the client's first byte is there, so that who is silent costs no connection of the upstream's side.
+        FirstByte = "first_byte",
+        /// As soon as the client was accepted: for protocols in which the server speaks first.
+        Accept = "accept",
+    }
+}
+
+keywords! {
     /// What logs may tell of clients' addresses.
     pub enum ClientAddresses {
         /// Nothing.
@@ -154,6 +164,9 @@ pub struct Listener {
     pub mode: Mode,
     /// Whether each connection begins with a PROXY header.
     pub accept_proxy_protocol: bool,
+    /// When the upstream is dialed. [`Dial::Accept`] only for chat without a gate: the other modes must see what a client
+    /// says.
+    pub dial: Dial,
 }
 
 /// Names an upstream of the same [`Config`].

@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use crate::{
     account::{CloseReason, Side},
-    config::{AllowList, Mode, Timeouts},
+    config::{AllowList, Dial, Mode, Timeouts},
     front::{
         inspect::{
             LIMIT,
@@ -66,6 +66,8 @@ pub(crate) enum Name {
 /// What inspection goes by.
 pub(crate) struct Rules<'a> {
     pub(crate) mode: Mode,
+    /// Without a gate: whether the client must have spoken.
+    pub(crate) dial: Dial,
     pub(crate) timeouts: &'a Timeouts,
     /// The names by which [`Mode::Auto`] knows media clients.
     pub(crate) media: &'a AllowList,
@@ -85,7 +87,12 @@ impl Rules<'_> {
     ) -> Result<(Stream, Wish), CloseReason> {
         let bounds = Bounds { bytes: LIMIT, deadline };
         match self.mode {
-            Mode::Chat { gate: false, .. } => Ok((Stream::Plain(client), Wish::Chat)),
+            Mode::Chat { gate: false, .. } => {
+                if self.dial == Dial::FirstByte {
+                    peek(&client, bounds, has_spoken).await?;
+                }
+                Ok((Stream::Plain(client), Wish::Chat))
+            }
             Mode::Chat { gate: true, .. } => {
                 let is_chat = peek(&client, bounds, is_chat).await?;
                 Ok((Stream::Plain(client), if is_chat { Wish::Chat } else { Wish::Other }))
@@ -151,9 +158,19 @@ impl Rules<'_> {
             if inside.map_err(|failure| failure.close_reason())? != Some(true) {
                 wish = Wish::Other;
             }
+        } else if self.dial == Dial::FirstByte {
+            let spoken = terminated.first_bytes(within(self.timeouts.inspect), LIMIT, has_spoken).await;
+            if spoken.map_err(|failure| failure.close_reason())?.is_none() {
+                let left = terminated.end.is_some();
+                return Err(if left { CloseReason::ClientLeft } else { CloseReason::InspectTimeout });
+            }
         }
         Ok((Stream::Terminated(Box::new(terminated)), wish))
     }
+}
+
+fn has_spoken(bytes: &[u8]) -> Option<()> {
+    (!bytes.is_empty()).then_some(())
 }
 
 fn is_chat(bytes: &[u8]) -> Option<bool> {

@@ -8,19 +8,22 @@ use tracing::{info, warn};
 use crate::{
     config::{Config, PathChoice},
     relay::sockmap::{self, Loaded},
-    serve::capacity,
-    sys,
+    serve::capacity::Machine,
 };
 
 /// Decides on the path: tries the kernel's, unless the configuration says otherwise.
 ///
 /// # Errors
 /// A path that was asked for by name is not available.
-pub(super) fn load(config: &Config, files: u64, recall: Option<Duration>) -> anyhow::Result<Option<Loaded>> {
+pub(super) fn load(
+    config: &Config,
+    machine: &Machine,
+    recall: Option<Duration>,
+) -> anyhow::Result<Option<Loaded>> {
     if config.path == PathChoice::Userspace {
         return Ok(None);
     }
-    let reason = match try_to_load(config, files, recall) {
+    let reason = match try_to_load(config, machine, recall) {
         Ok(loaded) => return Ok(Some(loaded)),
         Err(reason) => reason,
     };
@@ -34,7 +37,7 @@ pub(super) fn load(config: &Config, files: u64, recall: Option<Duration>) -> any
     Ok(None)
 }
 
-fn try_to_load(config: &Config, files: u64, recall: Option<Duration>) -> anyhow::Result<Loaded> {
+fn try_to_load(config: &Config, machine: &Machine, recall: Option<Duration>) -> anyhow::Result<Loaded> {
     let checks = sockmap::probe().map_err(anyhow::Error::msg)?;
     for check in &checks {
         if let Err(error) = &check.result {
@@ -42,8 +45,7 @@ fn try_to_load(config: &Config, files: u64, recall: Option<Duration>) -> anyhow:
         }
     }
     info!(checks = checks.len(), "the kernel path passed its self-test");
-    let memory = sys::total_memory();
-    let (flows, budget) = (capacity::flows(config, files, memory), capacity::budget(config, memory));
+    let (flows, budget) = (machine.flows(config), machine.budget(config));
     let log_transitions = tracing::enabled!(tracing::Level::TRACE);
     let limits = sockmap::Limits::new(flows, budget, config.timeouts.idle);
     let limits = sockmap::Limits { recall, log_transitions, ..limits };

@@ -47,16 +47,16 @@ use crate::{
     log,
     operator::admin,
     relay::{
-        Refusal,
+        Refusal, holdings,
         sockmap::{self, Loaded, Running},
         userspace,
     },
-    serve::{capacity, shared::Shared, worker},
+    serve::{capacity::Machine, shared::Shared, worker},
     sys,
     upstream::Upstreams,
 };
 use handover::{Door, Predecessor, Request};
-use server::{Server, listener_counts, possible, share, start_tls, watch_certificate};
+use server::{Server, listener_counts, log_limits, possible, share, start_tls, watch_certificate};
 
 /// How often sources of connections are looked over.
 const FORGET: Duration = Duration::from_secs(5);
@@ -88,7 +88,7 @@ pub struct ServeArgs {
 /// What kept it from starting: a port, a forced path that is not available.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let prepared = Prepared::new(args)?;
-    let kernel = kernel::load(&prepared.config, prepared.files, prepared.recall)?;
+    let kernel = kernel::load(&prepared.config, &prepared.machine, prepared.recall)?;
     privilege::drop_all(&prepared.config, prepared.args.file())?;
     let _queue = log::Queue::begin();
     prepared.serve(kernel)
@@ -98,7 +98,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 struct Prepared {
     args: RunArgs,
     config: Config,
-    files: u64,
+    machine: Machine,
     recall: Option<Duration>,
     workers: usize,
     acceptor: Option<Arc<Acceptor>>,
@@ -116,7 +116,7 @@ impl Prepared {
         let ServeArgs { run: args, replace, force_handover } = args;
         let recall = force_handover.map(|millis| Duration::from_millis(millis.get().into()));
         let config = args.config()?;
-        let files = sys::raise_file_limit().context("the limit of open files cannot be read")?;
+        let machine = Machine::look().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
         let mut open = service::sockets().context("the sockets that setu was started with")?;
         let mut predecessor = None;
@@ -139,7 +139,7 @@ impl Prepared {
         }
         listener::guard(&config, &bound, None);
         let admin = admin::Sockets::bind(&config, predecessor.is_some())?;
-        Ok(Self { args, config, files, recall, workers, acceptor, bound, admin, predecessor })
+        Ok(Self { args, config, machine, recall, workers, acceptor, bound, admin, predecessor })
     }
 
     /// Serves until the end.
@@ -159,16 +159,18 @@ impl Prepared {
     }
 
     async fn run(self, kernel: Option<Running>) -> anyhow::Result<()> {
-        let Self { args, config, files, workers, acceptor, bound, admin, predecessor, .. } = self;
+        let Self { args, config, machine, workers, acceptor, bound, admin, predecessor, .. } = self;
         // They must be awaited before anyone is told that setu is ready.
         let mut signals = Signals::new().context("signals cannot be awaited")?;
         let addresses: Vec<SocketAddr> = admin.addresses().collect();
         let own = bound.iter().map(|bound| bound.address).chain(addresses.iter().copied()).collect();
         let (upstreams, background) = Upstreams::new(&config, own, None);
-        let possible = possible(files, &bound);
+        let possible = possible(&machine, &config, &bound);
         let limits = Arc::new(Limits::new(&config.limits, possible));
-        info!(connections = limits.connections(), files, "limits");
-        userspace::allow_pipes(capacity::pipes(files));
+        let files = machine.files;
+        log_limits(&limits, &machine);
+        userspace::allow_pipes(machine.pipes());
+        holdings::allow(machine.holdings());
         let counters = Arc::<Counters>::default();
         let listeners = listener_counts(&config, &counters);
         let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });
@@ -180,7 +182,7 @@ impl Prepared {
         let path = if kernel.is_some() { Path::Sockmap } else { Path::Userspace };
         let mut server = Server {
             args,
-            files,
+            machine,
             shared,
             bound,
             admin: addresses,

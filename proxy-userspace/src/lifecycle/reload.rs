@@ -8,13 +8,14 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use super::server::{Server, listener_counts, possible, share, start_tls, watch_certificate};
+use super::server::{Server, listener_counts, log_limits, possible, share, start_tls, watch_certificate};
 use crate::{
     config::Config,
     front::{
         listener::{self, Bound},
         tls::TlsSettings,
     },
+    relay::holdings,
     serve::shared::Shared,
     upstream::Upstreams,
 };
@@ -41,7 +42,10 @@ impl Server {
         }
         log_listeners(&self.bound, &bound, &config);
         listener::guard(&config, &bound, Some((&self.shared.config, &self.bound)));
-        self.shared.limits.change(&config.limits, possible(self.files, &bound));
+        self.machine.look_again();
+        self.shared.limits.change(&config.limits, possible(&self.machine, &config, &bound));
+        holdings::allow(self.machine.holdings());
+        log_limits(&self.shared.limits, &self.machine);
         if let Some(kernel) = &self.kernel {
             kernel.handle().change_idle(config.timeouts.idle);
         }

@@ -12,16 +12,16 @@ use crate::{
     account::{Counters, ListenerCounts},
     config::{Config, Listener, Mode, RunArgs},
     front::{
+        limits::Limits,
         listener::Bound,
         tls::{Acceptor, CertificateError, TlsSettings},
     },
     relay::sockmap::Running,
     serve::{
-        capacity,
+        capacity::Machine,
         shared::Shared,
         worker::{self, Listening, Order},
     },
-    sys,
     upstream::Background,
 };
 
@@ -31,7 +31,7 @@ const OBEY: Duration = Duration::from_secs(5);
 /// A setu that serves.
 pub(super) struct Server {
     pub(super) args: RunArgs,
-    pub(super) files: u64,
+    pub(super) machine: Machine,
     /// Of the current configuration.
     pub(super) shared: Arc<Shared>,
     pub(super) bound: Vec<Bound>,
@@ -107,9 +107,15 @@ pub(super) fn listener_counts(config: &Config, counters: &Counters) -> Vec<Arc<L
 }
 
 /// How many connections are possible beside the listening sockets.
-pub(super) fn possible(files: u64, bound: &[Bound]) -> u32 {
+pub(super) fn possible(machine: &Machine, config: &Config, bound: &[Bound]) -> u32 {
     let listening = bound.iter().map(|bound| bound.sockets.len()).sum();
-    capacity::connections(files, listening, sys::total_memory())
+    machine.allows(config, listening).connections(config)
+}
+
+/// Says how many connections there may be, and by what.
+pub(super) fn log_limits(limits: &Limits, machine: &Machine) {
+    let (connections, files, memory_mib) = (limits.connections(), machine.files, machine.memory >> 20);
+    info!(connections, files, memory_mib, "limits");
 }
 
 /// Loads the certificate, where a listener needs one.

@@ -8,8 +8,7 @@ use crate::{
     config::{Config, PathChoice},
     front::listener,
     relay::sockmap,
-    serve::capacity,
-    sys,
+    serve::{capacity::Machine, ports},
 };
 
 /// Whether eBPF programs are compiled to machine code.
@@ -177,22 +176,74 @@ fn kernel(lines: &mut Lines, config: &Config) {
 }
 
 fn connections(lines: &mut Lines, config: &Config) {
-    let files = match sys::raise_file_limit() {
-        Ok(files) => files,
+    let machine = match Machine::look() {
+        Ok(machine) => machine,
         Err(error) => return lines.bad(&format!("the limit of open files cannot be read: {error}")),
     };
-    let memory = sys::total_memory();
     // As many listening sockets as workers for each address.
     let workers = thread::available_parallelism().map_or(1, NonZero::get);
     let addresses: usize = config.listeners.iter().map(|listener| listener.bind.len()).sum();
-    let possible = capacity::connections(files, addresses * workers, memory);
-    let wanted = config.limits.connections.map_or(10_000, NonZero::get);
-    let text = format!("{files} open files and {} MiB of memory, for {possible} connections", memory >> 20);
+    let allowed = machine.allows(config, addresses * workers);
+    let possible = allowed.by_files.min(allowed.by_memory);
+    let wanted = config.limits.connections.map_or(10_000, NonZero::get).into();
+    let text = format!(
+        "{} open files and {} MiB of memory, for {possible} connections",
+        machine.files,
+        machine.memory >> 20
+    );
     if possible < wanted {
-        lines.note(&format!(
-            "{text}; for more, raise the files with ulimit -Hn or LimitNOFILE=, or add memory"
-        ));
+        let remedy = if allowed.by_files <= allowed.by_memory {
+            "raise the files with ulimit -Hn or LimitNOFILE="
+        } else {
+            "add memory, or raise memory.max and memory.high of the control group, if that is less than the machine has"
+        };
+        lines.note(&format!("{text}; for more, {remedy}"));
     } else {
         lines.fine(&text);
+    }
+    source_ports(lines, config, &machine, possible, allowed.by_ports);
+}
+
+/// How many connections there are ports for, where `possible` are so by files and memory.
+fn source_ports(lines: &mut Lines, config: &Config, machine: &Machine, possible: u64, all: Option<u64>) {
+    let Some(ports) = &machine.ports else {
+        return lines.note("source ports: /proc/sys/net/ipv4 cannot be read; mount /proc");
+    };
+    let (one, range) = (ports.of_one(), &ports.range);
+    let each: Vec<_> = ports::used(config).map(|upstream| (&upstream.name, ports.of(upstream))).collect();
+    let listed: Vec<_> = each.iter().map(|(name, ports)| format!("{ports} to upstream \"{name}\"")).collect();
+    let text = format!(
+        "source ports: {one} ({} to {}, {} of them reserved) for each server and local address, so many connections: {}",
+        range.start(),
+        range.end(),
+        ports.reserved,
+        listed.join(", ")
+    );
+    let wanted = config.limits.connections.map_or(possible, |wanted| possible.min(wanted.get().into()));
+    let remedy = "widen net.ipv4.ip_local_port_range, or add endpoints or sources to [upstream.NAME]";
+    let short: Vec<_> =
+        each.iter().filter(|(_, ports)| *ports < wanted).map(|(name, _)| name.as_str()).collect();
+    match all {
+        Some(all) if all < wanted => lines.note(&format!(
+            "{text}. These are the limit, {all} in all, where files and memory allow {possible}; for more, {remedy}"
+        )),
+        _ if !short.is_empty() => lines.note(&format!(
+            "{text}. These are the limit, not files and memory, where most clients go to one of: {}; for more, {remedy}",
+            short.join(", ")
+        )),
+        _ => lines.fine(&text),
+    }
+    let rate = one / ports::REST;
+    let text = format!(
+        "net.ipv4.tcp_tw_reuse = {}: a source port rests for {} s after a connection that its client ended first",
+        ports.reuse,
+        ports::REST
+    );
+    if ports.reuse == 1 {
+        lines.fine("net.ipv4.tcp_tw_reuse = 1: a source port that rests is used again after a second");
+    } else {
+        lines.fine(&format!(
+            "{text}, which is enough for {rate} of them a second to one server; for more, set it to 1"
+        ));
     }
 }

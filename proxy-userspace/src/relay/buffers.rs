@@ -25,6 +25,7 @@ use std::{
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::holdings;
 use crate::sys::{self, TcpInfo};
 
 /// Bytes that have moved when a direction is limited, and bytes to read at once until then. The receive buffer grows
@@ -51,6 +52,15 @@ const READS_FAR: u64 = 96 * 1024;
 const ACKNOWLEDGED: u64 = 32 * 1024;
 /// The receive buffer that is enough for a near source, bytes.
 const CAP: usize = 384 * 1024;
+/// What a direction may come to hold before anybody looks, bytes: what its sockets and a pipe take, with the kernel's
+/// overhead. As it begins...
+const HOLDS_FIRST: u64 = 64 * 1024;
+/// ... with a locked buffer of the size that the kernel gives one ...
+const HOLDS_LOCKED: u64 = 384 * 1024;
+/// ... with larger ones ...
+const HOLDS: u64 = 1 << 20;
+/// ... and as the kernel would tune them for a near source.
+const HOLDS_FAST: u64 = 8 << 20;
 /// A stream is fast that moves [`FAST`] bytes in [`FAST_TIME`] at most: 4 Gbit/s.
 ///
 /// So long that a stream is it not only while others have not begun.
@@ -130,6 +140,16 @@ impl Buffers {
         if matches!(self, Self::Initial { .. }) { FIRST } else { usize::MAX }
     }
 
+    /// Bytes that the direction may hold at most before it is looked at, as far as that can be said.
+    pub(super) fn allowance(&self) -> u64 {
+        match self {
+            Self::Initial { .. } => HOLDS_FIRST,
+            Self::Locked { .. } => HOLDS_LOCKED,
+            Self::Growing { .. } | Self::Near { .. } | Self::Final => HOLDS,
+            Self::Fast(_) => HOLDS_FAST,
+        }
+    }
+
     /// The destination has taken so many bytes more.
     pub(super) fn taken(&mut self, bytes: usize, source: &TcpStream, destination: &TcpStream) {
         match self {
@@ -152,7 +172,7 @@ impl Buffers {
                 *unseen += bytes;
                 if *unseen >= LOOK {
                     *unseen = 0;
-                    if reads(source, destination, *base) {
+                    if holdings::may_widen() && reads(source, destination, *base) {
                         *self = Self::widened(source, destination);
                     }
                 }
@@ -173,6 +193,7 @@ impl Buffers {
                 if *moved >= FAST {
                     let now = Instant::now();
                     if is_fast(now - *since, STREAMS.load(Ordering::Relaxed))
+                        && holdings::may_widen()
                         && let Some(place) = Place::take()
                     {
                         bound_unsent(destination, 0);

@@ -76,6 +76,11 @@ pub(super) fn register_anew(legs: [TcpStream; 2]) -> io::Result<[TcpStream; 2]> 
     register([client?.into(), upstream?.into()])
 }
 
+/// Memory that the kernel holds for them, bytes. An error is met again by whoever reads.
+pub(super) fn held(legs: [&TcpStream; 2]) -> u64 {
+    legs.into_iter().filter_map(|leg| sys::held(leg.as_fd()).ok()).sum()
+}
+
 /// Whether nothing waits in the receive queue. An error is met again by whoever reads.
 pub(super) fn is_read(leg: &TcpStream) -> bool {
     matches!(sys::queued(leg.as_fd()), Ok(0))

@@ -5,6 +5,7 @@
 
 mod buffers;
 mod choice;
+pub(crate) mod holdings;
 mod legs;
 mod reason;
 mod silence;

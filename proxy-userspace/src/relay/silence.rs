@@ -22,8 +22,8 @@ use crate::{account::CloseReason, config::Timeouts, sys};
 /// would move: the kernel watches its peers.
 const LASTING: Duration = Duration::from_millis(250);
 
-/// How soon a flow is looked at of which both directions wait for room.
-const BOTH_WAIT: Duration = Duration::from_secs(1);
+/// How soon a flow is looked at of which both directions wait for room, and each that is accounted ([`super::holdings`]).
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A flow's timer.
 pub(super) struct Silence<'a> {
@@ -33,6 +33,8 @@ pub(super) struct Silence<'a> {
     fired: bool,
     /// Both directions wait for room.
     waits: bool,
+    /// The flow is accounted.
+    often: bool,
     /// The kernel does not watch the legs yet.
     is_new: bool,
     timeouts: &'a Timeouts,
@@ -48,8 +50,17 @@ impl<'a> Silence<'a> {
         look: Option<Duration>,
         is_new: bool,
     ) -> Self {
-        let mut silence =
-            Self { timer, is_set: false, half: false, fired: false, waits: false, is_new, timeouts, look };
+        let mut silence = Self {
+            timer,
+            is_set: false,
+            half: false,
+            fired: false,
+            waits: false,
+            often: false,
+            is_new,
+            timeouts,
+            look,
+        };
         silence.set(timeouts.idle);
         silence
     }
@@ -57,7 +68,7 @@ impl<'a> Silence<'a> {
     /// Lets the timer fire after `rest`, or sooner where there is something to do.
     fn set(&mut self, rest: Duration) {
         let new = self.is_new.then_some(LASTING);
-        let waits = self.waits.then_some(BOTH_WAIT);
+        let waits = (self.waits || self.often).then_some(LOOK);
         let after = [self.look, new, waits].into_iter().flatten().fold(rest, Duration::min);
         self.timer.as_mut().reset(Instant::now() + after);
         self.is_set = false;
@@ -72,9 +83,18 @@ impl<'a> Silence<'a> {
     pub(super) fn both_wait(&mut self, waits: bool) {
         if waits && !self.waits {
             self.waits = true;
-            self.set(BOTH_WAIT);
+            self.set(LOOK);
         }
         self.waits = waits;
+    }
+
+    /// Whether it is to fire once a second from now on, whatever moves.
+    pub(super) fn look_often(&mut self, often: bool) {
+        if often && !self.often {
+            self.often = true;
+            self.set(LOOK);
+        }
+        self.often = often;
     }
 
     /// Another path has the flow from now on: what waited for it to last is done.

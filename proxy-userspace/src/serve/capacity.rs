@@ -1,20 +1,40 @@
 //! What a connection costs this machine, and so how many there may be. Nothing else reckons with that.
+//!
+//! Of the memory
+//! - a half is for connections at what each may hold before it is accounted: [`RESTING`], and [`OPENING`] while it is in
+//!   inspection or handshake;
+//! - a quarter is for what flows in userspace hold besides, which are accounted (`relay/holdings.rs`); a part of that is
+//!   left for what comes in while the first of them go;
+//! - a sixteenth is for what is on its way in the kernel path;
+//! - the rest is for setu itself, its maps, and what else runs beside it.
 
-use std::num::NonZero;
+use std::{io, num::NonZero};
 
-use crate::config::Config;
+use super::ports::Ports;
+use crate::{config::Config, relay::holdings, sys};
 
 /// Descriptors that setu needs besides those of connections and listeners.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// Flows in the kernel at once, whatever the machine has: 384 MiB of maps.
 const FLOWS_MAX: u32 = 1 << 20;
-/// Of the machine's memory, one part in so many may be on its way in the kernel path; at most [`BUDGET_MAX`].
+/// Of the memory, one part in so many may be on its way in the kernel path; at most [`BUDGET_MAX`].
 const BUDGET_PART: u64 = 16;
 const BUDGET_MAX: u64 = 256 << 20;
 
-/// Without a limit in the configuration, half of the memory may go to connections, and each is reckoned at this, bytes:
-/// two sockets with a little in their buffers.
-const CONNECTION_BYTES: u64 = 32 << 10;
+/// Of the memory, one part in so many is for connections.
+const CONNECTIONS_PART: u64 = 2;
+/// What a connection that is relayed may hold before it is accounted, bytes: two sockets, 9 KiB of the kernel; its task
+/// and its TLS session, 10 KiB; and 16 KiB each way in the buffers, with the kernel's overhead.
+const RESTING: u64 = 64 << 10;
+/// What one may hold in inspection or handshake: a receive buffer of the size that the kernel gives one
+/// (`net.ipv4.tcp_rmem`, 128 KiB), or a hello of 64 KiB that setu has read, and its TLS session.
+const OPENING: u64 = 192 << 10;
+/// Unless `limits.pending` says otherwise, one in so many is in inspection or handshake (`front/limits`).
+const OPENING_PART: u64 = 4;
+/// Of the memory, one part in so many may be held by flows in userspace, and before that one begins to go that stalls.
+const HELD_PART: u64 = 4;
+const CALM_PART: u64 = 6;
+
 /// Descriptors of a connection: its sockets.
 const CONNECTION_FILES: u64 = 2;
 /// Descriptors of a pipe: its ends.
@@ -25,66 +45,161 @@ const PIPES_SHARE: u64 = 16;
 /// proc_sys_fs(5), at 16 pages for each), some left for others.
 const MAX_PIPES: u64 = 960;
 
-/// How many connections the limit of open files and the machine's memory (bytes) allow beside so many listening sockets,
-/// of which workers have duplicates.
-pub(crate) fn connections(files: u64, listening: usize, memory: u64) -> u32 {
-    possible(files, SPARE_DESCRIPTORS + 2 * listening as u64, memory)
+/// What there is for connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    /// The limit of open files.
+    pub(crate) files: u64,
+    /// Memory, bytes: the machine's, or what its control groups leave of it.
+    pub(crate) memory: u64,
+    /// Local ports; `None` where that cannot be told.
+    pub(crate) ports: Option<Ports>,
 }
 
-/// The same with `spare` descriptors and those of [`pipes`] aside.
-fn possible(files: u64, spare: u64, memory: u64) -> u32 {
+/// How many connections each of these allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    pub(crate) by_files: u64,
+    pub(crate) by_memory: u64,
+    /// `None`: there is no telling.
+    pub(crate) by_ports: Option<u64>,
+}
+
+impl Machine {
+    /// Raises the limit of open files to what is allowed, and looks at this machine.
+    ///
+    /// # Errors
+    /// The limit of open files cannot be read.
+    pub(crate) fn look() -> io::Result<Self> {
+        let files = sys::raise_file_limit()?;
+        Ok(Self { files, memory: sys::available_memory(), ports: Ports::read() })
+    }
+
+    /// Looks anew at what others may have changed, and a setu without privileges may see.
+    pub(crate) fn look_again(&mut self) {
+        self.memory = sys::available_memory();
+    }
+
+    /// How many connections there may be beside so many listening sockets, of which workers have duplicates.
+    pub(crate) fn allows(&self, config: &Config, listening: usize) -> Allowed {
+        Allowed {
+            by_files: by_files(self.files, SPARE_DESCRIPTORS + 2 * listening as u64),
+            by_memory: by_memory(self.memory, config),
+            by_ports: self.ports.as_ref().and_then(|ports| ports.of_all(config)),
+        }
+    }
+
+    /// How many pipes the process may have at once.
+    pub(crate) fn pipes(&self) -> u32 {
+        pipes(self.files)
+    }
+
+    /// What flows in userspace may hold.
+    pub(crate) fn holdings(&self) -> holdings::Bounds {
+        holdings::Bounds { calm: self.memory / CALM_PART, most: self.memory / HELD_PART }
+    }
+
+    /// How many flows the kernel path gets room for: as many as there may be connections. The room is memory that the
+    /// kernel takes at once, whether or not there are flows.
+    pub(crate) fn flows(&self, config: &Config) -> u32 {
+        self.allows(config, 0).connections(config).min(FLOWS_MAX)
+    }
+
+    /// Bytes that all flows together may have on their way in the kernel path.
+    pub(crate) fn budget(&self, config: &Config) -> u64 {
+        let part = (self.memory / BUDGET_PART).min(BUDGET_MAX);
+        config.limits.kernel_bytes.map_or(part, NonZero::get)
+    }
+}
+
+impl Allowed {
+    /// How many there may be: what is configured, as far as files and memory allow it. By itself setu has no more than it
+    /// has ports for; an operator may know of more servers behind a name.
+    pub(crate) fn connections(&self, config: &Config) -> u32 {
+        let possible = self.by_files.min(self.by_memory);
+        let wanted = config.limits.connections.map(|wanted| u64::from(wanted.get()));
+        let connections = possible.min(wanted.or(self.by_ports).unwrap_or(u64::MAX));
+        u32::try_from(connections).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+/// How many connections files allow, with `spare` descriptors and those of [`pipes`] aside.
+fn by_files(files: u64, spare: u64) -> u64 {
     let for_pipes = u64::from(pipes(files)) * PIPE_FILES;
-    let connections = files.saturating_sub(spare + for_pipes) / CONNECTION_FILES;
-    u32::try_from(connections.min(memory / 2 / CONNECTION_BYTES)).unwrap_or(u32::MAX).max(1)
+    files.saturating_sub(spare + for_pipes) / CONNECTION_FILES
 }
 
-/// How many pipes the process may have at once under the limit of open files.
-pub(crate) fn pipes(files: u64) -> u32 {
+fn by_memory(memory: u64, config: &Config) -> u64 {
+    let (part, more) = (memory / CONNECTIONS_PART, OPENING - RESTING);
+    match config.limits.pending {
+        Some(pending) => part.saturating_sub(u64::from(pending.get()) * more) / RESTING,
+        None => part / (RESTING + more / OPENING_PART),
+    }
+}
+
+fn pipes(files: u64) -> u32 {
     u32::try_from((files / PIPES_SHARE / PIPE_FILES).min(MAX_PIPES)).unwrap_or(u32::MAX)
-}
-
-/// How many flows the kernel path gets room for: as many as there may be connections. The room is memory that the kernel
-/// takes at once, whether or not there are flows.
-pub(crate) fn flows(config: &Config, files: u64, memory: u64) -> u32 {
-    let possible = possible(files, SPARE_DESCRIPTORS, memory);
-    let wanted = config.limits.connections.map_or(possible, |wanted| wanted.get().min(possible));
-    wanted.min(FLOWS_MAX)
-}
-
-/// Bytes that all flows together may have on their way in the kernel path.
-pub(crate) fn budget(config: &Config, memory: u64) -> u64 {
-    config.limits.kernel_bytes.map_or_else(|| (memory / BUDGET_PART).min(BUDGET_MAX), NonZero::get)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn room_for_flows_follows_files_memory_and_the_configured_limit() {
-        let config = |text: &str| Config::parse("test", text).unwrap();
-        let (any, few) = (config(""), config("[limits]\nconnections = 5000"));
-        const UNIT: u64 = 1 << 20;
-        const GIB: u64 = 1 << 30;
-        let by_files = possible(1_064, SPARE_DESCRIPTORS, u64::MAX);
-        assert_eq!(flows(&any, 1_064, 64 * GIB), by_files);
-        // What the unit sets says nothing of the machine.
-        let by_memory = [GIB / 2, GIB, 4 * GIB].map(|memory| flows(&any, UNIT, memory));
-        let possible = [GIB / 2, GIB, 4 * GIB].map(|memory| possible(u64::MAX, 0, memory));
-        assert_eq!(by_memory, possible);
-        assert!(by_memory[2] < flows(&any, UNIT, 1 << 50));
-        assert_eq!(flows(&any, u64::MAX, 1 << 50), FLOWS_MAX);
-        assert_eq!(flows(&few, UNIT, 4 * GIB), 5_000);
-        assert_eq!(flows(&few, 1_064, 4 * GIB), by_files);
-        assert_eq!(flows(&few, 0, 0), 1);
+    const GIB: u64 = 1 << 30;
+    const UNIT: u64 = 1 << 20;
+
+    fn machine(files: u64, memory: u64) -> Machine {
+        Machine { files, memory, ports: None }
+    }
+
+    fn config(text: &str) -> Config {
+        Config::parse("test", text).unwrap()
     }
 
     #[test]
-    fn what_is_possible_follows_files_and_memory() {
+    fn room_for_flows_follows_files_memory_and_the_configured_limit() {
+        let (any, few) = (config(""), config("[limits]\nconnections = 5000"));
+        let by_files = by_files(1_064, SPARE_DESCRIPTORS) as u32;
+        assert_eq!(machine(1_064, 64 * GIB).flows(&any), by_files);
+        // What the unit sets says nothing of the machine.
+        let by_memory = [GIB / 2, GIB, 4 * GIB].map(|memory| machine(UNIT, memory).flows(&any));
+        assert_eq!(by_memory, [2_730, 5_461, 21_845]);
+        assert!(by_memory[2] < machine(UNIT, 1 << 50).flows(&any));
+        assert_eq!(machine(u64::MAX, 1 << 50).flows(&any), FLOWS_MAX);
+        assert_eq!(machine(UNIT, 4 * GIB).flows(&few), 5_000);
+        assert_eq!(machine(1_064, 4 * GIB).flows(&few), by_files);
+        assert_eq!(machine(0, 0).flows(&few), 1);
+    }
+
+    #[test]
+    fn what_is_possible_follows_files_memory_and_ports() {
+        let any = config("");
         assert_eq!(pipes(20_000), 625);
-        assert_eq!(possible(20_000, 64, 1 << 40), 9_968 - 625);
-        assert_eq!(possible(1 << 20, 64, 1 << 30), 16_384);
-        assert_eq!((possible(10, 64, 1 << 30), pipes(10)), (1, 0));
-        assert_eq!(pipes(1 << 30), 960);
+        assert_eq!(machine(20_000, 1 << 40).allows(&any, 0).by_files, 9_968 - 625);
+        assert_eq!((by_files(10, 64), pipes(10), pipes(1 << 30)), (0, 0, 960));
+        let ports = Ports { range: 1000..=1099, reserved: 10, reuse: 2 };
+        let machine = Machine { ports: Some(ports), ..machine(UNIT, GIB) };
+        assert_eq!(machine.allows(&any, 0).by_ports, Some(270));
+        let connections = |config: &Config| machine.allows(config, 0).connections(config);
+        assert_eq!(connections(&any), 270);
+        // The operator knows better.
+        assert_eq!(connections(&config("[limits]\nconnections = 1000")), 1_000);
+        assert_eq!(connections(&config("[limits]\nconnections = 9000")), 5_461);
+    }
+
+    #[test]
+    fn all_parts_of_the_memory_are_no_more_than_it() {
+        for (memory, text) in
+            [(256 << 20, ""), (GIB, "[limits]\npending = 1000"), (GIB, "[limits]\npending = 9000")]
+        {
+            let (config, machine) = (config(text), machine(UNIT, memory));
+            let all = by_memory(memory, &config);
+            let opening =
+                config.limits.pending.map_or(all / OPENING_PART, |pending| pending.get().into()).min(all);
+            let reckoned = (all - opening) * RESTING + opening * OPENING;
+            let held = reckoned + machine.holdings().most + machine.budget(&config);
+            assert!(held <= memory / 16 * 13, "{held} of {memory}: {text}");
+            assert!(machine.holdings().calm < machine.holdings().most);
+        }
     }
 }

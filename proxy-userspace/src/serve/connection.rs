@@ -4,6 +4,7 @@
 //! the connection with its reason.
 
 use std::{
+    io,
     net::{self, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
@@ -11,7 +12,11 @@ use std::{
 };
 
 use socket2::SockRef;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncWriteExt as _, Interest},
+    net::TcpStream,
+    time::Instant,
+};
 use zeroize::Zeroizing;
 
 use super::shared::Worker;
@@ -138,6 +143,7 @@ impl Identified {
         let config = &worker.shared.config;
         let rules = Rules {
             mode: listener.mode,
+            dial: listener.dial,
             timeouts: &config.timeouts,
             media: &config.allowed_names,
             acceptor: worker.shared.acceptor.as_deref(),
@@ -174,16 +180,25 @@ impl TurnedAway {
 }
 
 impl Routed {
-    /// Connects, and sends the PROXY header where the upstream gets one.
+    /// Connects, and sends the PROXY header where the upstream gets one. For a client that resets meanwhile nothing is
+    /// dialed any more: an attempt that is given up leaves no TIME_WAIT.
     async fn dial(self, worker: &Worker) -> Result<Dialed, CloseReason> {
         let Self { client, destination, origin } = self;
         let (config, upstreams) = (&worker.shared.config, &worker.shared.upstreams);
-        let (dialed, header) = match destination {
-            Destination::Upstream(id) => {
-                (upstreams.dial(id).await?, origin.header(config.upstream(id).send_proxy_protocol, &client))
-            }
-            Destination::Name(id, name) => (upstreams.dial_name(id, name.as_str(), HTTPS).await?, None),
-            Destination::Fallback(address) => (upstreams.dial_fallback(address).await?, None),
+        let dialing = async {
+            Ok::<_, CloseReason>(match destination {
+                Destination::Upstream(id) => {
+                    let send = config.upstream(id).send_proxy_protocol;
+                    (upstreams.dial(id).await?, origin.header(send, &client))
+                }
+                Destination::Name(id, name) => (upstreams.dial_name(id, name.as_str(), HTTPS).await?, None),
+                Destination::Fallback(address) => (upstreams.dial_fallback(address).await?, None),
+            })
+        };
+        let (dialed, header) = tokio::select! {
+            biased;
+            dialed = dialing => dialed?,
+            reason = is_reset(client.socket()) => return Err(reason),
         };
         let mut upstream = dialed.stream;
         if let Some(header) = header {
@@ -374,6 +389,15 @@ async fn read_header(
         Err(Undecided::TooLong) => Err(CloseReason::ProxyMalformed),
         Err(undecided) => Err(undecided.into()),
     }
+}
+
+/// Ends when the client has reset its connection. Its FIN is another matter: it may wait for the answer.
+async fn is_reset(client: &TcpStream) -> CloseReason {
+    let error = match client.ready(Interest::ERROR).await {
+        Ok(_) => client.take_error().ok().flatten(),
+        Err(error) => Some(error),
+    };
+    CloseReason::broken(Side::Client, &error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
 }
 
 /// Sets what every leg needs; a client's inherits it from its listening socket.

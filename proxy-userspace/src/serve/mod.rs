@@ -2,5 +2,6 @@
 
 pub(crate) mod capacity;
 pub(crate) mod connection;
+pub(crate) mod ports;
 pub(crate) mod shared;
 pub(crate) mod worker;

@@ -3,6 +3,7 @@
 
 mod epoll;
 mod filter;
+mod memory;
 mod process;
 mod result;
 mod shared;
@@ -13,10 +14,11 @@ pub(crate) mod testing;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use filter::{Instruction, MOST as FILTER_MOST, attach_filter, detach_filter};
-pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, total_memory, trim_heap, wipe_stack};
+pub(crate) use memory::available_memory;
+pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, trim_heap, wipe_stack};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
-    Pipe, bound_receive_buffer, cookie, discard, lock_receive_buffer, peek, queued, receive,
+    Pipe, bound_receive_buffer, cookie, discard, held, lock_receive_buffer, peek, queued, receive,
     set_bind_address_no_port, set_receive_low_water, splice_in, splice_out, unacknowledged,
 };
 pub(crate) use tcp_info::{TcpInfo, tcp_info};

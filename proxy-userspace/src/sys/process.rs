@@ -57,7 +57,7 @@ pub(crate) fn trim_heap() {
 }
 
 /// The machine's memory, bytes.
-pub(crate) fn total_memory() -> u64 {
+pub(super) fn total_memory() -> u64 {
     // SAFETY: no memory is passed.
     let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
     u64::try_from(pages).unwrap_or(0) * u64::try_from(size).unwrap_or(0)

@@ -11,6 +11,13 @@ use super::result::{check, check_size};
 /// Of `SO_BUF_LOCK` (include/uapi/linux/socket.h).
 pub(super) const SOCK_RCVBUF_LOCK: i32 = 2;
 
+/// Of `SO_MEMINFO` (`SK_MEMINFO_RMEM_ALLOC` and so on, include/uapi/linux/sock_diag.h): how many values there are, and where
+/// these stand.
+const MEMINFO: usize = 9;
+const MEMINFO_RECEIVED: usize = 0;
+const MEMINFO_SET_ASIDE: usize = 4;
+const MEMINFO_TO_SEND: usize = 5;
+
 /// The kernel's name of a socket, unique until the next boot.
 ///
 /// # Errors
@@ -86,6 +93,27 @@ pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the kernel writes one integer to `bytes`.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
     Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Memory that the kernel holds for what came in on the socket and what is to go out, bytes, with its overhead
+/// (`SO_MEMINFO`: `sk_get_meminfo`, net/core/sock.c; Linux 4.12).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn held(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut values = [0_u32; MEMINFO];
+    let mut len = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `values`, which is that long.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok([MEMINFO_RECEIVED, MEMINFO_SET_ASIDE, MEMINFO_TO_SEND].map(|at| u64::from(values[at])).iter().sum())
 }
 
 /// Bytes that were written to the socket and that its peer has not acknowledged, sent or not (`SIOCOUTQ`: `tcp_ioctl`,

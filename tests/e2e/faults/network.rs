@@ -54,9 +54,9 @@ fn new_flow(network: &Network, setu: &Setu, upstream: &Upstream) -> (TcpStream, 
     (&client).write_all(b"is it there?").unwrap();
     let server = loop {
         let server = upstream.accept();
-        let mut buffer = [0; 12];
+        let mut buffer = [0; 13];
         if (&server).read_exact(&mut buffer).is_ok() {
-            assert_eq!(&buffer, b"is it there?");
+            assert_eq!(&buffer, b"\nis it there?");
             break server;
         }
     };
@@ -362,7 +362,10 @@ fn setu_is_out_of_descriptors(path: Path) {
         let proxy = setu.address("chat");
         // It may be told no before it knows that it was connected.
         match network.clients.within(|| TcpStream::connect(proxy)) {
-            Ok(client) => assert!(is_closed(&client)),
+            Ok(mut client) => {
+                let _ = client.write_all(b"hello");
+                assert!(is_closed(&client));
+            }
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use setu_tests::{
     Path, Setu, config, maps,
     netns::Netns,
-    peers::{Manner, PATIENCE, Upstream, connect, end_of, exchange, finish, receive, send},
+    peers::{Manner, PATIENCE, Upstream, call, end_of, exchange, finish, receive, send},
 };
 
 crate::on_both_paths! {
@@ -27,7 +27,7 @@ crate::on_both_paths! {
 fn upstream_refuses(path: Path) {
     let nobody = Upstream::new().address();
     let mut setu = Setu::start(&config(path, &nobody, ""));
-    let client = connect(setu.address("chat"));
+    let client = call(setu.address("chat"));
     assert_eq!(end_of(&client).unwrap_or(0), 0);
     setu.wait_closed("connect_refused", 1);
 }
@@ -41,7 +41,7 @@ fn upstream_is_unreachable(path: Path) {
     let setup =
         config(path, "203.0.113.1:443", "").replace("127.0.0.1:0", &format!("{}:0", namespace.address()));
     let mut setu = Setu::start_in(&setup, Some(&namespace));
-    let client = connect(setu.address("chat"));
+    let client = call(setu.address("chat"));
     assert_eq!(end_of(&client).unwrap_or(0), 0);
     setu.wait_closed("connect_unreachable", 1);
 }
@@ -56,7 +56,7 @@ fn upstream_does_not_answer(path: Path) {
     let setup = config(path, &format!("{nobody}:443"), "[timeouts]\nconnect = \"700ms\"\n");
     let setup = setup.replace("127.0.0.1:0", &format!("{}:0", namespace.address()));
     let mut setu = Setu::start_in(&setup, Some(&namespace));
-    let client = connect(setu.address("chat"));
+    let client = call(setu.address("chat"));
     let begun = Instant::now();
     assert_eq!(end_of(&client).unwrap_or(0), 0);
     setu.wait_closed("connect_timeout", 1);
@@ -129,7 +129,7 @@ fn upstream_is_killed(path: Path) {
     let mut setu = Setu::start(&config(path, &address, ""));
     let mut upstream = child("upstream", &address);
     let client = loop {
-        let client = connect(setu.address("chat"));
+        let client = call(setu.address("chat"));
         if matches!(end_of(&client), Ok(1..)) {
             break client;
         }

@@ -19,7 +19,7 @@ use setu_tests::{
     dns::{Answer, DnsServer},
     netns::Netns,
     network::{Network, SERVERS},
-    peers::{PATIENCE, Silent, Upstream, connect, end_of, exchange},
+    peers::{PATIENCE, Silent, Upstream, call, connect, end_of, exchange},
 };
 use tempfile::NamedTempFile;
 
@@ -216,7 +216,7 @@ fn all_are_down_and_one_comes_back(path: Path) {
     let proxy = setu.address("chat");
     // Both are tried for each client, until both are ejected after the third.
     for _ in 0..8 {
-        assert_eq!(end_of(&connect(proxy)).unwrap_or(0), 0);
+        assert_eq!(end_of(&call(proxy)).unwrap_or(0), 0);
     }
     setu.wait_closed("upstream_down", 1);
     assert_eq!(setu.count("closed reason=connect_refused "), 3, "{}", setu.tail());
@@ -328,7 +328,7 @@ fn stopping_waits_for_no_resolver(path: Path) {
     server.set("chat.test", Answer::Silence);
     let more = format!("[dns]\nservers = [\"{}\"]\n[timeouts]\nconnect = \"1h\"\n", server.address());
     let setu = Setu::start(&config(path, "chat.test:5222", &more));
-    let _waiting: Vec<_> = (0..10).map(|_| connect(setu.address("chat"))).collect();
+    let _waiting: Vec<_> = (0..10).map(|_| call(setu.address("chat"))).collect();
     let deadline = Instant::now() + PATIENCE;
     while server.queries() == 0 {
         assert!(Instant::now() < deadline, "nobody asks");
@@ -365,7 +365,7 @@ fn out_of_ephemeral_ports(path: Path) {
         let descriptors = setu.descriptors_at_rest();
         let proxy = setu.address("chat");
         let mut flows: Vec<_> = (0..ports).map(|_| upstream.connect(proxy)).collect();
-        assert_eq!(end_of(&connect(proxy)).unwrap_or(0), 0);
+        assert_eq!(end_of(&call(proxy)).unwrap_or(0), 0);
         setu.wait_closed("out_of_resources", 1);
         assert_eq!(setu.count("endpoint is down"), 0, "{}", setu.tail());
         // The client leaves first, so its place is free again when the upstream has left as well.

@@ -14,7 +14,7 @@ use setu_tests::{
     dns::{Answer, DnsServer},
     front_door, listener,
     netns::Netns,
-    peers::{PATIENCE, Upstream, connect, end_of},
+    peers::{PATIENCE, Upstream, call, connect, end_of},
     tls::{self, Certificate, Tls},
     upstream,
 };
@@ -127,7 +127,7 @@ fn setu_does_not_dial_itself(path: Path) {
     // Both ways back to setu are not.
     ask_for("loop.whatsapp.net", setu.address("media"));
     setu.wait_closed("destination_refused", 1);
-    let mut client = connect(setu.address("chat"));
+    let mut client = call(setu.address("chat"));
     let _ = client.read(&mut [0; 16]);
     setu.wait_closed("destination_refused", 2);
     // One connection each, and no further that came back: they end, and are listened for.
@@ -144,7 +144,7 @@ fn a_name_with_a_private_address_is_refused() {
     let text = config(Path::Userspace, &format!("localhost:{port}"), "")
         .replace("_upstreams = true", "_upstreams = false");
     let mut setu = Setu::start(&text);
-    let client = connect(setu.address("chat"));
+    let client = call(setu.address("chat"));
     assert_eq!(end_of(&client).unwrap_or(0), 0);
     setu.wait_closed("destination_refused", 1);
 }

@@ -13,7 +13,7 @@ use setu_tests::{
     Path, Setu,
     admin::{ask, get},
     config,
-    peers::{Manner, PATIENCE, Upstream, connect, end_of, exchange, finish, receive, send},
+    peers::{Manner, PATIENCE, Upstream, call, connect, end_of, exchange, finish, receive, send},
 };
 
 crate::on_both_paths! {
@@ -104,7 +104,7 @@ fn metrics_follow_the_traffic(path: Path) {
     let after = metrics(admin);
     assert_eq!(after[&active], 0.0);
     assert_eq!(after["setu_closed_total{reason=\"client_closed\"}"], 3.0);
-    assert_eq!(after["setu_bytes_total{direction=\"upstream\"}"], 3.0 * (UP + 5) as f64);
+    assert_eq!(after["setu_bytes_total{direction=\"upstream\"}"], 3.0 * (UP + 6) as f64);
     assert_eq!(after["setu_bytes_total{direction=\"client\"}"], 3.0 * DOWN as f64);
     assert_eq!(after["setu_kernel_flows"], 0.0);
     assert!(after["process_resident_memory_bytes"] > 1e6 && after["process_open_fds"] > 10.0);
@@ -141,7 +141,7 @@ fn readiness_follows_the_upstream_and_health_does_not() {
     let admin = setu.admin();
     assert_eq!(get(admin, "/readyz").status, 200);
     let refused = || {
-        let _ = end_of(&connect(setu.address("chat")));
+        let _ = end_of(&call(setu.address("chat")));
         get(admin, "/readyz")
     };
     let answer = eventually("not ready", refused, |answer| answer.status == 503);

@@ -13,7 +13,7 @@ use std::{
 
 use setu_tests::{
     ONE_SOURCE, Path, Setu, admin, config,
-    peers::{Upstream, connect, end_of, exchange},
+    peers::{Upstream, call, end_of, exchange},
 };
 use socket2::SockRef;
 use tempfile::TempDir;
@@ -77,7 +77,7 @@ fn one_part_can_tell_more_than_the_others() {
     let nobody = Upstream::new().address();
     let setup = config(Path::Userspace, &nobody, "");
     let mut setu = Setu::start_logging(&setup, None, "info,setu::upstream=debug");
-    assert_eq!(end_of(&connect(setu.address("chat"))).unwrap_or(0), 0);
+    assert_eq!(end_of(&call(setu.address("chat"))).unwrap_or(0), 0);
     setu.wait_count("not connected", 1);
     let transcript = setu.transcript();
     assert!(setu.stop().0.success());

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    super::{Config, Listener, Mode, UpstreamId, error::ConfigError, schema},
+    super::{Config, Dial, Listener, Mode, UpstreamId, error::ConfigError, schema},
     source::{Source, Text, Texts},
 };
 
@@ -22,6 +22,7 @@ pub(super) struct Raw {
     chat: Option<Text>,
     media: Option<Text>,
     fallback: Option<Text>,
+    dial: Option<Text>,
 }
 
 impl Raw {
@@ -41,7 +42,20 @@ impl Raw {
         }
         let mode = self.mode(source, config)?;
         let accept_proxy_protocol = self.accept_proxy_protocol.unwrap_or(false);
-        Ok(Listener { name, bind, mode, accept_proxy_protocol })
+        let dial = self.dial(source, mode)?;
+        Ok(Listener { name, bind, mode, accept_proxy_protocol, dial })
+    }
+
+    fn dial(&self, source: &Source<'_>, mode: Mode) -> Result<Dial, ConfigError> {
+        let Some(raw) = &self.dial else { return Ok(Dial::FirstByte) };
+        let dial = source.keyword("listener.dial", raw, schema::DIAL)?;
+        let blind = matches!(mode, Mode::Chat { gate: false, .. } | Mode::ChatTls { gate: false, .. });
+        if dial == Dial::Accept && !blind {
+            let problem = "this listener must see what a client says before it knows where that leads";
+            let remedy = "remove it, or have mode \"chat\" or \"chat-tls\" with gate = false";
+            return source.wrong(&raw.span(), "listener.dial", problem, remedy);
+        }
+        Ok(dial)
     }
 
     fn mode(&self, source: &Source<'_>, config: &Config) -> Result<Mode, ConfigError> {

@@ -113,6 +113,11 @@ impl Session {
         self.connection.handshake_kind()
     }
 
+    /// Memory that it holds for records in part, and for those that wait for the client, bytes.
+    pub(crate) fn held(&self) -> u64 {
+        (self.partial.capacity() + self.outgoing.capacity()) as u64
+    }
+
     /// Whether records wait for the client.
     pub(crate) fn is_blocked(&self) -> bool {
         !self.outgoing.is_empty()

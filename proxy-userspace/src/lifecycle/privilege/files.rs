@@ -17,10 +17,18 @@ use crate::config::Config;
 const HANDLED: ABI = ABI::V6;
 
 /// Read besides what the configuration names: resolvers and hosts, which DHCP clients replace in place; and what this
-/// process and the machine say of themselves; /dev/null is opened to have a descriptor in reserve; in a static binary the
+/// process and the machine say of themselves, and how much memory their control groups have, which a reload asks anew; /dev/null is opened to have a descriptor in reserve; in a static binary the
 /// random numbers of DNS queries come from files (getrandom finds its function by dlsym(3), which is not there).
-const READABLE: [&str; 7] =
-    ["/etc", "/dev/null", "/dev/random", "/dev/urandom", "/proc/self", "/proc/meminfo", "/proc/stat"];
+const READABLE: [&str; 8] = [
+    "/etc",
+    "/dev/null",
+    "/dev/random",
+    "/dev/urandom",
+    "/proc/self",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/sys/fs/cgroup",
+];
 /// Usually a link to where a service keeps it.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 

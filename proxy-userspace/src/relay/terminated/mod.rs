@@ -31,7 +31,8 @@ use tokio::{
 
 use super::{
     buffers::Buffers,
-    legs::{Legs, close_in_order, reset_on_close},
+    holdings::Account,
+    legs::{self, Legs, close_in_order, reset_on_close},
     silence::Silence,
 };
 use crate::{
@@ -54,8 +55,10 @@ pub async fn relay(
     let Terminated { stream: client, mut session, first, end } = terminated;
     let mut legs = Legs::default();
     let [client, upstream] = legs.hold(client, upstream);
-    let inward = Inward { pending: first, end, meter: counters.meter(Side::Client), buffers: Buffers::NEW };
-    let outward = Outward { closing: false, meter: counters.meter(Side::Upstream), buffers: Buffers::NEW };
+    let inward =
+        Inward { pending: first, end, meter: counters.meter(Side::Client), moved: 0, buffers: Buffers::NEW };
+    let outward =
+        Outward { closing: false, meter: counters.meter(Side::Upstream), moved: 0, buffers: Buffers::NEW };
     let timer = pin!(sleep(timeouts.idle));
     let mut silence = Silence::new(timer, timeouts, None, true);
     match run(client, &mut session, inward, outward, upstream, &mut silence).await {
@@ -83,7 +86,7 @@ pub async fn relay(
 enum Over {
     /// Both streams have ended.
     Finished(CloseReason),
-    /// Nothing has moved for too long.
+    /// Nothing has moved for too long, or others need the memory.
     Silent(CloseReason),
 }
 
@@ -123,6 +126,7 @@ async fn run(
     let (mut upstream_read, mut upstream_write) = upstream.split();
     let mut finished = [false; 2];
     let mut reason = None;
+    let mut account = Account::default();
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {
@@ -151,7 +155,20 @@ async fn run(
             return Poll::Ready(Ok(Over::Finished(reason.unwrap_or(CloseReason::InternalError))));
         }
         let legs = [client_read.as_ref(), upstream_read.as_ref()];
-        silence.poll(cx, any_moved, legs).map(|reason| Ok(Over::Silent(reason)))
+        let allowance = inward.buffers.allowance() + outward.buffers.allowance();
+        if account.note(cx, inward.moved + outward.moved, allowance) {
+            return Poll::Ready(Ok(Over::Silent(CloseReason::MemoryPressure)));
+        }
+        silence.look_often(account.is_open());
+        if let Poll::Ready(reason) = silence.poll(cx, any_moved, legs) {
+            return Poll::Ready(Ok(Over::Silent(reason)));
+        }
+        if silence.take_fired() {
+            let own = inward.pending.capacity() as u64 + session.held();
+            account.look(own + legs::held(legs), allowance);
+            silence.look_often(account.is_open());
+        }
+        Poll::Pending
     })
     .await
 }
@@ -173,6 +190,8 @@ struct Inward<'a> {
     pending: Vec<u8>,
     end: Option<End>,
     meter: Meter<'a>,
+    /// Bytes that the upstream has taken in all.
+    moved: u64,
     buffers: Buffers,
 }
 
@@ -192,6 +211,7 @@ impl Inward<'_> {
                     Poll::Ready(Ok(count)) => {
                         self.pending.drain(..count);
                         self.meter.add(count);
+                        self.moved += count as u64;
                         self.buffers.taken(count, source.as_ref(), destination.as_ref());
                         moved = true;
                         if self.pending.is_empty() {
@@ -228,6 +248,7 @@ impl Inward<'_> {
                 pending.extend_from_slice(&plaintext[taken..]);
             });
             written.map_err(Broken::Upstream)?;
+            self.moved += moved_now as u64;
             self.buffers.taken(moved_now, source.as_ref(), destination.as_ref());
             match received {
                 Poll::Ready(Ok(Received::Some)) => moved = true,
@@ -247,6 +268,8 @@ struct Outward<'a> {
     closing: bool,
     /// Of plaintext that was made into records.
     meter: Meter<'a>,
+    /// Bytes of it in all.
+    moved: u64,
     buffers: Buffers,
 }
 
@@ -281,6 +304,7 @@ impl Outward<'_> {
                 }
                 Poll::Ready(Ok(count)) => {
                     self.meter.add(count);
+                    self.moved += count as u64;
                     self.buffers.taken(count, source.as_ref(), destination.as_ref());
                     moved = true;
                 }

@@ -19,6 +19,7 @@ use tokio::{net::TcpStream, time::sleep};
 use super::{
     buffers::Buffers,
     choice::{HandOver, Pace},
+    holdings::Account,
     legs::{self, Legs, is_read},
     silence::Silence,
 };
@@ -63,6 +64,8 @@ pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) 
         back: Pump::new(from_upstream, counters.meter(Side::Upstream), buffers()),
         first,
         finished: [false; 2],
+        account: Account::default(),
+        is_known: is_new,
     };
     let timer = pin!(sleep(timeouts.idle));
     let mut silence = Silence::new(timer, timeouts, hand_over.period(), is_new);
@@ -95,12 +98,15 @@ struct Streams<'a> {
     back: Pump<'a>,
     first: Option<Side>,
     finished: [bool; 2],
+    account: Account,
+    /// Whether the flow holds nothing but what it is accounted for.
+    is_known: bool,
 }
 
 enum Over {
     /// Both streams have ended.
     Finished(CloseReason),
-    /// Nothing has moved for too long.
+    /// Nothing has moved for too long, or others need the memory.
     Silent(CloseReason),
     Quiet,
     /// Bytes wait of which the runtime was not told.
@@ -109,7 +115,7 @@ enum Over {
 
 async fn run(
     [client, upstream]: &mut [TcpStream; 2],
-    Streams { out, back, first, finished }: &mut Streams<'_>,
+    Streams { out, back, first, finished, account, is_known }: &mut Streams<'_>,
     hand_over: HandOver,
     silence: &mut Silence<'_>,
 ) -> Result<Over, Broken> {
@@ -145,10 +151,24 @@ async fn run(
             return Poll::Ready(Ok(Over::Finished(reason)));
         }
         let legs = [client_read.as_ref(), upstream_read.as_ref()];
+        let (moved, allowance) = (out.moved() + back.moved(), out.allowance() + back.allowance());
+        let held = || out.held() + back.held() + legs::held(legs);
+        if !std::mem::replace(is_known, true) {
+            // What another path left.
+            account.open(cx, moved, held());
+        }
+        if account.note(cx, moved, allowance) {
+            return Poll::Ready(Ok(Over::Silent(CloseReason::MemoryPressure)));
+        }
+        silence.look_often(account.is_open());
         if let Poll::Ready(reason) = silence.poll(cx, any_moved, legs) {
             return Poll::Ready(Ok(Over::Silent(reason)));
         }
         let fired = silence.take_fired();
+        if fired {
+            account.look(held(), allowance);
+            silence.look_often(account.is_open());
+        }
         if fired && !std::mem::take(&mut has_moved) && !out.is_empty() && !back.is_empty() {
             tracing::debug!("neither side of a flow takes anything");
             out.relieve(legs[0]);

@@ -70,6 +70,8 @@ pub(super) struct Pump<'a> {
     mode: Mode,
     /// Of what the destination took.
     meter: Meter<'a>,
+    /// Bytes that it took in all.
+    moved: u64,
     /// The source has sent its FIN.
     ended: bool,
     /// Since [`Self::take_pace`].
@@ -125,6 +127,7 @@ impl<'a> Pump<'a> {
         Self {
             mode: Mode::Copying { pending, full_reads: 0 },
             meter,
+            moved: 0,
             ended: false,
             pace: Pace::default(),
             buffers,
@@ -172,6 +175,7 @@ impl<'a> Pump<'a> {
                         Poll::Ready(Ok(count)) => {
                             pending.advance(count);
                             self.meter.add(count);
+                            self.moved += count as u64;
                             self.buffers.taken(count, source.as_ref(), destination.as_ref());
                             Poll::Ready(())
                         }
@@ -195,6 +199,7 @@ impl<'a> Pump<'a> {
                             turn = turn.saturating_sub(count);
                             let taken = count - pending.bytes.len();
                             self.meter.add(taken);
+                            self.moved += taken as u64;
                             self.buffers.taken(taken, source.as_ref(), destination.as_ref());
                             *full_reads = if full { *full_reads + 1 } else { 0 };
                             self.pace.bytes += count as u64;
@@ -229,6 +234,7 @@ impl<'a> Pump<'a> {
                         self.pace.pieces += 1;
                         turn = turn.saturating_sub(count);
                         self.meter.add(count);
+                        self.moved += count as u64;
                         self.buffers.taken(count, source, destination);
                     };
                     match splice(cx, source, destination, pipe, inside, &mut self.ended, taken) {
@@ -256,6 +262,25 @@ impl<'a> Pump<'a> {
             }
             moved = true;
         }
+    }
+
+    /// Bytes that the destination has taken in all.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Bytes that the direction may come to hold.
+    pub(super) fn allowance(&self) -> u64 {
+        self.buffers.allowance()
+    }
+
+    /// Bytes that it holds besides what its sockets do.
+    pub(super) fn held(&self) -> u64 {
+        let held = match &self.mode {
+            Mode::Copying { pending, .. } => pending.bytes.capacity(),
+            Mode::Splicing { inside, after, .. } => *inside + after.capacity(),
+        };
+        held as u64
     }
 
     /// Whether nothing that came waits to be sent.
