@@ -50,7 +50,8 @@ pub(crate) fn run() -> Result<()> {
 /// Holds the dependencies against known advisories, where the database of these can be had, or was once.
 fn advisories() -> Result<()> {
     // A server that asks who this is is none that can be had.
-    let fetched = process::succeeds(process::cargo().args(["deny", "fetch", "db"]).env("GIT_TERMINAL_PROMPT", "0"));
+    let fetched =
+        process::succeeds(process::cargo().args(["deny", "fetch", "db"]).env("GIT_TERMINAL_PROMPT", "0"));
     if !fetched && !has_database() {
         println!(
             "ci: ADVISORIES WERE NOT CHECKED: their database cannot be fetched here, and there is none of before. \

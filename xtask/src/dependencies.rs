@@ -49,12 +49,17 @@ fn every_dependency_has_its_reason() {
     let own = ["proxy-common", "proxy-userspace", "setu-tests"].map(str::to_owned);
     let expected: Vec<_> = all.into_iter().filter(|name| !own.contains(name)).collect();
     assert!(expected.len() > 40, "{expected:?}");
-    assert_eq!(explained(&read("docs/releasing.md")), expected, "docs/releasing.md, in order of the alphabet");
+    assert_eq!(
+        explained(&read("docs/releasing.md")),
+        expected,
+        "docs/releasing.md, in order of the alphabet"
+    );
 }
 
 #[test]
 fn what_has_no_reason_is_found() {
-    let manifest = "[dependencies]\na = \"1\"\nb = { path = \"b\" }\n[target.x.dev-dependencies]\nc.workspace = true";
+    let manifest =
+        "[dependencies]\na = \"1\"\nb = { path = \"b\" }\n[target.x.dev-dependencies]\nc.workspace = true";
     assert_eq!(Vec::from_iter(named(&manifest.parse().unwrap())), ["a", "c"]);
     assert_eq!(explained("## Dependencies\n| `a` | one |\n| `b` |  |\n| c | two |\n"), ["a"]);
 }

@@ -5,6 +5,7 @@
 
 mod certificate;
 mod handshake;
+mod plain;
 mod self_signed;
 mod session;
 mod settings;
@@ -30,11 +31,11 @@ use rustls::{
 use tracing::{info, warn};
 
 pub use certificate::{CertificateError, Description, Source, renew, show};
+pub(crate) use handshake::refuse_name;
 pub use handshake::{Terminated, TlsFailure, accept};
-pub(crate) use handshake::{let_go, refuse_name};
+pub(crate) use plain::{let_go, refuse_plain};
 pub(crate) use session::{End, ForwardError, Received, Session, SessionError};
 pub use settings::TlsSettings;
-pub(crate) use web::refuse_plain;
 
 use certificate::Certificate;
 
