@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    ALPN, Settings,
+    offer::{ALPN, Settings},
     plain::{self, HANDSHAKE, let_go},
     session::{End, Received, Session, SessionError},
 };
