@@ -1,19 +1,18 @@
 //! From a client's socket to a session whose plaintext can be read: the handshake, and the look at the first bytes.
 
-use std::{future::poll_fn, io, os::fd::AsFd as _, pin::Pin, sync::Arc, task::Poll};
+use std::{future::poll_fn, io, sync::Arc, task::Poll};
 
 use rustls::{HandshakeKind, ProtocolVersion, server};
 use thiserror::Error;
 use tokio::{
-    io::AsyncWrite as _,
     net::TcpStream,
     time::{Instant, timeout_at},
 };
 
 use super::{
-    ALPN, Settings,
+    offer::{ALPN, Settings},
+    plain::{self, HANDSHAKE, let_go},
     session::{End, Received, Session, SessionError},
-    web,
 };
 use crate::{
     account::{CloseReason, Side},
@@ -21,16 +20,10 @@ use crate::{
         client_hello::{self, ClientHello},
         peek::{Bounds, Undecided, peek},
     },
-    sys,
 };
 
-/// What a record of a handshake begins with (`ContentType`, RFC 8446, section 5.1).
-pub(super) const HANDSHAKE: u8 = 22;
 /// A hello is looked at for what it offers up to so many bytes. Browsers send 2,000 at most.
 const HELLO: usize = 16 * 1024;
-
-/// What a failed client has sent and nobody read is thrown away, up to so many bytes.
-const DISCARDED: usize = 256 * 1024;
 
 /// Why a client's TLS did not come about.
 #[derive(Debug, Error)]
@@ -96,7 +89,7 @@ pub async fn accept(
         Offer::Web => settings.web.clone(),
         Offer::Other => settings.other.clone(),
         Offer::NotTls => {
-            web::refuse_plain(&mut stream, deadline).await;
+            plain::refuse_plain(&mut stream, deadline).await;
             return Err(TlsFailure::NotTls);
         }
     };
@@ -236,12 +229,4 @@ pub(crate) async fn refuse_name(client: &mut TcpStream) {
     // A client of which nothing is known but a hello has room for seven bytes, or is gone.
     let _ = client.try_write(&ALERT);
     let_go(client).await;
-}
-
-/// Sends FIN to a client that was sent an alert. Unread bytes would turn the close into RST, and RST would destroy the
-/// alert on its way.
-pub(crate) async fn let_go(stream: &mut TcpStream) {
-    // The client may be gone already.
-    let _ = poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await;
-    sys::discard(stream.as_fd(), DISCARDED);
 }

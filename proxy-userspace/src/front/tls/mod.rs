@@ -5,6 +5,8 @@
 
 mod certificate;
 mod handshake;
+mod offer;
+mod plain;
 mod self_signed;
 mod session;
 mod settings;
@@ -30,20 +32,19 @@ use rustls::{
 use tracing::{info, warn};
 
 pub use certificate::{CertificateError, Description, Source, renew, show};
+pub(crate) use handshake::refuse_name;
 pub use handshake::{Terminated, TlsFailure, accept};
-pub(crate) use handshake::{let_go, refuse_name};
+pub use offer::Settings;
+pub(crate) use plain::{let_go, refuse_plain};
 pub(crate) use session::{End, ForwardError, Received, Session, SessionError};
 pub use settings::TlsSettings;
-pub(crate) use web::refuse_plain;
 
 use certificate::Certificate;
+use offer::ALPN;
 
 /// Between two looks at the files. Polling them is simpler than inotify, which follows neither symbolic links nor
 /// mounted volumes that are replaced under it, as certbot and Kubernetes do; and nobody waits for a new certificate.
 const WATCH: Duration = Duration::from_secs(5);
-
-/// The protocol that is agreed on with those who offer it.
-const ALPN: &[u8] = b"http/1.1";
 
 /// What every handshake needs.
 #[derive(Debug)]
@@ -52,16 +53,6 @@ pub struct Acceptor {
     loaded: Mutex<Loaded>,
     /// Stays when the certificate changes, so that clients can still resume.
     tickets: Arc<dyn ProducesTickets>,
-}
-
-/// What a handshake goes by. ALPN is answered as nginx does without HTTP/2, before its version 1.21.4: whoever offers
-/// `http/1.1` gets it, and whoever offers something else gets no answer to that, where later ones end the handshake.
-/// Clients of chat are not to be turned away for what they offer.
-#[derive(Debug)]
-pub struct Settings {
-    /// For those who offer [`ALPN`].
-    web: Arc<ServerConfig>,
-    other: Arc<ServerConfig>,
 }
 
 /// Where the current certificate is from.

@@ -6,41 +6,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::TcpStream,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout};
 
-use super::handshake::{HANDSHAKE, Terminated, TlsFailure, let_go};
-use crate::front::{
-    http::{self, Answer, Door},
-    inspect::peek::{Bounds, peek},
+use super::{
+    handshake::{Terminated, TlsFailure},
+    plain::{REQUEST, let_go},
 };
+use crate::front::http::{self, Door};
 
 /// Between two requests (`keepalive_timeout 75s`).
 const KEEP: Duration = Duration::from_secs(75);
 /// Requests on a connection (`keepalive_requests 1000`), and how long it may last (`keepalive_time 1h`).
 const REQUESTS: u32 = 1000;
 const LONGEST: Duration = Duration::from_secs(3600);
-/// Bytes of a request that are looked at; it is answered before.
-const REQUEST: usize = 48 * 1024;
-
-/// Answers a client that has sent something else than TLS, by `deadline`. Its bytes were only looked at.
-pub(crate) async fn refuse_plain(client: &mut TcpStream, deadline: Instant) {
-    let bounds = Bounds { bytes: REQUEST, deadline };
-    let answer = peek(client, bounds, |bytes| match bytes {
-        // nginx takes this for the hello of an SSL 2 client, which it then does not understand.
-        [HANDSHAKE | 0x80.., ..] => Some(None),
-        _ => http::answer(bytes, Door::Plain, true, SystemTime::now()).map(Some),
-    });
-    if let Ok(Some(Answer { bytes, .. })) = answer.await {
-        // A client that takes nothing gets nothing.
-        let _ = timeout_at(deadline, client.write_all(&bytes)).await;
-    }
-    let_go(client).await;
-}
-
 impl Terminated {
     /// Answers the requests of a client that speaks nothing else. The first, of which some may have come, is to be
     /// there after `patience`.
