@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, process::Command};
 
-use setu_tests::{Path, Setu, config, machine::is_root, nobody::Nobody};
+use setu_tests::{Path, Setu, config, machine::is_root, netns::Netns, nobody::Nobody};
 use tempfile::NamedTempFile;
 
 #[test]
@@ -35,4 +35,38 @@ fn check_tells_what_each_missing_privilege_costs() {
         assert!(line.is_some_and(|line| line.contains(": without it ")), "{name}: {text}");
     }
     assert!(text.contains("path: userspace, because"), "{text}");
+}
+
+#[test]
+fn source_ports_are_reckoned_and_respected() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let namespace = Netns::new();
+    let setup = config(Path::Userspace, "203.0.113.1:443", "").replace("127.0.0.1:0", "127.0.0.1:4000");
+    let check = || {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(setup.as_bytes()).unwrap();
+        let mut command = namespace.command(&Setu::binary().display().to_string());
+        let output = command.args(["check", "--config"]).arg(file.path()).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(
+        check().contains("ok    source ports: 28232 (32768 to 60999, 0 of them reserved)"),
+        "{}",
+        check()
+    );
+    namespace.set("net/ipv4/ip_local_port_range", "50000 50099");
+    namespace.set("net/ipv4/ip_local_reserved_ports", "443,50010-50019");
+    namespace.set("net/ipv4/tcp_tw_reuse", "1");
+    let text = check();
+    for part in [
+        "note  source ports: 90 (50000 to 50099, 10 of them reserved)",
+        "90 to upstream \"test\". These are the limit, 90 in all, where files and memory allow ",
+        "net.ipv4.tcp_tw_reuse = 1: ",
+    ] {
+        assert!(text.contains(part), "{part} is missing: {text}");
+    }
+    let setu = Setu::start_in(&setup, Some(&namespace));
+    assert_eq!(setu.count("limits connections=90 "), 1, "{}", setu.log());
 }
