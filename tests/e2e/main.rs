@@ -23,6 +23,7 @@
 //!   - `kernel`: what a flow in the kernel holds, and that it wakes nobody
 //!   - `idle_tls`: what an idle client inside TLS holds
 //!   - `memory`: a small container is not killed, however many readers stall in it
+//!   - `flood`: who says nothing gives up his place, and no source has all of them
 //!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
 //! - `security`: setu tells nothing of its clients, and could do little to the machine
 //!   - `privacy`: no client's address is in anything that setu writes, unless that is configured
@@ -67,6 +68,7 @@ mod faults {
 }
 mod limits {
     mod buffers;
+    mod flood;
     mod hostile;
     mod idle_tls;
     mod kernel;

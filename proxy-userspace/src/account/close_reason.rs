@@ -86,6 +86,8 @@ reasons! {
     LimitConnections = "limit_connections",
     /// As many connections as `limits.pending` are in inspection or handshake.
     LimitPending = "limit_pending",
+    /// The client had said nothing, and its place in inspection was needed for another.
+    CrowdedOut = "crowded_out",
     /// The client's source has as many connections as `limits.per_source`.
     LimitPerSource = "limit_per_source",
     /// The client's source opens connections faster than `limits.per_source_rate`.

@@ -181,9 +181,9 @@ const TIMEOUTS: &[Key] = keys! {
     /// For an upstream to answer, over all its endpoints and their addresses.
     key("connect", Form::Text(TIME)),
     /// For what setu must see of a client first: a PROXY header, a ClientHello, the first byte of chat, or its beginning
-    /// behind a gate.
+    /// behind a gate. All of it together, from the beginning of the connection.
     key("inspect", Form::Text(TIME)),
-    /// For a client's TLS handshake, where TLS ends here.
+    /// For a client's TLS handshake, where TLS ends here, and what must be seen inside, from the beginning of the connection.
     key("handshake", Form::Text(TIME)),
     /// While nothing moves in either direction; then the connection is reset.
     key("idle", Form::Text(TIME)),
@@ -202,13 +202,16 @@ const LIMITS: &[Key] = keys! {
     /// by default no more than there are source ports for.
     /// When a reload raises it, the kernel path has room for as many as before, and the others go through userspace.
     key("connections", Form::Number(POSITIVE)),
-    /// At once from one source. Behind a carrier's NAT thousands of phones may be one source.
+    /// At once from one source. Behind a carrier's NAT thousands of phones may be one source. The networks of a source are
+    /// counted as well: an IPv4 /24 may have 16 times as many, an IPv6 /56 4 and a /48 16 times as many as a /64.
     key("per_source", Form::Number(LIMIT)),
-    /// New ones each second from one source, after a burst of ten times as many.
+    /// New ones each second from one source, after a burst of ten times as many; for its networks as above. An attempt that
+    /// is refused counts.
     key("per_source_rate", Form::Number(LIMIT)),
     /// Sources to which neither applies, such as a load balancer that sends no PROXY headers.
     key("exempt", Form::Texts(RANGE)),
-    /// At once in inspection or handshake. By default at least 64.
+    /// At once in inspection or handshake. By default at least 64. When all are, whoever has been silent for longest is
+    /// closed for the next; one source has as many as there are places left, 32 at least.
     key("pending", Form::Number(POSITIVE)),
     /// Bytes that all flows together may have on their way in the kernel. By default a sixteenth of the memory, at
     /// most 256 MiB.

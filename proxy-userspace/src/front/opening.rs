@@ -3,13 +3,11 @@
 //! Nothing is taken from a client whose bytes are passed through: its bytes are only looked at. Where TLS ends here, the
 //! first plaintext waits in [`Terminated`].
 
-use std::time::Duration;
-
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::{
     account::{CloseReason, Side},
-    config::{AllowList, Dial, Mode, Timeouts},
+    config::{AllowList, Dial, Mode},
     front::{
         inspect::{
             LIMIT,
@@ -17,6 +15,7 @@ use crate::{
             first_bytes::{self, Chat, Protocol},
             peek::{Bounds, Undecided, peek},
         },
+        limits::Voice,
         tls::{self, Acceptor, Terminated},
     },
 };
@@ -68,7 +67,10 @@ pub(crate) struct Rules<'a> {
     pub(crate) mode: Mode,
     /// Without a gate: whether the client must have spoken.
     pub(crate) dial: Dial,
-    pub(crate) timeouts: &'a Timeouts,
+    /// When TLS, and what is to come first inside it, must be there.
+    pub(crate) handshake: Instant,
+    /// Told of the first byte.
+    pub(crate) voice: &'a Voice,
     /// The names by which [`Mode::Auto`] knows media clients.
     pub(crate) media: &'a AllowList,
     /// Present where a listener ends TLS.
@@ -89,16 +91,16 @@ impl Rules<'_> {
         match self.mode {
             Mode::Chat { gate: false, .. } => {
                 if self.dial == Dial::FirstByte {
-                    peek(&client, bounds, has_spoken).await?;
+                    peek(&client, bounds, self.hearing(has_spoken)).await?;
                 }
                 Ok((Stream::Plain(client), Wish::Chat))
             }
             Mode::Chat { gate: true, .. } => {
-                let is_chat = peek(&client, bounds, is_chat).await?;
+                let is_chat = peek(&client, bounds, self.hearing(is_chat)).await?;
                 Ok((Stream::Plain(client), if is_chat { Wish::Chat } else { Wish::Other }))
             }
             Mode::ChatTls { gate, .. } => self.terminate(client, gate).await,
-            Mode::Media { .. } => match peek(&client, bounds, hello).await? {
+            Mode::Media { .. } => match peek(&client, bounds, self.hearing(hello)).await? {
                 ClientHello::NotTls { at } => {
                     tracing::debug!(at, "not TLS");
                     tls::refuse_plain(&mut client, deadline).await;
@@ -126,7 +128,7 @@ impl Rules<'_> {
         gate: bool,
     ) -> Result<(Stream, Wish), CloseReason> {
         let other = if gate { Wish::Clear } else { Wish::Chat };
-        match peek(&client, bounds, protocol).await {
+        match peek(&client, bounds, self.hearing(protocol)).await {
             Ok(Protocol::Tls) => match peek(&client, bounds, hello).await {
                 Ok(ClientHello::Found(name)) if self.media.allows(name.as_str()) => {
                     Ok((Stream::Plain(client), Wish::Media(Name::Known(name))))
@@ -143,23 +145,41 @@ impl Rules<'_> {
         }
     }
 
+    /// As `decide`, which is never called without a byte.
+    fn hearing<T>(&self, decide: impl Fn(&[u8]) -> Option<T>) -> impl FnMut(&[u8]) -> Option<T> {
+        let mut is_heard = false;
+        move |bytes| {
+            if !std::mem::replace(&mut is_heard, true) {
+                self.voice.heard();
+            }
+            decide(bytes)
+        }
+    }
+
     /// Ends the client's TLS; behind a gate, looks at what is inside.
     async fn terminate(&self, client: TcpStream, gate: bool) -> Result<(Stream, Wish), CloseReason> {
         let acceptor = self.acceptor.ok_or(CloseReason::InternalError)?;
-        let within = |time: Duration| Instant::now() + time;
-        let accepted = tls::accept(client, acceptor.config(), within(self.timeouts.handshake)).await;
+        // The whole of the hello, before anything is made for it.
+        let bounds = Bounds { bytes: LIMIT, deadline: self.handshake };
+        match peek(&client, bounds, self.hearing(tls_opening)).await {
+            // How it is wrong is the handshake's to say.
+            Ok(()) | Err(Undecided::TooLong | Undecided::Ended { silent: false }) => {}
+            Err(Undecided::TimedOut) => return Err(CloseReason::HandshakeTimeout),
+            Err(undecided) => return Err(undecided.into()),
+        }
+        let accepted = tls::accept(client, acceptor.config(), self.handshake).await;
         let mut terminated = accepted.map_err(|failure| {
             tracing::debug!(%failure, "no TLS session");
             failure.close_reason()
         })?;
         let mut wish = Wish::Chat;
         if gate {
-            let inside = terminated.first_bytes(within(self.timeouts.inspect), LIMIT, is_chat).await;
+            let inside = terminated.first_bytes(self.handshake, LIMIT, is_chat).await;
             if inside.map_err(|failure| failure.close_reason())? != Some(true) {
                 wish = Wish::Other;
             }
         } else if self.dial == Dial::FirstByte {
-            let spoken = terminated.first_bytes(within(self.timeouts.inspect), LIMIT, has_spoken).await;
+            let spoken = terminated.first_bytes(self.handshake, LIMIT, has_spoken).await;
             if spoken.map_err(|failure| failure.close_reason())?.is_none() {
                 let left = terminated.end.is_some();
                 return Err(if left { CloseReason::ClientLeft } else { CloseReason::InspectTimeout });
@@ -167,6 +187,11 @@ impl Rules<'_> {
         }
         Ok((Stream::Terminated(Box::new(terminated)), wish))
     }
+}
+
+/// Whether a hello, or what is none, can be judged.
+fn tls_opening(bytes: &[u8]) -> Option<()> {
+    (!matches!(client_hello::parse(bytes), ClientHello::Incomplete)).then_some(())
 }
 
 fn has_spoken(bytes: &[u8]) -> Option<()> {

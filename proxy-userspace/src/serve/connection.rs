@@ -28,7 +28,7 @@ use crate::{
             LIMIT,
             peek::{self, Bounds, Undecided, peek},
         },
-        limits::Permit,
+        limits::{Permit, Voice},
         opening::{Rules, Stream, Wish},
         proxy_protocol::{self, Command, Parsed},
         route::{self, Destination},
@@ -57,14 +57,15 @@ pub(crate) struct Admitted<S> {
 struct Accepted {
     client: TcpStream,
     peer: ClientAddr,
+    /// When it came: all that is before the relay has its time from then on.
+    since: Instant,
 }
 
 /// It is known for whom the connection speaks.
 struct Identified {
     client: TcpStream,
     origin: Origin,
-    /// When the first bytes must be there.
-    deadline: Instant,
+    since: Instant,
 }
 
 /// It is known what the client wants.
@@ -110,11 +111,11 @@ impl Accepted {
         ticket: &mut Ticket,
         permit: &mut Permit,
     ) -> Result<Identified, CloseReason> {
-        let Self { client, peer } = self;
+        let Self { client, peer, since } = self;
         let config = &worker.shared.config;
-        let deadline = Instant::now() + config.timeouts.inspect;
+        let deadline = since + config.timeouts.inspect;
         if !listener.accept_proxy_protocol {
-            return Ok(Identified { client, origin: Origin { source: peer, destination: None }, deadline });
+            return Ok(Identified { client, origin: Origin { source: peer, destination: None }, since });
         }
         let trusted = config.trusted.contains(peer.expose().ip());
         // A port that takes everything takes clients without a header, too, and from others than proxies only those.
@@ -133,22 +134,28 @@ impl Accepted {
             ticket.client = origin.source.shown(config.client_addresses);
             permit.charge(&origin.source, std::time::Instant::now())?;
         }
-        Ok(Identified { client, origin, deadline })
+        Ok(Identified { client, origin, since })
     }
 }
 
 impl Identified {
     /// Looks at the first bytes.
-    async fn inspect(self, listener: &Listener, worker: &Worker) -> Result<Inspected, CloseReason> {
+    async fn inspect(
+        self,
+        listener: &Listener,
+        worker: &Worker,
+        voice: &Voice,
+    ) -> Result<Inspected, CloseReason> {
         let config = &worker.shared.config;
         let rules = Rules {
             mode: listener.mode,
             dial: listener.dial,
-            timeouts: &config.timeouts,
+            handshake: self.since + config.timeouts.handshake,
+            voice,
             media: &config.allowed_names,
             acceptor: worker.shared.acceptor.as_deref(),
         };
-        let (client, wish) = rules.inspect(self.client, self.deadline).await?;
+        let (client, wish) = rules.inspect(self.client, self.since + config.timeouts.inspect).await?;
         Ok(Inspected { client, wish, origin: self.origin })
     }
 }
@@ -269,7 +276,13 @@ impl Admitted<TcpStream> {
     /// Serves the client on the worker that calls.
     pub(crate) fn begin(self, worker: Arc<Worker>) {
         let Self { client, peer, listener, ticket, permit } = self;
-        tokio::spawn(serve(Accepted { client, peer }, listener, permit, ticket, worker));
+        tokio::spawn(serve(
+            Accepted { client, peer, since: Instant::now() },
+            listener,
+            permit,
+            ticket,
+            worker,
+        ));
     }
 
     /// Leaves the worker that accepted it. `None`: it could not, and is closed.
@@ -315,14 +328,15 @@ async fn serve(
     mut ticket: Ticket,
     worker: Arc<Worker>,
 ) {
+    let voice = permit.voice();
     // The stages before the relay hold more than the relay does: boxed, their memory is free once they are over.
-    let dialed = Box::pin(async {
+    let stages = Box::pin(async {
         let config = &worker.shared.config;
         let listener = &config.listeners[listener];
         let identified = accepted.identify(listener, &worker, &mut ticket, &mut permit).await;
         forget_copies();
         let identified = identified?;
-        let inspected = identified.inspect(listener, &worker).await?;
+        let inspected = identified.inspect(listener, &worker, &voice).await?;
         permit.settled();
         match inspected.route(listener, config) {
             Ok(routed) => {
@@ -332,8 +346,13 @@ async fn serve(
             }
             Err(turned_away) => Err(turned_away.dismiss(listener.mode, config.timeouts.inspect).await),
         }
-    })
-    .await;
+    });
+    let dialed = tokio::select! {
+        biased;
+        dialed = stages => dialed,
+        () = voice.crowded_out() => Err(CloseReason::CrowdedOut),
+    };
+    drop(voice);
     match dialed {
         Ok(dialed) => dialed.relay(ticket, permit, &worker).await,
         Err(reason) => ticket.close(reason),

@@ -17,10 +17,11 @@ use crate::sys;
 
 /// A look copies and parses all the bytes so far, so that a client that sends byte by byte would cost their square. It
 /// has this many looks, each as soon as something comes: a hello takes one or two.
-const PROMPT_LOOKS: u32 = 32;
-/// After them looks are so far apart. Within a deadline of 5 s that makes some 500 looks of 64 KiB, about 10 ms of
-/// computing.
+const PROMPT_LOOKS: u32 = 8;
+/// After them each look is so much further from the one before, and so far at most: within a deadline of 5 s that makes
+/// some thirty looks.
 const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(320);
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; LIMIT].into_boxed_slice());
@@ -109,7 +110,7 @@ async fn watch<T>(
         }
         looks += 1;
         if looks > PROMPT_LOOKS {
-            sleep(PAUSE).await;
+            sleep((PAUSE * (looks - PROMPT_LOOKS)).min(PAUSE_MAX)).await;
         }
     }
 }
@@ -221,7 +222,7 @@ mod tests {
                 client
             });
             let begin = Instant::now();
-            let mut looks = 0;
+            let mut looks = 0_u64;
             let decide = |bytes: &[u8]| {
                 looks += 1;
                 (bytes.len() == SEGMENTS).then_some(())
@@ -230,8 +231,13 @@ mod tests {
             drop(sender.await.unwrap());
             (looks, begin.elapsed())
         });
-        let pauses = elapsed.as_millis() / PAUSE.as_millis();
-        assert!(looks <= u128::from(PROMPT_LOOKS) + 2 + pauses, "{looks} looks, {pauses} pauses");
+        // The n-th pause is n times as long: their sum is what went by.
+        let pauses = (1..).scan(0, |sum, n| {
+            *sum += (PAUSE * n).min(PAUSE_MAX).as_millis();
+            (*sum <= elapsed.as_millis()).then_some(())
+        });
+        let most = u64::from(PROMPT_LOOKS) + 2 + pauses.count() as u64;
+        assert!(looks <= most, "{looks} looks, {most} at most");
     }
 
     #[tokio::test]

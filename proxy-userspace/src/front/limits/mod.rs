@@ -6,6 +6,7 @@
 //! Sources are kept in memory only while they have connections, or while their rate must be remembered, by a keyed hash
 //! of their addresses, and never printed.
 
+mod places;
 mod refused;
 mod source_key;
 mod sources;
@@ -23,9 +24,10 @@ use crate::{
     account::ClientAddr,
     config::{self, Ranges},
 };
+use places::{Place, Places};
 pub use refused::Refused;
 use source_key::{Source, SourceKey};
-use sources::Sources;
+use sources::{Most, Sources};
 
 /// The least for connections in inspection or handshake.
 const MIN_PENDING: u32 = 64;
@@ -35,7 +37,7 @@ const MIN_PENDING: u32 = 64;
 pub struct Limits {
     bounds: RwLock<Arc<Bounds>>,
     open_now: AtomicU32,
-    pending_now: AtomicU32,
+    places: Places,
     sources: Sources,
 }
 
@@ -67,8 +69,36 @@ impl Bounds {
 #[derive(Debug)]
 pub struct Permit {
     limits: Arc<Limits>,
+    /// Whether it is counted among all.
+    counted: bool,
+    place: Option<Arc<Place>>,
+    /// What it is counted against.
+    sources: Vec<SourceKey>,
     pending: bool,
-    source: Option<SourceKey>,
+}
+
+/// Tells that a client has spoken.
+#[derive(Debug, Clone)]
+pub struct Voice {
+    limits: Arc<Limits>,
+    place: Option<Arc<Place>>,
+}
+
+impl Voice {
+    /// It has: its place is not taken away any more.
+    pub fn heard(&self) {
+        if let Some(place) = &self.place {
+            self.limits.places.heard(place);
+        }
+    }
+
+    /// Ends when the client was silent for so long that its place was given to another.
+    pub async fn crowded_out(&self) {
+        match &self.place {
+            Some(place) => place.crowded_out().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Limits {
@@ -78,7 +108,7 @@ impl Limits {
         Self {
             bounds: RwLock::new(Arc::new(Bounds::new(config, possible))),
             open_now: AtomicU32::new(0),
-            pending_now: AtomicU32::new(0),
+            places: Places::default(),
             sources: Sources::new(),
         }
     }
@@ -99,8 +129,10 @@ impl Limits {
     /// # Errors
     /// The limit that it would break.
     pub fn admit(self: &Arc<Self>, client: &ClientAddr, now: Instant) -> Result<Permit, Refused> {
-        let mut permit = self.admit_unknown()?;
+        // First of all the source pays: else there would be no end to the attempts of who is refused.
+        let mut permit = self.permit();
         permit.charge(client, now)?;
+        permit.take_place()?;
         Ok(permit)
     }
 
@@ -110,17 +142,14 @@ impl Limits {
     /// # Errors
     /// The limit that it would break.
     pub fn admit_unknown(self: &Arc<Self>) -> Result<Permit, Refused> {
-        let bounds = self.bounds();
-        if !increase(&self.open_now, bounds.connections) {
-            return Err(Refused::Total);
-        }
-        // From here on its drop counts down what was counted up.
-        let mut permit = Permit { limits: self.clone(), pending: false, source: None };
-        if !increase(&self.pending_now, bounds.pending) {
-            return Err(Refused::Pending);
-        }
-        permit.pending = true;
+        let mut permit = self.permit();
+        permit.take_place()?;
         Ok(permit)
+    }
+
+    /// One for which nothing is counted yet. Its drop counts down what was counted up.
+    fn permit(self: &Arc<Self>) -> Permit {
+        Permit { limits: self.clone(), counted: false, place: None, sources: Vec::new(), pending: true }
     }
 
     /// Forgets sources that have no connection and whose rate no longer matters. To be called now and then.
@@ -149,7 +178,7 @@ impl Limits {
     /// Connections in inspection or handshake.
     #[must_use]
     pub fn pending_now(&self) -> u32 {
-        self.pending_now.load(Ordering::Relaxed)
+        self.places.taken()
     }
 
     /// Sources in memory.
@@ -167,18 +196,45 @@ impl Permit {
     pub fn charge(&mut self, client: &ClientAddr, now: Instant) -> Result<(), Refused> {
         let ip = client.expose().ip();
         let bounds = self.limits.bounds();
-        if self.source.is_none() && !bounds.exempt.contains(ip) {
-            let charged =
-                self.limits.sources.charge(Source::of(ip), bounds.per_source, bounds.per_source_rate, now)?;
-            self.source = Some(charged);
+        if !self.sources.is_empty() || bounds.exempt.contains(ip) {
+            return Ok(());
+        }
+        let most = Most {
+            open: bounds.per_source,
+            rate: bounds.per_source_rate,
+            pending: bounds.pending.saturating_sub(self.limits.places.taken()),
+        };
+        for source in Source::of(ip) {
+            self.sources.push(self.limits.sources.charge(source, &most, now)?);
         }
         Ok(())
     }
 
+    fn take_place(&mut self) -> Result<(), Refused> {
+        let bounds = self.limits.bounds();
+        if !increase(&self.limits.open_now, bounds.connections) {
+            return Err(Refused::Total);
+        }
+        self.counted = true;
+        self.place = self.limits.places.take(bounds.pending);
+        if self.place.is_some() { Ok(()) } else { Err(Refused::Pending) }
+    }
+
+    /// Through which it is told that the client has spoken.
+    #[must_use]
+    pub fn voice(&self) -> Voice {
+        Voice { limits: self.limits.clone(), place: self.place.clone() }
+    }
+
     /// Inspection and handshake are over.
     pub fn settled(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.limits.places.give_back(&place);
+        }
         if std::mem::take(&mut self.pending) {
-            self.limits.pending_now.fetch_sub(1, Ordering::Relaxed);
+            for source in &self.sources {
+                self.limits.sources.settle(*source);
+            }
         }
     }
 }
@@ -186,10 +242,12 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.settled();
-        if let Some(source) = self.source {
-            self.limits.sources.release(source);
+        for source in &self.sources {
+            self.limits.sources.release(*source);
         }
-        self.limits.open_now.fetch_sub(1, Ordering::Relaxed);
+        if self.counted {
+            self.limits.open_now.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -268,6 +326,9 @@ mod tests {
     fn pending_ends_with_settled_or_drop() {
         let (limits, now) = (limits(10, 0, 0, 2), Instant::now());
         let (mut first, second) = (limits.admit(&v4(1), now).unwrap(), limits.admit(&v4(1), now).unwrap());
+        for permit in [&first, &second] {
+            permit.voice().heard();
+        }
         assert_eq!(refused(&limits, v4(1), now), Refused::Pending);
         assert_eq!(limits.open_now(), 2);
         first.settled();
@@ -287,10 +348,49 @@ mod tests {
         let _six = limits.admit(&v6(1, 1), now).unwrap();
         assert_eq!(refused(&limits, v6(1, u64::MAX), now), Refused::PerSource);
         let _others = [limits.admit(&v4(2), now).unwrap(), limits.admit(&v6(2, 1), now).unwrap()];
-        assert_eq!(limits.sources_now(), 4);
+        // The addresses, and the networks that they are in.
+        let counted = limits.sources_now();
+        assert_eq!(counted, 2 + 1 + 2 + 1 + 1);
         let exempt = ClientAddr::new("192.0.2.9:1".parse().unwrap());
         let _exempt = [limits.admit(&exempt, now).unwrap(), limits.admit(&exempt, now).unwrap()];
-        assert_eq!(limits.sources_now(), 4);
+        assert_eq!(limits.sources_now(), counted);
+    }
+
+    #[test]
+    fn a_source_leaves_places_to_others() {
+        let (limits, now) = (limits(1000, 0, 0, 100), Instant::now());
+        let greedy: Vec<_> = (0..200).map_while(|_| limits.admit(&v4(1), now).ok()).collect();
+        // As many as were left to others.
+        assert_eq!(greedy.len(), 50);
+        let others: Vec<_> = (0..100).map(|other| limits.admit(&v4(1000 * other), now).unwrap()).collect();
+        assert_eq!(limits.pending_now(), 100, "the silent of the first have given up theirs");
+        for other in &others {
+            other.voice().heard();
+        }
+        assert_eq!(refused(&limits, v4(1_000_000), now), Refused::Pending);
+    }
+
+    #[test]
+    fn who_is_refused_pays_as_well() {
+        let (limits, now) = (limits(1, 0, 1, 1), Instant::now());
+        let _one = limits.admit(&v4(1), now).unwrap();
+        for _ in 0..10 {
+            assert_eq!(refused(&limits, v4(70_000), now), Refused::Total);
+        }
+        assert_eq!(refused(&limits, v4(70_000), now), Refused::Rate);
+    }
+
+    #[test]
+    fn a_site_is_not_as_many_clients_as_it_has_networks() {
+        let (limits, now) = (limits(1 << 20, 10, 0, 1 << 20), Instant::now());
+        let admit = |network: u64| limits.admit(&v6(0x2001_0db8_0001_0000 + network, 1), now).ok();
+        let held: Vec<_> =
+            (0..65_536).flat_map(|network| (0..10).filter_map(move |_| admit(network))).collect();
+        assert_eq!(held.len(), 160, "sixteen clients' worth");
+        assert!(limits.admit(&v6(0x2001_0db8_0002_0000, 1), now).is_ok());
+        let held: Vec<_> = (0..2_560).filter_map(|at| limits.admit(&v4(at % 256), now).ok()).collect();
+        assert_eq!(held.len(), 160);
+        assert!(limits.admit(&v4(256), now).is_ok());
     }
 
     #[test]
@@ -398,16 +498,20 @@ mod tests {
                         let pending = held.iter().filter(|(_, pending, _)| *pending).count();
                         let of_source = held.iter().filter(|(other, ..)| *other == source).count();
                         let tokens = &mut tokens[source as usize];
-                        let expected = if held.len() == TOTAL {
-                            Err(Refused::Total)
-                        } else if pending == PENDING {
-                            Err(Refused::Pending)
+                        let may_pay = *tokens >= 1000;
+                        *tokens -= if may_pay { 1000 } else { 0 };
+                        let expected = if !may_pay {
+                            Err(Refused::Rate)
                         } else if of_source == PER_SOURCE {
                             Err(Refused::PerSource)
-                        } else if *tokens < 1000 {
-                            Err(Refused::Rate)
+                        } else if held.len() == TOTAL {
+                            Err(Refused::Total)
                         } else {
-                            *tokens -= 1000;
+                            if pending == PENDING {
+                                // All are silent: the oldest of them gives up its place.
+                                let oldest = held.iter_mut().filter(|(_, pending, _)| *pending);
+                                oldest.min_by_key(|(.., permit)| permit.place.as_ref().map(|place| place.number())).unwrap().1 = false;
+                            }
                             Ok(())
                         };
                         let result = limits.admit(&v4(source), now);

@@ -19,12 +19,25 @@ const AGE: Duration = Duration::from_secs(12 * 60 * 60);
 /// Keys of which what they made is still found: a source that stays connected for longer than they are used begins anew.
 const KEYS: usize = 4;
 
-/// What counts as one client: an IPv4 address, or the /64 that an IPv6 host chooses its addresses from.
+/// A network of which connections are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    V4(u32),
-    V6(u64),
+pub(super) struct Source {
+    /// Its bits, the others are 0. IPv4 as mapped into IPv6.
+    bits: u128,
+    /// How many of them count.
+    prefix: u8,
+    /// How many times as much as one client it may have.
+    pub(super) shares: u32,
 }
+
+/// In which networks an address is counted, by the length of their prefix, and how many clients' shares each has. An IPv4
+/// address may be that of a carrier, behind which thousands are: the limits for one are made for that, and the /24 has
+/// those of sixteen, for floods from a rented block. An IPv6 host chooses its addresses in a /64 (RFC 4291, section
+/// 2.5.4), a home has a /56 of them, a site a /48 (RFC 6177): who has more networks does not get as much more.
+const V4: [(u8, u32); 2] = [(32, 1), (24, 16)];
+const V6: [(u8, u32); 3] = [(64, 1), (56, 4), (48, 16)];
+/// What is before an IPv4 address that is mapped into IPv6.
+const MAPPED: u8 = 96;
 
 /// A source as it is remembered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,12 +52,16 @@ struct Key {
 }
 
 impl Source {
-    pub(super) fn of(ip: IpAddr) -> Self {
-        match ip {
-            IpAddr::V4(ip) => Self::V4(ip.to_bits()),
-            // The rest of the 128 bits is the host's to choose (RFC 4291, section 2.5.4).
-            IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
-        }
+    /// Those of an address, the smallest first.
+    pub(super) fn of(ip: IpAddr) -> impl Iterator<Item = Self> {
+        let (bits, before, networks) = match ip {
+            IpAddr::V4(ip) => (ip.to_ipv6_mapped().to_bits(), MAPPED, &V4[..]),
+            IpAddr::V6(ip) => (ip.to_bits(), 0, &V6[..]),
+        };
+        networks.iter().map(move |(prefix, shares)| {
+            let prefix = before + prefix;
+            Self { bits: bits & u128::MAX.unbounded_shl(u32::from(128 - prefix)), prefix, shares: *shares }
+        })
     }
 }
 
@@ -85,10 +102,8 @@ impl Key {
 
     fn hash(&self, source: Source) -> SourceKey {
         let mut hasher = SipHasher13::new_with_key(&self.secret);
-        match source {
-            Source::V4(host) => hasher.write_u32(host),
-            Source::V6(site) => hasher.write_u64(site),
-        }
+        hasher.write_u128(source.bits);
+        hasher.write_u8(source.prefix);
         SourceKey(hasher.finish128().as_u128())
     }
 }
@@ -117,10 +132,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn neighbours_share_networks() {
+        let in_common = |one: &str, other: &str| {
+            let of = |ip: &str| Source::of(ip.parse().unwrap()).collect::<Vec<_>>();
+            let (one, other) = (of(one), of(other));
+            one.iter().filter(|network| other.contains(network)).count()
+        };
+        for (one, other, networks) in [
+            ("192.0.2.1", "192.0.2.1", 2),
+            ("192.0.2.1", "192.0.2.200", 1),
+            ("192.0.2.1", "192.0.3.1", 0),
+            ("2001:db8:1:200::1", "2001:db8:1:200:ffff::9", 3),
+            ("2001:db8:1:200::1", "2001:db8:1:2ff::1", 2),
+            ("2001:db8:1:200::1", "2001:db8:1:300::1", 1),
+            ("2001:db8:1:200::1", "2001:db8:2:200::1", 0),
+        ] {
+            assert_eq!(in_common(one, other), networks, "{one} {other}");
+        }
+    }
+
+    #[test]
     fn keys_are_renewed_with_an_overlap() {
         let now = Instant::now();
         let keys = Keys::new(now);
-        let of = |source| keys.of(Source::V4(source)).collect::<Vec<_>>();
+        let of = |host: u32| {
+            let source = Source::of(std::net::Ipv4Addr::from_bits(host).into()).next().unwrap();
+            keys.of(source).collect::<Vec<_>>()
+        };
         let first = of(1)[0];
         assert_ne!(first, of(2)[0]);
         keys.renew(now + AGE / 2);

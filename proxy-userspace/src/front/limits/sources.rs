@@ -24,6 +24,21 @@ const REMEMBERED: usize = 1024;
 /// A source that was quiet may make as many connections at once as its rate gives in this time.
 const BURST: Duration = Duration::from_secs(10);
 
+/// As many in inspection or handshake each source may have, however few places are free: a carrier's address is that of
+/// many.
+const PENDING: u32 = 32;
+
+/// What one client may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Most {
+    /// Connections at once; `None` is no limit.
+    pub(super) open: Option<NonZero<u32>>,
+    /// New ones each second.
+    pub(super) rate: Option<NonZero<u32>>,
+    /// In inspection or handshake, [`PENDING`] at least: as many as there are places left.
+    pub(super) pending: u32,
+}
+
 /// All sources.
 #[derive(Debug)]
 pub(super) struct Sources {
@@ -46,6 +61,8 @@ struct Shard {
 #[derive(Debug)]
 struct Account {
     open: u32,
+    /// Of them, those in inspection or handshake.
+    pending: u32,
     /// The source's debt is paid off then: each connection moves it on by the interval, and it is never more than
     /// [`BURST`] ahead. This is a token bucket in one number (the GCRA of ITU-T I.371).
     clear_at: Instant,
@@ -58,47 +75,51 @@ impl Sources {
         Self { keys, hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Counts a new connection; [`Self::release`] of what is returned is its end. There may be `most` at once, and `rate` new ones each
-    /// second; `None` is no limit.
-    pub(super) fn charge(
-        &self,
-        source: Source,
-        most: Option<NonZero<u32>>,
-        rate: Option<NonZero<u32>>,
-        now: Instant,
-    ) -> Result<SourceKey, Refused> {
+    /// Counts a new connection, which is in inspection; [`Self::settle`] of what is returned ends that, and
+    /// [`Self::release`] the connection. What is refused has paid its rate all the same.
+    pub(super) fn charge(&self, source: Source, most: &Most, now: Instant) -> Result<SourceKey, Refused> {
         let mut known = self.keys.of(source);
         // It may have an account from the time of an older key.
         let newest = known.next();
         let older = known.find(|key| self.shard(*key).accounts.contains_key(key));
-        let Some(source) = older.or(newest) else { return Err(Refused::Total) };
-        let mut shard = self.shard(source);
+        let Some(key) = older.or(newest) else { return Err(Refused::Total) };
+        let mut shard = self.shard(key);
         let shard = &mut *shard;
         shard.latest = shard.latest.max(Some(now));
-        // A new account breaks no limit: each is at least 1, and an interval at most a second.
-        let account = shard.accounts.entry(source).or_insert_with(|| {
+        let account = shard.accounts.entry(key).or_insert_with(|| {
             shard.remembered += 1;
-            Account { open: 0, clear_at: now }
+            Account { open: 0, pending: 0, clear_at: now }
         });
-        if most.is_some_and(|most| account.open >= most.get()) {
-            return Err(Refused::PerSource);
-        }
-        if let Some(rate) = rate {
-            let interval = Duration::from_secs(1) / rate.get();
+        if let Some(rate) = most.rate {
+            let interval = Duration::from_secs(1) / rate.get().saturating_mul(source.shares);
             let clear_at = account.clear_at.max(now) + interval;
             if clear_at - now > BURST {
                 return Err(Refused::Rate);
             }
             account.clear_at = clear_at;
         }
+        if most.open.is_some_and(|most| account.open >= most.get().saturating_mul(source.shares)) {
+            return Err(Refused::PerSource);
+        }
+        if account.pending >= most.pending.max(PENDING.saturating_mul(source.shares)) {
+            return Err(Refused::Pending);
+        }
         if account.open == 0 {
             shard.remembered -= 1;
         }
         account.open += 1;
-        Ok(source)
+        account.pending += 1;
+        Ok(key)
     }
 
-    /// The end of a connection.
+    /// The end of inspection and handshake.
+    pub(super) fn settle(&self, source: SourceKey) {
+        if let Some(account) = self.shard(source).accounts.get_mut(&source) {
+            account.pending -= 1;
+        }
+    }
+
+    /// The end of a connection, which was settled.
     pub(super) fn release(&self, source: SourceKey) {
         self.shard(source).release(source);
     }
@@ -166,16 +187,23 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 mod tests {
     use super::*;
 
-    fn charge(sources: &Sources, source: Source, rate: u32, now: Instant) -> Result<SourceKey, Refused> {
-        sources.charge(source, None, NonZero::new(rate), now)
+    fn charge(sources: &Sources, host: u64, rate: u32, now: Instant) -> Result<SourceKey, Refused> {
+        let ip = std::net::Ipv6Addr::from_bits(u128::from(host) << 64);
+        let source = Source::of(ip.into()).next().unwrap();
+        sources.charge(source, &Most { open: None, rate: NonZero::new(rate), pending: u32::MAX }, now)
+    }
+
+    /// Lets it go.
+    fn end(sources: &Sources, source: SourceKey) {
+        sources.settle(source);
+        sources.release(source);
     }
 
     #[test]
     fn a_rate_allows_a_burst_and_then_its_pace() {
         let (sources, start) = (Sources::new(), Instant::now());
-        let charge = |source, millis| {
-            charge(&sources, Source::V4(source), 2, start + Duration::from_millis(millis)).map(drop)
-        };
+        let charge =
+            |source, millis| charge(&sources, source, 2, start + Duration::from_millis(millis)).map(drop);
         assert_eq!((0..40).take_while(|_| charge(1, 0).is_ok()).count(), 20);
         assert_eq!(charge(1, 499), Err(Refused::Rate));
         assert_eq!(charge(1, 500), Ok(()));
@@ -188,13 +216,13 @@ mod tests {
     #[test]
     fn the_highest_rate_overflows_nothing() {
         let (sources, now) = (Sources::new(), Instant::now());
-        assert!((0..1000).all(|_| charge(&sources, Source::V4(1), u32::MAX, now).is_ok()));
+        assert!((0..1000).all(|_| charge(&sources, 1, u32::MAX, now).is_ok()));
     }
 
     #[test]
     fn sources_are_forgotten() {
         let (sources, now) = (Sources::new(), Instant::now());
-        sources.release(charge(&sources, Source::V4(1), 1, now).unwrap());
+        end(&sources, charge(&sources, 1, 1, now).unwrap());
         assert_eq!(sources.len(), 1, "its rate is remembered");
         sources.sweep(now + Duration::from_millis(999));
         assert_eq!(sources.len(), 1);
@@ -205,9 +233,9 @@ mod tests {
     #[test]
     fn a_flood_of_sources_holds_a_bounded_amount() {
         let (sources, now) = (Sources::new(), Instant::now());
-        charge(&sources, Source::V4(1), 1, now).unwrap();
+        charge(&sources, 1, 1, now).unwrap();
         for network in 0..4 * (SHARDS * REMEMBERED) as u64 {
-            sources.release(charge(&sources, Source::V6(network), 1, now).unwrap());
+            end(&sources, charge(&sources, network, 1, now).unwrap());
         }
         let count = sources.len();
         assert!(count <= SHARDS * REMEMBERED + 1, "{count}");
