@@ -5,24 +5,31 @@
 //! counted and not told.
 
 use std::{
-    env,
+    env, fmt,
     io::{self, IsTerminal as _, Write},
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tracing::warn;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::LevelFilter,
+    fmt::{format::Writer, time::FormatTime},
+};
 
 /// The environment variable that says what is logged.
 const VARIABLE: &str = "SETU_LOG";
 /// What is logged without it.
 const DEFAULT: &str = "info";
+/// Whoever looks names up tells which ones, and clients choose some. It says nothing unless it is asked by name.
+const RESOLVER: &str = "hickory";
+const SILENT_RESOLVER: &str = "hickory_net=off,hickory_proto=off,hickory_resolver=off";
 /// What a module's path begins with.
 const CRATE: &str = "setu";
 /// Lines that may wait to be written: a burst, and a bound to what a stopped reader costs.
@@ -40,13 +47,14 @@ pub fn init() {
     let (filter, slip) = match env::var(VARIABLE) {
         Ok(text) => match parse(&text) {
             Ok(filter) => (filter, None),
-            Err(slip) => (EnvFilter::new(DEFAULT), Some(slip)),
+            Err(slip) => (quiet(DEFAULT), Some(slip)),
         },
-        Err(env::VarError::NotPresent) => (EnvFilter::new(DEFAULT), None),
-        Err(env::VarError::NotUnicode(_)) => (EnvFilter::new(DEFAULT), Some("it is not UTF-8".into())),
+        Err(env::VarError::NotPresent) => (quiet(DEFAULT), None),
+        Err(env::VarError::NotUnicode(_)) => (quiet(DEFAULT), Some("it is not UTF-8".into())),
     };
     tracing_subscriber::fmt()
         .with_writer(Line::new)
+        .with_timer(Seconds)
         // It would tell standard error.
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal())
@@ -54,6 +62,15 @@ pub fn init() {
         .init();
     if let Some(slip) = slip {
         warn!("{VARIABLE}: {slip}; {DEFAULT} is logged");
+    }
+}
+
+/// The time of a line. Anything finer would match the end of a connection with what others have recorded.
+struct Seconds;
+
+impl FormatTime for Seconds {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        write!(writer, "{}", humantime::format_rfc3339_seconds(SystemTime::now()))
     }
 }
 
@@ -170,7 +187,16 @@ fn parse(text: &str) -> Result<EnvFilter, String> {
             ));
         }
     }
-    EnvFilter::try_new(text).map_err(|error| error.to_string())
+    let text = if text.trim().is_empty() { DEFAULT } else { text };
+    if text.contains(RESOLVER) {
+        return EnvFilter::try_new(text).map_err(|error| error.to_string());
+    }
+    Ok(quiet(text))
+}
+
+/// The filter of these directives, of which each is right, without what the resolver says.
+fn quiet(directives: &str) -> EnvFilter {
+    EnvFilter::new(format!("{directives},{SILENT_RESOLVER}"))
 }
 
 /// Writes what ends setu. It goes past the queue, of which there is none any more.

@@ -37,7 +37,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(args) => lifecycle::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => {
-            let report = check::report(&args.config()?);
+            let report = check::report(&args.config()?, args.file());
             io::stdout().write_all(report.text.as_bytes())?;
             Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

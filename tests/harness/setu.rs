@@ -207,6 +207,12 @@ impl Setu {
         self.log.clone()
     }
 
+    /// The file of its configuration.
+    #[must_use]
+    pub fn configuration(&self) -> &std::path::Path {
+        self.config.path()
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

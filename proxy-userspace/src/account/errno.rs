@@ -54,6 +54,26 @@ pub(crate) fn out_of_resources(error: &io::Error) -> bool {
     )
 }
 
+/// Whether this machine has no local port left, or no address, to connect from: the system has one word for both.
+pub(crate) fn lacks_a_source(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EADDRNOTAVAIL)
+}
+
+/// Whether there is no way from here.
+pub(crate) fn lacks_a_route(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable)
+}
+
+/// How much an error tells of the upstream: that this machine lacks something outdoes all, that it lacks a route (it
+/// may have no IPv6 at all) is outdone by all.
+pub(crate) fn rank(error: &io::Error) -> u8 {
+    match error {
+        _ if out_of_resources(error) => 2,
+        _ if lacks_a_route(error) => 0,
+        _ => 1,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +86,12 @@ mod tests {
         assert_eq!(CloseReason::broken(Side::Upstream, &vanished), CloseReason::UpstreamTimedOut);
         let ports = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
         assert_eq!(CloseReason::connect(&ports), CloseReason::OutOfResources);
+    }
+
+    #[test]
+    fn what_tells_most_is_ranked_highest() {
+        let ranks = [libc::ENETUNREACH, libc::ECONNREFUSED, libc::EADDRNOTAVAIL]
+            .map(|code| rank(&io::Error::from_raw_os_error(code)));
+        assert_eq!(ranks, [0, 1, 2]);
     }
 }

@@ -457,6 +457,13 @@ mod tests {
             other.takes_restart(&Config::load(None).unwrap()).map(str::to_owned).collect();
         assert_eq!(fixed, known(FILE, "", |key| key.fixed));
         assert_eq!(other.takes_restart(&other).count(), 0);
+        let (mut kept, before) = (other.clone(), Config::load(None).unwrap());
+        kept.keep_until_restart(&before);
+        assert_eq!(
+            kept.takes_restart(&before).count(),
+            0,
+            "a key holds at once, and is said to take a restart"
+        );
     }
 
     /// Keys that the example leaves to setu.toml(5): few operators need them.

@@ -264,6 +264,23 @@ impl Config {
         self.upstreams.iter().enumerate().find(of_name).is_some_and(|(id, _)| self.is_used(UpstreamId(id)))
     }
 
+    /// Whether a listener ends TLS, for which there must be a certificate.
+    #[must_use]
+    pub fn ends_tls(&self) -> bool {
+        self.listeners
+            .iter()
+            .any(|listener| matches!(listener.mode, Mode::ChatTls { .. } | Mode::Auto { .. }))
+    }
+
+    /// Leaves all that takes a restart as it was `before`, so that nothing of it holds in part.
+    pub fn keep_until_restart(&mut self, before: &Self) {
+        self.path = before.path;
+        self.limits.kernel_bytes = before.limits.kernel_bytes;
+        self.tls.state_dir.clone_from(&before.tls.state_dir);
+        self.admin.clone_from(&before.admin);
+        self.user.clone_from(&before.user);
+    }
+
     /// Keys whose values are others than `before`, and that take a restart.
     pub fn takes_restart(&self, before: &Self) -> impl Iterator<Item = &'static str> {
         let differs = [

@@ -61,6 +61,19 @@ impl Bound {
     }
 }
 
+/// The process that has an address.
+#[derive(Debug)]
+pub struct Holder {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub pid: i32,
+}
+
+fn by(holder: Option<&Holder>) -> String {
+    holder.map(|Holder { name, pid }| format!(" by {name} (pid {pid})")).unwrap_or_default()
+}
+
 /// What is in the way.
 #[derive(Debug, Error)]
 pub enum BindError {
@@ -77,14 +90,14 @@ pub enum BindError {
         ports: String,
     },
     /// Another process has it.
-    #[error("port {} of {} is in use{holder}; stop that, or give {whose} another port", address.port(), address.ip())]
+    #[error("port {} of {} is in use{}; stop that, or give {whose} another port", address.port(), address.ip(), by(holder.as_ref()))]
     InUse {
         /// What was to listen there.
         whose: String,
         /// The address.
         address: SocketAddr,
-        /// ` by NAME (pid N)`, or nothing when it is not known.
-        holder: String,
+        /// Who has it, when that is known.
+        holder: Option<Holder>,
     },
     /// Anything else.
     #[error("{whose} cannot bind {address}: {error}{remedy}")]
@@ -177,6 +190,26 @@ fn is_hidden(listener: &Listener) -> bool {
     listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. })
 }
 
+/// All that is in the way of binding each address of the configuration, which is left as it was.
+#[must_use]
+pub fn obstacles(config: &Config) -> Vec<BindError> {
+    let mut obstacles = Vec::new();
+    for index in 0..config.listeners.len() {
+        let listener = &config.listeners[index];
+        for address in &listener.bind {
+            let mut alone = listener.clone();
+            alone.bind = vec![*address];
+            let alone = Config { listeners: vec![alone], ..config.clone() };
+            obstacles.extend(bind_all(&alone, 1, &[]).err());
+        }
+    }
+    for address in &config.admin {
+        let alone = Config { admin: vec![*address], ..config.clone() };
+        obstacles.extend(bind_admin(&alone, false).err());
+    }
+    obstacles
+}
+
 /// Binds the addresses of the admin endpoint, once each. With `beside` a setu that is being replaced may have them still.
 ///
 /// # Errors
@@ -250,8 +283,7 @@ fn has_no_ipv6(error: &io::Error, address: SocketAddr) -> bool {
 
 fn explain(error: io::Error, whose: String, address: SocketAddr) -> BindError {
     if error.kind() == io::ErrorKind::AddrInUse {
-        let holder = holder(address).map(|holder| format!(" by {holder}")).unwrap_or_default();
-        return BindError::InUse { whose, address, holder };
+        return BindError::InUse { whose, address, holder: holder(address) };
     }
     let remedy = match error.kind() {
         io::ErrorKind::AddrNotAvailable => "; bind an address of this machine (`ip address` lists them)",
@@ -261,7 +293,7 @@ fn explain(error: io::Error, whose: String, address: SocketAddr) -> BindError {
 }
 
 /// The process whose socket is in the way of binding `wanted`, as far as this one may see.
-fn holder(wanted: SocketAddr) -> Option<String> {
+fn holder(wanted: SocketAddr) -> Option<Holder> {
     let tables = procfs::net::tcp().into_iter().chain(procfs::net::tcp6());
     let entry = tables
         .flatten()
@@ -273,7 +305,7 @@ fn holder(wanted: SocketAddr) -> Option<String> {
         let Ok(descriptors) = process.fd() else { continue };
         let holds = |target| matches!(target, process::FDTarget::Socket(inode) if inode == entry.inode);
         if descriptors.flatten().any(|descriptor| holds(descriptor.target)) {
-            return Some(format!("{} (pid {})", process.stat().ok()?.comm, process.pid));
+            return Some(Holder { name: process.stat().ok()?.comm, pid: process.pid });
         }
     }
     None
@@ -281,7 +313,7 @@ fn holder(wanted: SocketAddr) -> Option<String> {
 
 /// Whether a socket on `held` keeps setu from binding `wanted`. A socket on `::` may hold the IPv4 addresses too
 /// (ipv6(7), `IPV6_V6ONLY`); setu's own never do.
-fn in_the_way(held: SocketAddr, wanted: SocketAddr) -> bool {
+pub(crate) fn in_the_way(held: SocketAddr, wanted: SocketAddr) -> bool {
     let same = held.ip().to_canonical() == wanted.ip();
     let wildcard = held.ip().is_unspecified() && (held.is_ipv6() || wanted.is_ipv4());
     let covered = wanted.ip().is_unspecified() && held.ip().to_canonical().is_ipv4() == wanted.is_ipv4();

@@ -12,7 +12,7 @@ use super::server::{Server, listener_counts, log_limits, possible, share, start_
 use crate::{
     config::Config,
     front::{
-        listener::{self, Bound},
+        listener::{self, BindError, Bound},
         tls::TlsSettings,
     },
     relay::holdings,
@@ -26,8 +26,11 @@ impl Server {
     /// # Errors
     /// What is wrong. Then everything is as it was.
     pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
-        let config = self.args.config()?;
-        let bound = listener::bind_all(&config, self.workers.len(), &self.bound)?;
+        let mut config = self.args.config()?;
+        let take_restart: Vec<_> = config.takes_restart(&self.shared.config).collect();
+        config.keep_until_restart(&self.shared.config);
+        let bound = listener::bind_all(&config, self.workers.len(), &self.bound)
+            .map_err(|error| at_reload(error, &self.bound))?;
         let shares = share(&bound, self.workers.len()).context("a listener cannot be shared")?;
         let acceptor = match &self.shared.acceptor {
             Some(acceptor) => {
@@ -37,7 +40,7 @@ impl Server {
             None => start_tls(&config)?,
         };
 
-        for key in config.takes_restart(&self.shared.config) {
+        for key in take_restart {
             warn!(key, "it has changed; that takes effect with the next start");
         }
         log_listeners(&self.bound, &bound, &config);
@@ -70,6 +73,27 @@ impl Server {
         self.serve(shares).await;
         self.bound = bound;
         Ok(())
+    }
+}
+
+/// What is in the way of a setu that runs already: it has no right to low ports any more, and may be in its own way.
+fn at_reload(error: BindError, bound: &[Bound]) -> anyhow::Error {
+    match error {
+        BindError::Privileged { ports } => {
+            anyhow::anyhow!(
+                "no right to bind port {ports} any more: setu gives it up at its start; restart setu"
+            )
+        }
+        BindError::InUse { address, .. }
+            if bound.iter().any(|bound| listener::in_the_way(bound.address, address)) =>
+        {
+            anyhow::anyhow!(
+                "port {} is this setu's own already, and cannot change between one address and all of them while it \
+                 runs; restart setu",
+                address.port()
+            )
+        }
+        error => error.into(),
     }
 }
 

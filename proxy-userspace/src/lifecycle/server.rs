@@ -10,7 +10,7 @@ use tracing::{error, info};
 
 use crate::{
     account::{Counters, ListenerCounts},
-    config::{Config, Listener, Mode, RunArgs},
+    config::{Config, RunArgs},
     front::{
         limits::Limits,
         listener::Bound,
@@ -120,8 +120,7 @@ pub(super) fn log_limits(limits: &Limits, machine: &Machine) {
 
 /// Loads the certificate, where a listener needs one.
 pub(super) fn start_tls(config: &Config) -> Result<Option<Arc<Acceptor>>, CertificateError> {
-    let ends_tls = |listener: &Listener| matches!(listener.mode, Mode::ChatTls { .. } | Mode::Auto { .. });
-    if !config.listeners.iter().any(ends_tls) {
+    if !config.ends_tls() {
         return Ok(None);
     }
     let acceptor = Acceptor::new(TlsSettings::from(&config.tls))?;

@@ -1,12 +1,21 @@
 //! `setu check`: the effective configuration, and what this machine can do for it.
 
-use std::{fmt::Write as _, fs, io, num::NonZero, thread};
+use std::{
+    fmt::Write as _,
+    fs, io,
+    num::NonZero,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use procfs::process::Process;
 
 use crate::{
     config::{Config, PathChoice},
-    front::listener,
+    front::{
+        listener::{self, BindError, Holder},
+        tls::{self, CertificateError, TlsSettings},
+    },
     relay::sockmap,
     serve::{capacity::Machine, ports},
 };
@@ -50,16 +59,13 @@ pub(crate) enum Verdict {
     Bad,
 }
 
-/// Looks at everything and changes nothing.
+/// Looks at everything and changes nothing. `file` is the configuration's.
 #[must_use]
-pub fn report(config: &Config) -> Report {
+pub fn report(config: &Config, file: Option<&Path>) -> Report {
     let mut lines = machine(config);
-    match listener::bind_all(config, 1, &[]) {
-        Ok(bound) => lines.fine(&format!("all {} addresses can be bound", bound.len())),
-        Err(error) => lines.bad(&error.to_string()),
-    }
-    if let Err(error) = listener::bind_admin(config, false) {
-        lines.bad(&error.to_string());
+    addresses(&mut lines, config, file);
+    if config.ends_tls() {
+        certificate(&mut lines, config);
     }
     let mut text = format!("# The effective configuration\n{config}\n# This machine\n");
     for (verdict, what) in &lines.0 {
@@ -72,6 +78,62 @@ pub fn report(config: &Config) -> Report {
         let _ = writeln!(text, "{verdict:<5} {what}");
     }
     Report { text, ready: lines.0.iter().all(|(verdict, _)| *verdict != Verdict::Bad) }
+}
+
+/// Whether the addresses are free, or in the hands of the setu that this configuration is for.
+fn addresses(lines: &mut Lines, config: &Config, file: Option<&Path>) {
+    let obstacles = listener::obstacles(config);
+    if obstacles.is_empty() {
+        let count = config.listeners.iter().map(|listener| listener.bind.len()).sum::<usize>();
+        lines.fine(&format!("all {count} addresses can be bound"));
+    }
+    for obstacle in obstacles {
+        match &obstacle {
+            BindError::InUse { address, holder: Some(Holder { name, pid }), .. } if serves(*pid, file) => {
+                lines.fine(&format!(
+                    "port {} of {} is served by {name} (pid {pid}), which runs with this configuration",
+                    address.port(),
+                    address.ip()
+                ));
+            }
+            _ => lines.bad(&obstacle.to_string()),
+        }
+    }
+}
+
+/// Whether a process is a setu that was started with this file, or as this check without any.
+fn serves(pid: i32, file: Option<&Path>) -> bool {
+    let arguments = || {
+        let process = Process::new(pid).ok()?;
+        Some((process.cmdline().ok()?, process.cwd().ok()))
+    };
+    let Some((arguments, folder)) = arguments() else { return false };
+    let is_run = arguments.iter().any(|argument| argument == "run");
+    let mut after = arguments.iter().skip_while(|argument| !argument.starts_with("--config"));
+    let theirs = after.next().and_then(|argument| match argument.split_once('=') {
+        Some((_, file)) => Some(PathBuf::from(file)),
+        None => after.next().map(PathBuf::from),
+    });
+    let theirs = theirs.map(|theirs| folder.unwrap_or_default().join(theirs));
+    let real = |file: &Path| file.canonicalize().ok();
+    is_run
+        && match (theirs, file) {
+            (None, None) => true,
+            (Some(theirs), Some(file)) => real(&theirs).is_some_and(|theirs| Some(theirs) == real(file)),
+            _ => false,
+        }
+}
+
+/// Whether there is a certificate that can be served; one of its own setu makes when it starts.
+fn certificate(lines: &mut Lines, config: &Config) {
+    match tls::show(&TlsSettings::from(&config.tls)) {
+        Ok(description) => lines.fine(&format!("the TLS certificate can be served: {}", description.source)),
+        Err(error) if config.tls.files.is_some() => lines.bad(&error.to_string()),
+        Err(CertificateError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            lines.fine("there is no TLS certificate yet: setu makes one when it starts");
+        }
+        Err(error) => lines.note(&format!("setu will make another TLS certificate: {error}")),
+    }
 }
 
 /// What this machine can do for setu; whether its addresses are free is another matter.

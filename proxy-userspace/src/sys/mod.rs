@@ -6,6 +6,7 @@ mod filter;
 mod memory;
 mod process;
 mod result;
+pub(crate) mod sandbox;
 mod shared;
 mod socket;
 mod tcp_info;

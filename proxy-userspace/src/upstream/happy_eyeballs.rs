@@ -19,7 +19,10 @@ use tokio::{
 };
 
 use super::history::History;
-use crate::{account::out_of_resources, sys};
+use crate::{
+    account::{lacks_a_route, lacks_a_source, out_of_resources, rank},
+    sys,
+};
 
 /// How long an attempt may be alone (RFC 8305, section 5: "Connection Attempt Delay").
 const STAGGER: Duration = Duration::from_millis(250);
@@ -135,16 +138,6 @@ fn blame(history: &History, address: SocketAddr, error: &io::Error) {
     }
 }
 
-/// How much an error tells of the upstream: that this machine lacks something outdoes all, that it lacks a route (it
-/// may have no IPv6 at all) is outdone by all.
-fn rank(error: &io::Error) -> u8 {
-    match error.kind() {
-        _ if out_of_resources(error) => 2,
-        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => 0,
-        _ => 1,
-    }
-}
-
 async fn connect_one(address: SocketAddr, sources: Sources) -> io::Result<TcpStream> {
     let mut fitting = sources.fitting(address);
     let mut source = fitting.next();
@@ -155,12 +148,8 @@ async fn connect_one(address: SocketAddr, sources: Sources) -> io::Result<TcpStr
         };
         match (result, fitting.next()) {
             // The source has no port left for this destination, or is no address of this machine: another may do.
-            (Err(error), Some(next)) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-                source = Some(next)
-            }
-            (Err(error), None)
-                if error.kind() == io::ErrorKind::AddrNotAvailable && !has_source(address, source) =>
-            {
+            (Err(error), Some(next)) if lacks_a_source(&error) => source = Some(next),
+            (Err(error), None) if lacks_a_source(&error) && !has_source(address, source) => {
                 return Err(io::ErrorKind::NetworkUnreachable.into());
             }
             (result, _) => return result,
@@ -174,9 +163,7 @@ async fn connect_one(address: SocketAddr, sources: Sources) -> io::Result<TcpStr
 fn has_source(address: SocketAddr, source: Option<IpAddr>) -> bool {
     let any = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let tried = UdpSocket::bind((source.unwrap_or(any), 0)).and_then(|socket| socket.connect(address));
-    !tried.is_err_and(|error| {
-        matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable)
-    })
+    !tried.is_err_and(|error| lacks_a_source(&error) || lacks_a_route(&error))
 }
 
 fn socket(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpSocket> {
@@ -334,9 +321,6 @@ mod tests {
 
     #[tokio::test]
     async fn the_most_telling_error_is_returned() {
-        let ranks = [libc::ENETUNREACH, libc::ECONNREFUSED, libc::EADDRNOTAVAIL]
-            .map(|code| rank(&io::Error::from_raw_os_error(code)));
-        assert_eq!(ranks, [0, 1, 2]);
         let error = connect(&[refused()], &any()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         assert!(connect(&[], &any()).await.is_err());

@@ -1,6 +1,7 @@
 //! All upstreams of a configuration, and how a connection to one comes about.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -244,18 +245,24 @@ impl Upstreams {
         let mut addresses = resolved.unwrap_or(Err(CloseReason::ResolveFailed))?;
         addresses.retain(|address| self.destinations.allow(*address));
         if addresses.is_empty() {
-            debug!(%endpoint, "every address is refused");
+            debug!(endpoint = %self.told(endpoint), "every address is refused");
             return Err(CloseReason::DestinationRefused);
         }
         let Upstream { sources, history, .. } = self.get(id);
         match timeout_at(deadline, happy_eyeballs::connect(&addresses, sources, history)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {
-                debug!(%endpoint, %error, "not connected");
+                debug!(endpoint = %self.told(endpoint), %error, "not connected");
                 Err(CloseReason::connect(&error))
             }
             Err(_elapsed) => Err(CloseReason::ConnectTimeout),
         }
+    }
+
+    /// What logs may tell of an endpoint: one that a client named tells of the client.
+    fn told<'a>(&self, endpoint: &'a Endpoint) -> &'a dyn fmt::Display {
+        let is_configured = self.all.iter().any(|upstream| upstream.pool.endpoints().contains(endpoint));
+        if is_configured { endpoint } else { &"of a client's choice" }
     }
 
     async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, CloseReason> {
@@ -266,7 +273,7 @@ impl Upstreams {
                 Ok(addresses) => Ok(addresses.iter().copied().map(at_port).collect()),
                 Err(NameFailure::Refused) => Err(CloseReason::DestinationRefused),
                 Err(failure) => {
-                    debug!(%endpoint, reason = failure.name(), "name not resolved");
+                    debug!(endpoint = %self.told(endpoint), reason = failure.name(), "name not resolved");
                     Err(CloseReason::ResolveFailed)
                 }
             },

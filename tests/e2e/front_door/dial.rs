@@ -63,7 +63,7 @@ fn is_left_alone(upstream: &Upstream) -> bool {
 fn who_is_silent_costs_the_upstream_nothing(path: Path) {
     const EACH: usize = 20;
     let upstream = Upstream::new();
-    let timeouts = "[timeouts]\ninspect = \"1s\"\nhandshake = \"20s\"\n";
+    let timeouts = "[timeouts]\ninspect = \"1s\"\nhandshake = \"4s\"\n";
     let (mut setu, _state) = start(path, &upstream, "", timeouts);
     let descriptors = setu.descriptors_at_rest();
     // What is on its way or comes later than the deadline is no one's.

@@ -70,3 +70,45 @@ fn source_ports_are_reckoned_and_respected() {
     let setu = Setu::start_in(&setup, Some(&namespace));
     assert_eq!(setu.count("limits connections=90 "), 1, "{}", setu.log());
 }
+
+/// As `setu check && systemctl reload setu` needs it.
+#[test]
+fn check_of_what_is_served_is_fine_and_of_anothers_ports_is_not() {
+    let mut file = NamedTempFile::new().unwrap();
+    let upstream = setu_tests::peers::Upstream::new();
+    let setup = config(Path::Userspace, &upstream.address(), "");
+    let running = Setu::start(&setup);
+    let port = running.address("chat").port().to_string();
+    let check = |file: &std::path::Path| {
+        let output = Command::new(Setu::binary()).args(["check", "--config"]).arg(file).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    file.write_all(setup.replace("127.0.0.1:0", &format!("127.0.0.1:{port}")).as_bytes()).unwrap();
+    let (fine, text) = check(file.path());
+    assert!(!fine && text.contains(&format!("port {port} of 127.0.0.1 is in use by setu")), "{text}");
+    // The file of the one that runs, which may say something else by now.
+    std::fs::copy(file.path(), running.configuration()).unwrap();
+    let (fine, text) = check(running.configuration());
+    assert!(fine && text.contains("which runs with this configuration"), "{text}");
+}
+
+#[test]
+fn check_reads_the_certificate_as_run_does() {
+    let certificate = setu_tests::tls::Certificate::new(&["one.test"]);
+    let other = setu_tests::tls::Certificate::new(&["two.test"]);
+    let check = |chain: &std::path::Path, key: &std::path::Path| {
+        let mut file = NamedTempFile::new().unwrap();
+        let more = format!("[tls]\ncertificate = {chain:?}\nkey = {key:?}\n");
+        let setup = config(Path::Userspace, "127.0.0.1:1", &more).replace("\"chat\"\n", "\"chat-tls\"\n");
+        file.write_all(setup.as_bytes()).unwrap();
+        let output =
+            Command::new(Setu::binary()).args(["check", "--config"]).arg(file.path()).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (fine, text) = check(&certificate.chain(), &certificate.key());
+    assert!(fine && text.contains("the TLS certificate can be served"), "{text}");
+    let (fine, text) = check(&certificate.chain(), &other.key());
+    assert!(!fine && text.contains("the key does not belong to"), "{text}");
+    let (fine, text) = check(std::path::Path::new("/nowhere/chain.pem"), &other.key());
+    assert!(!fine && text.contains("/nowhere/chain.pem: cannot be read"), "{text}");
+}

@@ -13,7 +13,9 @@ use std::{
 use setu_tests::{
     Path, Setu,
     admin::get,
+    dns::{Answer, DnsServer},
     peers::{PATIENCE, Upstream, end_of},
+    tls,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -161,6 +163,34 @@ fn what_is_allowed_is_written(path: Path) {
             line.contains("closed reason=") && !line.contains(CLIENT) && !line.contains(PROXIED),
             "{line}"
         );
+    }
+}
+
+/// The media cache of a provider's network tells its client's city.
+#[test]
+fn no_name_that_a_client_asked_for_is_written() {
+    let resolver = DnsServer::new();
+    let names = ["media.fbey4-1.fna.whatsapp.net", "media.nowhere4-1.fna.whatsapp.net"];
+    resolver.set(names[0], Answer::addresses(&["127.0.0.50"], 60));
+    let setup = format!(
+        "[relay]\npath = \"userspace\"\n[[listener]]\nname = \"media\"\nbind = [\"127.0.0.1:0\"]\nmode = \"media\"\n\
+         upstream = \"test\"\n[upstream.test]\nendpoints = [\"127.0.0.1:1\"]\nroute = \"sni\"\n\
+         [dns]\nservers = [\"{}\"]\n[security]\nallow_private_upstreams = true\n[admin]\nbind = []\n",
+        resolver.address()
+    );
+    // With all that libraries say.
+    let mut setu = Setu::start_logging(&setup, None, "trace");
+    for name in names {
+        let tcp = TcpStream::connect(setu.address("media")).unwrap();
+        assert!(tls::Tls::connect(&tls::client(&rustls::version::TLS13), name, tcp).is_err());
+    }
+    setu.wait_closed("connect_refused", 1);
+    setu.wait_closed("resolve_failed", 1);
+    let written = setu.log();
+    assert!(written.contains("a name of a client's choice was looked up"), "{}", setu.tail());
+    for part in ["fbey4", "nowhere4"] {
+        let found: Vec<_> = written.lines().filter(|line| line.contains(part)).collect();
+        assert!(found.is_empty(), "{found:?}");
     }
 }
 

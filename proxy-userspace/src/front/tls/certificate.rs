@@ -23,24 +23,43 @@ use rustls::{
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tracing::{info, warn};
-use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
+use x509_parser::{
+    extensions::GeneralName,
+    prelude::{X509Certificate, X509Version},
+};
 
 use super::{self_signed, settings::TlsSettings};
-use crate::config::Host;
+use crate::{config::Host, sys};
 
 /// A certificate of setu's is replaced so long before it expires.
 const RENEW: Duration = Duration::from_secs(30 * 86_400);
+
+/// What some editors put before a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// What keys with a passphrase have, of PKCS #8 and of older forms (RFC 7468, RFC 1421).
+const ENCRYPTED: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];
 
 /// What is wrong with a certificate, and the fix.
 #[derive(Debug, Error)]
 pub enum CertificateError {
     /// The file cannot be read.
-    #[error("{}: cannot be read: {error}; let setu's user read it, or correct the path", .path.display())]
+    #[error("{}: cannot be read: {error}; {remedy}", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
         error: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The key has a passphrase.
+    #[error(
+        "{}: the key is encrypted, and nobody is there to be asked for the passphrase; write it without: \
+         openssl pkey -in {} -out NEW", .path.display(), .path.display()
+    )]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
     },
     /// The file is not PEM, or what it is for is not in it.
     #[error("{}: no {what} in it: {problem}; it must be PEM, with a line -----BEGIN {line}-----", .path.display())]
@@ -201,7 +220,15 @@ pub fn renew(settings: &TlsSettings) -> Result<Description, CertificateError> {
 
 fn read(chain: &Path, key: &Path, source: Source) -> Result<Certificate, CertificateError> {
     let bytes = |path: &Path| {
-        fs::read(path).map_err(|error| CertificateError::Unreadable { path: path.into(), error })
+        fs::read(path).map_err(|error| CertificateError::Unreadable {
+            path: path.into(),
+            remedy: if sys::sandbox::is_to_blame(path, &error) {
+                "the sandbox that setu made at its start does not reach there: restart setu"
+            } else {
+                "let setu's user read it, or correct the path"
+            },
+            error,
+        })
     };
     parse(&bytes(chain)?, &bytes(key)?, chain, key, source)
 }
@@ -225,11 +252,16 @@ fn parse(
         problem,
         line: "PRIVATE KEY",
     };
+    let [chain_pem, key_pem] =
+        [chain_pem, key_pem].map(|pem| pem.strip_prefix(BYTE_ORDER_MARK).unwrap_or(pem));
     let certificates =
         CertificateDer::pem_slice_iter(chain_pem).collect::<Result<Vec<_>, _>>().map_err(no_certificate)?;
     let first = certificates.first().ok_or(pem::Error::NoItemsFound).map_err(no_certificate)?;
     let description = Description::parse(first, source)
         .map_err(|problem| CertificateError::Malformed { path: chain.into(), problem })?;
+    if ENCRYPTED.iter().any(|sign| key_pem.windows(sign.len()).any(|part| part == *sign)) {
+        return Err(CertificateError::Encrypted { path: key.into() });
+    }
     let private = PrivateKeyDer::from_pem_slice(key_pem).map_err(no_key)?;
     let certified =
         CertifiedKey::from_der(certificates, private, &aws_lc_rs::default_provider()).map_err(|problem| {
@@ -251,8 +283,9 @@ fn warn_of(description: &Description, chain: &Path, key: &Path, now: SystemTime)
     } else if now < description.not_before {
         warn!(%file, until = %day(description.not_before), "the TLS certificate is not valid yet; check the clock");
     }
-    if fs::metadata(key).is_ok_and(|metadata| metadata.mode() & 0o044 != 0) {
-        warn!(file = %key.display(), "others can read the TLS key; chmod 600 it");
+    // Its group may be that by which setu's user reads it.
+    if fs::metadata(key).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
+        warn!(file = %key.display(), "everybody on this machine can read the TLS key; chmod o= it");
     }
 }
 
@@ -286,6 +319,10 @@ impl Description {
     fn parse(certificate: &CertificateDer<'_>, source: Source) -> Result<Self, String> {
         let (_, parsed) =
             x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
+        if parsed.version() != X509Version::V3 {
+            // rustls' words for it are about the key.
+            return Err(format!("it is of version {}, and clients want 3", parsed.version().0 + 1));
+        }
         let time = |time: x509_parser::time::ASN1Time| {
             UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
         };

@@ -121,6 +121,24 @@ fn errors_name_the_file_and_the_fix() {
 }
 
 #[test]
+fn a_locked_key_is_called_so_and_a_byte_order_mark_does_not_matter() {
+    let files = Files::new();
+    for file in ["cert.pem", "key.pem"] {
+        let text = fs::read_to_string(files.directory.path().join(file)).unwrap();
+        files.write(file, &format!("\u{feff}{text}"));
+    }
+    Acceptor::new(files.settings.clone()).unwrap();
+    for locked in [
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n",
+    ] {
+        files.write("key.pem", locked);
+        let text = Acceptor::new(files.settings.clone()).unwrap_err().to_string();
+        assert!(text.contains("key.pem: the key is encrypted") && text.contains("openssl pkey"), "{text}");
+    }
+}
+
+#[test]
 fn a_change_of_the_files_is_taken_up_and_a_broken_one_is_not() {
     let files = Files::new();
     let acceptor = Acceptor::new(files.settings.clone()).unwrap();

@@ -10,17 +10,21 @@ use landlock::{
     RulesetStatus, Scope, path_beneath_rules,
 };
 
-use crate::config::Config;
+use crate::{config::Config, sys};
 
 /// What is denied unless a rule allows it, as far as the kernel knows of it. Later versions are about the sockets of
 /// services such as systemd's, which setu does talk to.
 const HANDLED: ABI = ABI::V6;
 
-/// Read besides what the configuration names: resolvers and hosts, which DHCP clients replace in place; and what this
-/// process and the machine say of themselves, and how much memory their control groups have, which a reload asks anew; /dev/null is opened to have a descriptor in reserve; in a static binary the
-/// random numbers of DNS queries come from files (getrandom finds its function by dlsym(3), which is not there).
-const READABLE: [&str; 8] = [
+/// Read besides what the configuration names: resolvers and hosts, which DHCP clients replace in place; where services keep
+/// what these and certificates are links to, which may come and move at any time; what this process and the machine say of
+/// themselves, and how much memory their control groups have, which a reload asks anew; /dev/null is opened to have a
+/// descriptor in reserve; in a static binary the random numbers of DNS queries come from files (getrandom finds its
+/// function by dlsym(3), which is not there). Whose files these are is up to the user as before.
+const READABLE: [&str; 10] = [
     "/etc",
+    "/run",
+    "/var/lib",
     "/dev/null",
     "/dev/random",
     "/dev/urandom",
@@ -52,7 +56,9 @@ pub(super) fn restrict(readable: &[PathBuf], state_dir: &Path) -> Result<(), Str
 
 fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus, RulesetError> {
     let named = readable.iter().map(PathBuf::as_path).chain([Path::new(RESOLV_CONF)]);
-    let folders = named.flat_map(folders).chain(READABLE.map(PathBuf::from));
+    let folders: Vec<_> = named.flat_map(folders).chain(READABLE.map(PathBuf::from)).collect();
+    let real = |folder: &PathBuf| folder.canonicalize().ok();
+    sys::sandbox::confined_to(folders.iter().chain([&state_dir.to_owned()]).filter_map(real).collect());
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = read
         | AccessFs::WriteFile
@@ -70,12 +76,21 @@ fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus,
     Ok(status.ruleset)
 }
 
-/// The folder of a file, and that of what it is a link to: certbot and Kubernetes link.
+/// The folders of a file, and of what it is a link to: certbot and Kubernetes link. And the folders that these are in,
+/// unless that is all there is: a folder may be a link that is pointed elsewhere, or be replaced by another.
 fn folders(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let folder = |file: &Path| match file.parent() {
         Some(folder) if folder == Path::new("") => Some(PathBuf::from(".")),
         folder => folder.map(PathBuf::from),
     };
+    let above = |folder: &PathBuf| folder.canonicalize().ok()?.parent().map(PathBuf::from);
+    let linked = |folder: &PathBuf| {
+        // Where the link is, not where it leads.
+        let place = std::path::absolute(folder).ok()?;
+        place.parent().map(PathBuf::from)
+    };
     let target = file.canonicalize().ok();
-    folder(file).into_iter().chain(target.and_then(|target| folder(&target)))
+    let named: Vec<_> = folder(file).into_iter().chain(target.and_then(|target| folder(&target))).collect();
+    let around: Vec<_> = named.iter().flat_map(|folder| [above(folder), linked(folder)]).flatten().collect();
+    named.into_iter().chain(around.into_iter().filter(|folder| folder.parent().is_some()))
 }

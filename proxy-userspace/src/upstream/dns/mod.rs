@@ -82,7 +82,8 @@ impl Names {
     }
 
     /// Takes over what `before` knows and has counted, so that another configuration serves at once, and needs no resolver
-    /// for names that both have. They are looked up again all the same: that is what operators reload for. Failures are not among that: the configuration may have changed what was their cause.
+    /// for names that both have. They are looked up again all the same: that is what operators reload for. Failures are not
+    /// among that: the configuration may have changed what was their cause.
     pub(crate) fn inherit(&self, before: &Self) {
         let mut table = self.lock();
         let known = before.lock();
@@ -127,6 +128,10 @@ impl Names {
             // Without a better answer the old one serves on.
             let _ = self.ask(name).await;
         }
+    }
+
+    fn is_configured(&self, name: &str) -> bool {
+        self.lock().get(name).is_some_and(|entry| entry.configured)
     }
 
     /// Has all names looked up again: whom to ask, or what the hosts file says, has changed.
@@ -279,7 +284,12 @@ pub(crate) async fn run(
                 }
                 let Some(name) = lookups.ids.remove(&id) else { continue };
                 let learned = names.learn(&name, found, destinations);
-                debug!(%name, answer = ?learned, "looked up");
+                if names.is_configured(&name) {
+                    debug!(%name, answer = ?learned, "looked up");
+                } else {
+                    // What a client asked for tells of the client.
+                    debug!(found = learned.is_ok(), "a name of a client's choice was looked up");
+                }
                 answer(lookups.waiting.remove(&name).unwrap_or_default(), &learned);
             }
             _ = look.tick() => {

@@ -1,0 +1,26 @@
+//! What the sandbox lets this process read, for messages: the kernel's "permission denied" does not say that it was it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+/// The folders, once there is a sandbox.
+static READABLE: OnceLock<Vec<PathBuf>> = OnceLock::new();
+
+/// From now on nothing but these can be read.
+pub(crate) fn confined_to(folders: Vec<PathBuf>) {
+    // There is one sandbox in a process.
+    let _ = READABLE.set(folders);
+}
+
+/// Whether it was the sandbox that kept a file from being read.
+pub(crate) fn is_to_blame(path: &Path, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+        && READABLE.get().is_some_and(|folders| {
+            // Finding out where a link leads is no reading.
+            let real = path.canonicalize().unwrap_or_else(|_| path.into());
+            !folders.iter().any(|folder| real.starts_with(folder))
+        })
+}
