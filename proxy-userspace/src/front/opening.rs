@@ -145,7 +145,7 @@ impl Rules<'_> {
         }
     }
 
-    /// As `decide`, which is never called without a byte.
+    /// As `decide`, which is never called without a byte; the first time the client has spoken.
     fn hearing<T>(&self, decide: impl Fn(&[u8]) -> Option<T>) -> impl FnMut(&[u8]) -> Option<T> {
         let mut is_heard = false;
         move |bytes| {
@@ -159,15 +159,8 @@ impl Rules<'_> {
     /// Ends the client's TLS; behind a gate, looks at what is inside.
     async fn terminate(&self, client: TcpStream, gate: bool) -> Result<(Stream, Wish), CloseReason> {
         let acceptor = self.acceptor.ok_or(CloseReason::InternalError)?;
-        // The whole of the hello, before anything is made for it.
-        let bounds = Bounds { bytes: LIMIT, deadline: self.handshake };
-        match peek(&client, bounds, self.hearing(tls_opening)).await {
-            // How it is wrong is the handshake's to say.
-            Ok(()) | Err(Undecided::TooLong | Undecided::Ended { silent: false }) => {}
-            Err(Undecided::TimedOut) => return Err(CloseReason::HandshakeTimeout),
-            Err(undecided) => return Err(undecided.into()),
-        }
-        let accepted = tls::accept(client, acceptor.config(), self.handshake).await;
+        let heard = || self.voice.heard();
+        let accepted = tls::accept(client, acceptor.config(), self.handshake, heard).await;
         let mut terminated = accepted.map_err(|failure| {
             tracing::debug!(%failure, "no TLS session");
             failure.close_reason()
@@ -187,11 +180,6 @@ impl Rules<'_> {
         }
         Ok((Stream::Terminated(Box::new(terminated)), wish))
     }
-}
-
-/// Whether a hello, or what is none, can be judged.
-fn tls_opening(bytes: &[u8]) -> Option<()> {
-    (!matches!(client_hello::parse(bytes), ClientHello::Incomplete)).then_some(())
 }
 
 fn has_spoken(bytes: &[u8]) -> Option<()> {

@@ -110,8 +110,28 @@ async fn watch<T>(
         }
         looks += 1;
         if looks > PROMPT_LOOKS {
+            let _deaf = Deaf::new(stream, limit);
             sleep((PAUSE * (looks - PROMPT_LOOKS)).min(PAUSE_MAX)).await;
         }
+    }
+}
+
+/// A socket that wakes nobody until so many bytes are there: each wake-up would cost more than the byte is worth. When it
+/// hears again it tells of all that came meanwhile (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
+struct Deaf<'a>(&'a TcpStream);
+
+impl<'a> Deaf<'a> {
+    fn new(stream: &'a TcpStream, bytes: usize) -> Self {
+        // Without it each segment is a wake-up, and nothing else.
+        let _ = sys::set_receive_low_water(stream.as_fd(), i32::try_from(bytes).unwrap_or(i32::MAX));
+        Self(stream)
+    }
+}
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        // An error means that the connection is gone.
+        let _ = sys::set_receive_low_water(self.0.as_fd(), 1);
     }
 }
 

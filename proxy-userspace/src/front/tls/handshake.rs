@@ -76,7 +76,8 @@ pub struct Terminated {
     pub(crate) end: Option<End>,
 }
 
-/// Does the handshake. Nothing may have been taken from the socket; to peek at it is fine.
+/// Does the handshake, for which nothing is made before the client's hello is there. `heard` is told of its first bytes.
+/// Nothing may have been taken from the socket; to peek at it is fine.
 ///
 /// # Errors
 /// See [`TlsFailure`]. After a breach of the protocol the client gets the alert, then FIN.
@@ -84,8 +85,9 @@ pub async fn accept(
     mut stream: TcpStream,
     settings: Arc<Settings>,
     deadline: Instant,
+    heard: impl Fn(),
 ) -> Result<Terminated, TlsFailure> {
-    let config = match offer(&stream, deadline).await? {
+    let config = match offer(&stream, deadline, heard).await? {
         Offer::Web => settings.web.clone(),
         Offer::Other => settings.other.clone(),
         Offer::NotTls => {
@@ -119,14 +121,17 @@ enum Offer {
 }
 
 /// Looks at a client's first bytes.
-async fn offer(stream: &TcpStream, deadline: Instant) -> Result<Offer, TlsFailure> {
+async fn offer(stream: &TcpStream, deadline: Instant, heard: impl Fn()) -> Result<Offer, TlsFailure> {
     let bounds = Bounds { bytes: HELLO, deadline };
-    let offer = peek(stream, bounds, |bytes| match bytes {
-        [HANDSHAKE, ..] => match client_hello::parse(bytes) {
-            ClientHello::Incomplete => None,
-            _ => Some(if offers_web(bytes) { Offer::Web } else { Offer::Other }),
-        },
-        _ => Some(Offer::NotTls),
+    let offer = peek(stream, bounds, |bytes| {
+        heard();
+        match bytes {
+            [HANDSHAKE, ..] => match client_hello::parse(bytes) {
+                ClientHello::Incomplete => None,
+                _ => Some(if offers_web(bytes) { Offer::Web } else { Offer::Other }),
+            },
+            _ => Some(Offer::NotTls),
+        }
     });
     match offer.await {
         Ok(offer) => Ok(offer),

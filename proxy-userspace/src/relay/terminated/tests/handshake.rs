@@ -125,7 +125,7 @@ fn a_hello_may_be_peeked_at_and_come_byte_by_byte() {
     let terminated = runtime.block_on(async {
         let stream = TcpStream::from_std(stream).unwrap();
         assert!(stream.peek(&mut [0; 5]).await.unwrap() > 0);
-        accept(stream, acceptor.config(), Instant::now() + PATIENCE).await.unwrap()
+        accept(stream, acceptor.config(), Instant::now() + PATIENCE, || {}).await.unwrap()
     });
     assert_eq!((terminated.version(), terminated.is_resumed()), (Some(ProtocolVersion::TLSv1_3), false));
     peer.join().unwrap();
