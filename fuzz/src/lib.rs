@@ -23,7 +23,7 @@ pub const TARGETS: [(&str, Target); 3] =
 
 /// The parser of the ClientHello.
 pub fn client_hello(bytes: &[u8]) {
-    let outcome = check_prefixes(bytes, client_hello::parse, &ClientHello::Incomplete);
+    let outcome = check_prefixes(bytes, client_hello::parse, |it| matches!(it, ClientHello::Incomplete { .. }));
     match outcome {
         ClientHello::Found(name) => {
             let name = name.as_str();
@@ -33,7 +33,8 @@ pub fn client_hello(bytes: &[u8]) {
             assert!(name.parse::<std::net::IpAddr>().is_err());
         }
         ClientHello::NotTls { at } | ClientHello::Malformed { at, .. } => assert!(at <= bytes.len()),
-        ClientHello::Incomplete | ClientHello::Absent | ClientHello::IpLiteral => {}
+        ClientHello::Incomplete { least } => assert!(least > bytes.len()),
+        ClientHello::Absent | ClientHello::IpLiteral => {}
     }
     let tls = first_bytes::protocol(bytes) == Protocol::Tls;
     assert!(!tls || !matches!(client_hello::parse(bytes), ClientHello::NotTls { .. }));
@@ -41,11 +42,11 @@ pub fn client_hello(bytes: &[u8]) {
 
 /// The parsers of a client's first bytes.
 pub fn first_bytes(bytes: &[u8]) {
-    let protocol = check_prefixes(bytes, first_bytes::protocol, &Protocol::Incomplete);
+    let protocol = check_prefixes(bytes, first_bytes::protocol, |it| *it == Protocol::Incomplete);
     if let Protocol::Other { at } = protocol {
         assert!(at < bytes.len());
     }
-    let chat = check_prefixes(bytes, first_bytes::chat, &Chat::Incomplete);
+    let chat = check_prefixes(bytes, first_bytes::chat, |it| *it == Chat::Incomplete);
     if let Chat::Other { at } = chat {
         assert!(at < bytes.len());
     }
@@ -54,7 +55,7 @@ pub fn first_bytes(bytes: &[u8]) {
 
 /// The codec of the PROXY protocol.
 pub fn proxy_protocol(bytes: &[u8]) {
-    match check_prefixes(bytes, proxy_protocol::parse, &Parsed::Incomplete) {
+    match check_prefixes(bytes, proxy_protocol::parse, |it| *it == Parsed::Incomplete) {
         Parsed::Incomplete => assert!(bytes.len() < 4096),
         Parsed::Malformed { at, .. } => assert!(at < bytes.len()),
         Parsed::Header(header) => {
@@ -84,13 +85,13 @@ pub fn proxy_protocol(bytes: &[u8]) {
 fn check_prefixes<T: PartialEq + std::fmt::Debug>(
     bytes: &[u8],
     parse: impl Fn(&[u8]) -> T,
-    incomplete: &T,
+    is_incomplete: impl Fn(&T) -> bool,
 ) -> T {
     let outcome = parse(bytes);
     let mut decided = false;
     for len in (0..bytes.len()).step_by(1 + bytes.len() / PREFIXES) {
         let early = parse(&bytes[..len]);
-        if early == *incomplete {
+        if is_incomplete(&early) {
             assert!(!decided, "undecided again at {len}");
         } else {
             assert_eq!(early, outcome, "another decision at {len}");

@@ -13,7 +13,7 @@ use crate::{
             LIMIT,
             client_hello::{self, ClientHello, ServerName},
             first_bytes::{self, Chat, Protocol},
-            peek::{Bounds, Undecided, peek},
+            peek::{Bounds, More, Undecided, peek, peek_message},
         },
         limits::Voice,
         tls::{self, Acceptor, Terminated},
@@ -100,7 +100,7 @@ impl Rules<'_> {
                 Ok((Stream::Plain(client), if is_chat { Wish::Chat } else { Wish::Other }))
             }
             Mode::ChatTls { gate, .. } => self.terminate(client, gate).await,
-            Mode::Media { .. } => match peek(&client, bounds, self.hearing(hello)).await? {
+            Mode::Media { .. } => match peek_message(&client, bounds, self.hearing(hello)).await? {
                 ClientHello::NotTls { at } => {
                     tracing::debug!(at, "not TLS");
                     tls::refuse_plain(&mut client, deadline).await;
@@ -112,7 +112,7 @@ impl Rules<'_> {
                 }
                 ClientHello::Found(name) => Ok((Stream::Plain(client), Wish::Media(Name::Known(name)))),
                 ClientHello::IpLiteral => Ok((Stream::Plain(client), Wish::Media(Name::Address))),
-                ClientHello::Absent | ClientHello::Incomplete => {
+                ClientHello::Absent | ClientHello::Incomplete { .. } => {
                     Ok((Stream::Plain(client), Wish::Media(Name::Absent)))
                 }
             },
@@ -129,7 +129,7 @@ impl Rules<'_> {
     ) -> Result<(Stream, Wish), CloseReason> {
         let other = if gate { Wish::Clear } else { Wish::Chat };
         match peek(&client, bounds, self.hearing(protocol)).await {
-            Ok(Protocol::Tls) => match peek(&client, bounds, hello).await {
+            Ok(Protocol::Tls) => match peek_message(&client, bounds, hello).await {
                 Ok(ClientHello::Found(name)) if self.media.allows(name.as_str()) => {
                     Ok((Stream::Plain(client), Wish::Media(Name::Known(name))))
                 }
@@ -146,7 +146,7 @@ impl Rules<'_> {
     }
 
     /// As `decide`, which is never called without a byte; the first time the client has spoken.
-    fn hearing<T>(&self, decide: impl Fn(&[u8]) -> Option<T>) -> impl FnMut(&[u8]) -> Option<T> {
+    fn hearing<T>(&self, decide: impl Fn(&[u8]) -> T) -> impl FnMut(&[u8]) -> T {
         let mut is_heard = false;
         move |bytes| {
             if !std::mem::replace(&mut is_heard, true) {
@@ -194,10 +194,10 @@ fn is_chat(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-fn hello(bytes: &[u8]) -> Option<ClientHello> {
+fn hello(bytes: &[u8]) -> Result<ClientHello, More> {
     match client_hello::parse(bytes) {
-        ClientHello::Incomplete => None,
-        hello => Some(hello),
+        ClientHello::Incomplete { least } => Err(More { least }),
+        hello => Ok(hello),
     }
 }
 

@@ -351,7 +351,7 @@ mod tests {
     fn captured_headers_on_every_prefix() {
         let mut got = String::new();
         for (file, bytes) in corpus("proxy_protocol") {
-            let parsed = monotone(&bytes, parse, &Parsed::Incomplete);
+            let parsed = monotone(&bytes, parse, |it| *it == Parsed::Incomplete);
             got += &format!("{file}: {}\n", describe(&bytes, &parsed));
         }
         assert_eq!(got, EXPECTED);
@@ -459,7 +459,7 @@ v2-wrong-checksum: at 31: a wrong checksum
             bytes[15] = (V2_INET + body.len()) as u8;
             let at = at % bytes.len();
             bytes[at] = to;
-            monotone(&bytes, parse, &Parsed::Incomplete);
+            monotone(&bytes, parse, |it| *it == Parsed::Incomplete);
         }
     }
 }

@@ -17,10 +17,10 @@ pub(crate) fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
 pub(crate) fn monotone<T: PartialEq + std::fmt::Debug>(
     bytes: &[u8],
     parse: fn(&[u8]) -> T,
-    incomplete: &T,
+    is_incomplete: impl Fn(&T) -> bool,
 ) -> T {
     let outcome = parse(bytes);
-    let undecided = (0..=bytes.len()).take_while(|len| parse(&bytes[..*len]) == *incomplete).count();
+    let undecided = (0..=bytes.len()).take_while(|len| is_incomplete(&parse(&bytes[..*len]))).count();
     for len in undecided..bytes.len() {
         assert_eq!(parse(&bytes[..len]), outcome, "of {len} bytes");
     }

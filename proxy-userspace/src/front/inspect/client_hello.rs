@@ -14,6 +14,9 @@ use std::{
 /// Bytes of a client that are looked at before a decision, at most: room for any hello that clients send.
 pub const LIMIT: usize = 64 * 1024;
 
+/// Records that a hello may come in: one of 2 KiB, more than any client sends, may have a record for each byte. More would
+/// cost more to read than they say.
+const RECORDS: usize = 2048;
 /// A record's fragment, at most (RFC 8446, section 5.1).
 const RECORD_MAX: usize = 1 << 14;
 const RECORD_HEADER: usize = 5;
@@ -28,7 +31,10 @@ const NAME_MAX: usize = 253;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientHello {
     /// The hello has not ended yet.
-    Incomplete,
+    Incomplete {
+        /// Bytes from the first on that it has at least: before they are there no look can say more.
+        least: usize,
+    },
     /// A hello for this name.
     Found(ServerName),
     /// A hello that names no server.
@@ -84,15 +90,16 @@ fn malformed<T>(at: usize, what: &'static str) -> Step<T> {
 fn read(bytes: &[u8]) -> Step<ClientHello> {
     // A hello of SSL 2 has a length of 15 bits with the highest bit set before its type. No TLS record begins so.
     match bytes {
-        [0x80..=0xff] | [0x80..=0xff, _] => return Err(ClientHello::Incomplete),
+        [0x80..=0xff] | [0x80..=0xff, _] => return Err(ClientHello::Incomplete { least: 3 }),
         [0x80..=0xff, _, 1, ..] => return malformed(0, "a hello of SSL 2"),
         _ => {}
     }
-    let mut message = Message { bytes, at: 0, record: 0, read: 0 };
+    let mut message = Message { bytes, at: 0, record: 0, records: 0, read: 0, end: 1 };
     if message.number(1, LIMIT)? != CLIENT_HELLO {
         return malformed(message.at - 1, "not a ClientHello");
     }
     let end = message.block(3, LIMIT)?;
+    message.end = end;
     if message.number(2, end)? >> 8 != 3 {
         return malformed(message.at - 1, "the version is not one of TLS");
     }
@@ -133,11 +140,22 @@ struct Message<'a> {
     at: usize,
     /// What is left of the current record.
     record: usize,
+    /// How many there were.
+    records: usize,
     /// Bytes of the message that were read.
     read: usize,
+    /// Where the message ends, as far as that is known.
+    end: usize,
 }
 
 impl Message<'_> {
+    /// The bytes are at an end, and the message is not.
+    fn incomplete<T>(&self) -> Step<T> {
+        // What is left may all be in the current record.
+        let least = self.at + self.end.saturating_sub(self.read);
+        Err(ClientHello::Incomplete { least: least.max(self.bytes.len() + 1) })
+    }
+
     /// Enters the next record if the current one has ended.
     fn open_record(&mut self) -> Step<()> {
         if self.record > 0 {
@@ -159,11 +177,16 @@ impl Message<'_> {
                 if len == 0 || len > RECORD_MAX {
                     return malformed(self.at + 3, "a record's length");
                 }
+                self.records += 1;
+                if self.records > RECORDS {
+                    // As a hello that is too long, and judged as one.
+                    return Err(ClientHello::Incomplete { least: LIMIT + 1 });
+                }
                 self.at += RECORD_HEADER;
                 self.record = len;
                 Ok(())
             }
-            _ => Err(ClientHello::Incomplete),
+            _ => self.incomplete(),
         }
     }
 
@@ -175,7 +198,7 @@ impl Message<'_> {
         let mut number = 0;
         for _ in 0..width {
             self.open_record()?;
-            let byte = self.bytes.get(self.at).ok_or(ClientHello::Incomplete)?;
+            let Some(byte) = self.bytes.get(self.at) else { return self.incomplete() };
             number = number << 8 | usize::from(*byte);
             self.pass(1);
         }
@@ -203,7 +226,7 @@ impl Message<'_> {
             self.open_record()?;
             let here = self.record.min(self.bytes.len() - self.at).min(end - self.read);
             if here == 0 {
-                return Err(ClientHello::Incomplete);
+                return self.incomplete();
             }
             self.pass(here);
         }
@@ -278,7 +301,7 @@ mod tests {
 
     fn describe(outcome: &ClientHello) -> String {
         match outcome {
-            ClientHello::Incomplete => "incomplete".into(),
+            ClientHello::Incomplete { .. } => "incomplete".into(),
             ClientHello::Found(name) => name.to_string(),
             ClientHello::Absent => "no name".into(),
             ClientHello::IpLiteral => "address".into(),
@@ -287,11 +310,15 @@ mod tests {
         }
     }
 
+    fn is_incomplete(outcome: &ClientHello) -> bool {
+        matches!(outcome, ClientHello::Incomplete { .. })
+    }
+
     #[test]
     fn captured_hellos_on_every_prefix() {
         let mut got = String::new();
         for (file, bytes) in corpus("client_hello") {
-            let outcome = monotone(&bytes, parse, &ClientHello::Incomplete);
+            let outcome = monotone(&bytes, parse, is_incomplete);
             got += &format!("{file}: {}\n", describe(&outcome));
         }
         assert_eq!(got, EXPECTED);
@@ -379,10 +406,9 @@ python: mmg.whatsapp.net
         bytes
     }
 
-    #[test]
-    fn a_hello_longer_than_a_record() {
+    /// A hello with so much padding before its name.
+    fn padded(padding: u16) -> Vec<u8> {
         let grease = message("made-grease");
-        let padding = 30_000_u16;
         let mut extensions = [[0, 21], padding.to_be_bytes()].concat();
         extensions.resize(extensions.len() + usize::from(padding), 0);
         // The list of names is the last extension there.
@@ -392,11 +418,35 @@ python: mmg.whatsapp.net
         hello.extend_from_slice(&extensions);
         let len = u32::try_from(hello.len() - 4).unwrap().to_be_bytes();
         hello[1..4].copy_from_slice(&len[1..]);
-        let bytes = records(&hello, &[RECORD_MAX]);
+        hello
+    }
+
+    #[test]
+    fn a_hello_longer_than_a_record() {
+        let bytes = records(&padded(30_000), &[RECORD_MAX]);
         for cut in [5, 20_000, bytes.len() - 1] {
-            assert_eq!(parse(&bytes[..cut]), ClientHello::Incomplete);
+            assert!(is_incomplete(&parse(&bytes[..cut])));
         }
         assert_eq!(describe(&parse(&bytes)), "mmg.whatsapp.net");
+    }
+
+    #[test]
+    fn what_is_missing_is_known_from_the_length_on() {
+        let bytes = records(&message("gnutls"), &[RECORD_MAX]);
+        let least = |len| match parse(&bytes[..len]) {
+            ClientHello::Incomplete { least } => least,
+            decided => panic!("{decided:?}"),
+        };
+        assert_eq!([0, 1, 8].map(least), [1, 2, 9]);
+        assert_eq!([9, 100, bytes.len() - 1].map(least), [bytes.len(); 3]);
+    }
+
+    #[test]
+    fn a_hello_in_too_many_records_is_too_long() {
+        let too_long = ClientHello::Incomplete { least: LIMIT + 1 };
+        let bytes = records(&padded(u16::try_from(RECORDS).unwrap()), &[1]);
+        assert_eq!(parse(&bytes), too_long);
+        assert_ne!(parse(&bytes[..RECORDS * (RECORD_HEADER + 1)]), too_long);
     }
 
     proptest! {
@@ -407,7 +457,12 @@ python: mmg.whatsapp.net
             let bytes = records(&message(file), &sizes);
             let outcome = parse(&bytes);
             prop_assert!(matches!(outcome, ClientHello::Found(_)));
-            prop_assert_eq!(parse(&bytes[..bytes.len() - 1]), ClientHello::Incomplete);
+            for len in 0..bytes.len() {
+                let ClientHello::Incomplete { least } = parse(&bytes[..len]) else {
+                    return Err(TestCaseError::fail("decided before the end"));
+                };
+                prop_assert!(len < least && least <= bytes.len(), "{least} of {} after {len}", bytes.len());
+            }
         }
 
         /// A changed byte never makes a decision waver.
@@ -416,7 +471,7 @@ python: mmg.whatsapp.net
             let mut bytes = records(&message(["gnutls", "openssl-upper-case", "made-grease"][file]), &[100]);
             let at = at % bytes.len();
             bytes[at] = to;
-            monotone(&bytes, parse, &ClientHello::Incomplete);
+            monotone(&bytes, parse, is_incomplete);
         }
     }
 }

@@ -128,8 +128,8 @@ mod tests {
                 name if name.starts_with("chat-") => Protocol::Chat,
                 _ => Protocol::Other { at: 0 },
             };
-            assert_eq!(monotone(&bytes, protocol, &Protocol::Incomplete), expected, "{file}");
-            let is_chat = monotone(&bytes, chat, &Chat::Incomplete) == Chat::Chat;
+            assert_eq!(monotone(&bytes, protocol, |it| *it == Protocol::Incomplete), expected, "{file}");
+            let is_chat = monotone(&bytes, chat, |it| *it == Chat::Incomplete) == Chat::Chat;
             assert_eq!(is_chat, expected == Protocol::Chat, "{file}");
         }
     }

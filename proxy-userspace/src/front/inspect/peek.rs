@@ -16,12 +16,12 @@ use super::client_hello::LIMIT;
 use crate::sys;
 
 /// A look copies and parses all the bytes so far, so that a client that sends byte by byte would cost their square. It
-/// has this many looks, each as soon as something comes: a hello takes one or two.
+/// has this many looks, each as soon as something comes that may matter: a hello takes one or two.
 const PROMPT_LOOKS: u32 = 8;
-/// After them each look is so much further from the one before, and so far at most: within a deadline of 5 s that makes
-/// some thirty looks.
+/// After them there is a pause before each look, twice as long as the one before, up to a bound: within a deadline of 5 s
+/// that makes some twelve looks.
 const PAUSE: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(320);
+const PAUSE_MAX: Duration = Duration::from_millis(640);
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; LIMIT].into_boxed_slice());
@@ -65,7 +65,26 @@ pub enum Undecided {
 pub async fn peek<T>(
     stream: &TcpStream,
     bounds: Bounds,
-    decide: impl FnMut(&[u8]) -> Option<T>,
+    mut decide: impl FnMut(&[u8]) -> Option<T>,
+) -> Result<T, Undecided> {
+    peek_message(stream, bounds, |bytes| decide(bytes).ok_or(More { least: bytes.len() + 1 })).await
+}
+
+/// There is no answer yet.
+#[derive(Debug, Clone, Copy)]
+pub struct More {
+    /// Nor will there be before so many bytes are there, from the first on.
+    pub least: usize,
+}
+
+/// As [`peek`], for what says how long it is.
+///
+/// # Errors
+/// As [`peek`]'s. What would be longer than is looked at is not waited for.
+pub async fn peek_message<T>(
+    stream: &TcpStream,
+    bounds: Bounds,
+    decide: impl FnMut(&[u8]) -> Result<T, More>,
 ) -> Result<T, Undecided> {
     timeout_at(bounds.deadline, watch(stream, bounds.bytes.min(LIMIT), decide))
         .await
@@ -75,9 +94,10 @@ pub async fn peek<T>(
 async fn watch<T>(
     stream: &TcpStream,
     limit: usize,
-    mut decide: impl FnMut(&[u8]) -> Option<T>,
+    mut decide: impl FnMut(&[u8]) -> Result<T, More>,
 ) -> Result<T, Undecided> {
-    let (mut seen, mut looks) = (0, 0_u32);
+    let (mut seen, mut looks, mut least) = (0, 0_u32, 1);
+    let mut threshold = Threshold { stream, bytes: 1 };
     loop {
         let ready = stream.ready(Interest::READABLE).await?;
         // tokio keeps this once it is set, so that waiting for more would spin. The client's bytes are all here.
@@ -85,18 +105,21 @@ async fn watch<T>(
         let look = stream.try_io(Interest::READABLE, || {
             BUFFER.with_borrow_mut(|buffer| {
                 let count = sys::peek(stream.as_fd(), &mut buffer[..limit])?;
-                let decision = if count > seen { Some(decide(&buffer[..count])) } else { None };
+                let decision = (count > seen).then(|| decide(&buffer[..count]));
                 buffer[..count].fill(0);
-                if let Some(decision) = decision {
-                    return Ok((count, decision));
+                match decision {
+                    Some(Ok(decision)) => return Ok((count, Some(decision))),
+                    Some(Err(more)) => least = more.least,
+                    // Makes tokio wait for the next edge: epoll reports each arrival once.
+                    None if !ended && count > 0 => return Err(io::ErrorKind::WouldBlock.into()),
+                    None => {}
                 }
-                // Makes tokio wait for the next edge: epoll reports each arrival once.
-                if ended || count == 0 { Ok((count, None)) } else { Err(io::ErrorKind::WouldBlock.into()) }
+                Ok((count, None))
             })
         });
         match look {
             Ok((_, Some(decision))) => return Ok(decision),
-            Ok((count, None)) if count >= limit => return Err(Undecided::TooLong),
+            Ok((count, None)) if count >= limit || least > limit => return Err(Undecided::TooLong),
             Ok((count, None)) if ended || count == 0 => {
                 // A reset leaves the bytes before it readable; its error comes after them.
                 return Err(match stream.take_error()? {
@@ -110,28 +133,36 @@ async fn watch<T>(
         }
         looks += 1;
         if looks > PROMPT_LOOKS {
-            let _deaf = Deaf::new(stream, limit);
-            sleep((PAUSE * (looks - PROMPT_LOOKS)).min(PAUSE_MAX)).await;
+            threshold.set(limit);
+            let doubled = PAUSE.saturating_mul(2_u32.saturating_pow(looks - PROMPT_LOOKS - 1));
+            sleep(doubled.min(PAUSE_MAX)).await;
+        }
+        // One more byte wakes by itself.
+        threshold.set(if least > seen + 1 { least } else { 1 });
+    }
+}
+
+/// How many bytes must be there before a socket wakes anybody (`SO_RCVLOWAT`), its end aside: for each byte of a trickle the
+/// wake-up would cost more than the byte is worth. When it is lowered the kernel tells at once of what is there
+/// (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
+struct Threshold<'a> {
+    stream: &'a TcpStream,
+    bytes: usize,
+}
+
+impl Threshold<'_> {
+    fn set(&mut self, bytes: usize) {
+        if self.bytes != bytes {
+            self.bytes = bytes;
+            // An error means that the connection is gone, which wakes.
+            let _ = sys::set_receive_low_water(self.stream.as_fd(), i32::try_from(bytes).unwrap_or(i32::MAX));
         }
     }
 }
 
-/// A socket that wakes nobody until so many bytes are there: each wake-up would cost more than the byte is worth. When it
-/// hears again it tells of all that came meanwhile (`tcp_set_rcvlowat`, net/ipv4/tcp.c).
-struct Deaf<'a>(&'a TcpStream);
-
-impl<'a> Deaf<'a> {
-    fn new(stream: &'a TcpStream, bytes: usize) -> Self {
-        // Without it each segment is a wake-up, and nothing else.
-        let _ = sys::set_receive_low_water(stream.as_fd(), i32::try_from(bytes).unwrap_or(i32::MAX));
-        Self(stream)
-    }
-}
-
-impl Drop for Deaf<'_> {
+impl Drop for Threshold<'_> {
     fn drop(&mut self) {
-        // An error means that the connection is gone.
-        let _ = sys::set_receive_low_water(self.0.as_fd(), 1);
+        self.set(1);
     }
 }
 
@@ -251,13 +282,56 @@ mod tests {
             drop(sender.await.unwrap());
             (looks, begin.elapsed())
         });
-        // The n-th pause is n times as long: their sum is what went by.
-        let pauses = (1..).scan(0, |sum, n| {
-            *sum += (PAUSE * n).min(PAUSE_MAX).as_millis();
+        // Each pause is twice as long: their sum is what went by.
+        let pauses = (0..20).scan(0, |sum, n| {
+            *sum += (PAUSE * 2_u32.pow(n)).min(PAUSE_MAX).as_millis();
             (*sum <= elapsed.as_millis()).then_some(())
         });
         let most = u64::from(PROMPT_LOOKS) + 2 + pauses.count() as u64;
         assert!(looks <= most, "{looks} looks, {most} at most");
+    }
+
+    /// What says how long it is gets no look before so much of it is there, however it comes, and the socket is left as
+    /// it was.
+    #[test]
+    fn a_trickled_message_is_looked_at_when_it_is_there() {
+        const WHOLE: usize = 300;
+        let runtime = runtime::Builder::new_current_thread().enable_all().event_interval(1).build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = pair().await;
+            let sender = tokio::spawn(async move {
+                for _ in 0..WHOLE {
+                    client.write_all(b".").await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                client
+            });
+            let mut looks = Vec::new();
+            let decide = |bytes: &[u8]| {
+                looks.push(bytes.len());
+                if bytes.len() < WHOLE { Err(More { least: WHOLE }) } else { Ok(()) }
+            };
+            peek_message(&server, bounds(LIMIT, LONG), decide).await.unwrap();
+            assert!(matches!(looks[..], [1..WHOLE, WHOLE] | [WHOLE]), "{looks:?}");
+            let mut client = sender.await.unwrap();
+            consume(&server, WHOLE).unwrap();
+            client.write_all(b"!").await.unwrap();
+            assert_eq!(peek(&server, bounds(LIMIT, LONG), at_least(1)).await.unwrap(), b"!");
+            // Its end is told, however little there is.
+            drop(client);
+            let never = |_: &[u8]| Err::<(), _>(More { least: WHOLE });
+            let outcome = peek_message(&server, bounds(LIMIT, LONG), never).await;
+            assert!(matches!(outcome, Err(Undecided::Ended { silent: false })), "{outcome:?}");
+        });
+    }
+
+    #[tokio::test]
+    async fn what_says_that_it_is_too_long_is_not_waited_for() {
+        let (mut client, server) = pair().await;
+        client.write_all(b"hello").await.unwrap();
+        let long = |_: &[u8]| Err::<(), _>(More { least: LIMIT + 1 });
+        let outcome = peek_message(&server, bounds(LIMIT, LONG), long).await;
+        assert!(matches!(outcome, Err(Undecided::TooLong)), "{outcome:?}");
     }
 
     #[tokio::test]

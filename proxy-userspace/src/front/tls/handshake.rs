@@ -17,13 +17,10 @@ use super::{
 use crate::{
     account::{CloseReason, Side},
     front::inspect::{
-        client_hello::{self, ClientHello},
-        peek::{Bounds, Undecided, peek},
+        client_hello::{self, ClientHello, LIMIT},
+        peek::{Bounds, More, Undecided, peek_message},
     },
 };
-
-/// A hello is looked at for what it offers up to so many bytes. Browsers send 2,000 at most.
-const HELLO: usize = 16 * 1024;
 
 /// Why a client's TLS did not come about.
 #[derive(Debug, Error)]
@@ -94,6 +91,11 @@ pub async fn accept(
             plain::refuse_plain(&mut stream, deadline).await;
             return Err(TlsFailure::NotTls);
         }
+        Offer::TooLong => {
+            // `illegal_parameter`, as OpenSSL answers it.
+            alert(&mut stream, 47).await;
+            return Err(TlsFailure::Protocol(rustls::Error::General("the hello is too long".into())));
+        }
     };
     let session = Session::new(config).map_err(TlsFailure::Protocol)?;
     let mut terminated = Terminated { stream, session, first: Vec::new(), end: None };
@@ -118,26 +120,29 @@ enum Offer {
     Other,
     /// No TLS.
     NotTls,
+    /// A hello that is longer than is looked at, or in more records.
+    TooLong,
 }
 
 /// Looks at a client's first bytes.
 async fn offer(stream: &TcpStream, deadline: Instant, heard: impl Fn()) -> Result<Offer, TlsFailure> {
-    let bounds = Bounds { bytes: HELLO, deadline };
-    let offer = peek(stream, bounds, |bytes| {
+    let bounds = Bounds { bytes: LIMIT, deadline };
+    let offer = peek_message(stream, bounds, |bytes| {
         heard();
         match bytes {
             [HANDSHAKE, ..] => match client_hello::parse(bytes) {
-                ClientHello::Incomplete => None,
-                _ => Some(if offers_web(bytes) { Offer::Web } else { Offer::Other }),
+                ClientHello::Incomplete { least } => Err(More { least }),
+                _ => Ok(if offers_web(bytes) { Offer::Web } else { Offer::Other }),
             },
-            _ => Some(Offer::NotTls),
+            _ => Ok(Offer::NotTls),
         }
     });
     match offer.await {
         Ok(offer) => Ok(offer),
         Err(Undecided::TimedOut) => Err(TlsFailure::TimedOut),
         Err(Undecided::Io(error)) => Err(TlsFailure::ClientGone(error)),
-        Err(Undecided::Ended { .. } | Undecided::TooLong) => Ok(Offer::Other),
+        Err(Undecided::Ended { .. }) => Ok(Offer::Other),
+        Err(Undecided::TooLong) => Ok(Offer::TooLong),
     }
 }
 
@@ -230,8 +235,12 @@ impl Terminated {
 /// Tells a client that this server is not the one that it named (`unrecognized_name`, RFC 6066, section 3), which it
 /// takes for final. Its hello was only looked at.
 pub(crate) async fn refuse_name(client: &mut TcpStream) {
-    const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
-    // A client of which nothing is known but a hello has room for seven bytes, or is gone.
-    let _ = client.try_write(&ALERT);
+    alert(client, 112).await;
+}
+
+/// Ends with a fatal alert (RFC 8446, section 6.2) a connection of which nothing is known but a hello.
+async fn alert(client: &mut TcpStream, description: u8) {
+    // It has room for seven bytes, or is gone.
+    let _ = client.try_write(&[21, 3, 3, 0, 2, 2, description]);
     let_go(client).await;
 }
