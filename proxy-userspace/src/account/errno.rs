@@ -1,4 +1,5 @@
-//! What an error of the system means for a connection. Nothing else in setu decides that.
+//! What an error of the system means for a connection, and which of its words mean two things. Nothing else in setu decides
+//! that.
 
 use std::io;
 
@@ -39,8 +40,7 @@ impl CloseReason {
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::NetworkDown => Self::ConnectUnreachable,
-            // The machine has no IPv6.
-            _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Self::ConnectUnreachable,
+            _ if lacks_family(error) => Self::ConnectUnreachable,
             _ => Self::InternalError,
         }
     }
@@ -52,6 +52,11 @@ pub(crate) fn out_of_resources(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
     )
+}
+
+/// Whether this machine was built or started without the address's family: IPv6.
+pub(crate) fn lacks_family(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 /// Whether this machine has no local port left, or no address, to connect from: the system has one word for both.

@@ -13,7 +13,7 @@ pub use client::{ClientAddr, ShownClient, forget_copies};
 pub use close_reason::CloseReason;
 pub(crate) use counters::Meter;
 pub use counters::{Counters, ListenerCounts};
-pub(crate) use errno::{lacks_a_route, lacks_a_source, out_of_resources, rank};
+pub(crate) use errno::{lacks_a_route, lacks_a_source, lacks_family, out_of_resources, rank};
 pub use leg::Path;
 pub(crate) use leg::Side;
 pub(crate) use ticket::Ticket;

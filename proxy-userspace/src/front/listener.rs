@@ -1,7 +1,6 @@
 //! Binds every address once for each worker, and says what is in the way.
 
 use std::{
-    fmt::Write as _,
     io,
     net::{IpAddr, SocketAddr, TcpListener},
 };
@@ -12,6 +11,7 @@ use thiserror::Error;
 
 use super::source_filter;
 use crate::{
+    account::{lacks_a_source, lacks_family},
     config::{Config, Listener, Mode},
     sys::{Instruction, attach_filter, detach_filter},
 };
@@ -119,9 +119,15 @@ pub enum BindError {
 /// # Errors
 /// The first thing in the way; but all ports for which the right is missing together.
 pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<Bound>, BindError> {
+    let mut obstacles = Obstacles::default();
+    let bound = bind_each(config, workers, open, &mut obstacles);
+    obstacles.none_or_first().map(|()| bound)
+}
+
+/// Binds what can be bound.
+fn bind_each(config: &Config, workers: usize, open: &[Bound], obstacles: &mut Obstacles) -> Vec<Bound> {
     let mut all = Vec::new();
     let mut open: Vec<&Bound> = open.iter().collect();
-    let mut forbidden: Vec<u16> = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let filter = is_hidden(listener).then(|| source_filter::only(&config.trusted)).flatten();
         for address in &listener.bind {
@@ -132,21 +138,18 @@ pub fn bind_all(config: &Config, workers: usize, open: &[Bound]) -> Result<Vec<B
             };
             match bound {
                 Ok(bound) => all.push(Bound { listener: index, ..bound }),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    forbidden.push(address.port())
-                }
                 Err(error)
                     if has_no_ipv6(&error, *address) && listener.bind.iter().any(SocketAddr::is_ipv4) =>
                 {
                     tracing::warn!(listener = %listener.name, %address, "this machine has no IPv6, going on without");
                 }
                 Err(error) => {
-                    return Err(explain(error, format!("the listener \"{}\"", listener.name), *address));
+                    obstacles.add(error, || format!("the listener \"{}\"", listener.name), *address)
                 }
             }
         }
     }
-    if forbidden.is_empty() { Ok(all) } else { Err(privileged(forbidden)) }
+    all
 }
 
 /// Hides the ports at which nothing but PROXY headers is taken from whoever may send none, and shows the others; those
@@ -190,24 +193,14 @@ fn is_hidden(listener: &Listener) -> bool {
     listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. })
 }
 
-/// All that is in the way of binding each address of the configuration, which is left as it was.
+/// All that is in the way of binding what the configuration names, which is left as it was.
 #[must_use]
 pub fn obstacles(config: &Config) -> Vec<BindError> {
-    let mut obstacles = Vec::new();
-    for index in 0..config.listeners.len() {
-        let listener = &config.listeners[index];
-        for address in &listener.bind {
-            let mut alone = listener.clone();
-            alone.bind = vec![*address];
-            let alone = Config { listeners: vec![alone], ..config.clone() };
-            obstacles.extend(bind_all(&alone, 1, &[]).err());
-        }
-    }
-    for address in &config.admin {
-        let alone = Config { admin: vec![*address], ..config.clone() };
-        obstacles.extend(bind_admin(&alone, false).err());
-    }
-    obstacles
+    let mut obstacles = Obstacles::default();
+    // Bound until all are, as they would be: two of the same configuration may be in each other's way.
+    let _bound = bind_each(config, 1, &[], &mut obstacles);
+    let _admin = bind_each_admin(config, false, &mut obstacles);
+    obstacles.all()
 }
 
 /// Binds the addresses of the admin endpoint, once each. With `beside` a setu that is being replaced may have them still.
@@ -215,26 +208,51 @@ pub fn obstacles(config: &Config) -> Vec<BindError> {
 /// # Errors
 /// The first thing in the way.
 pub fn bind_admin(config: &Config, beside: bool) -> Result<Vec<TcpListener>, BindError> {
-    let bind =
-        |address: &SocketAddr| match if beside { open(*address, 1, None) } else { bind(*address, 1, None) } {
-            Ok(bound) => Ok(bound.sockets),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(privileged(vec![address.port()]))
-            }
-            Err(error) => Err(explain(error, "admin.bind".into(), *address)),
-        };
-    Ok(config.admin.iter().map(bind).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    let mut obstacles = Obstacles::default();
+    let bound = bind_each_admin(config, beside, &mut obstacles);
+    obstacles.none_or_first().map(|()| bound)
 }
 
-fn privileged(mut forbidden: Vec<u16>) -> BindError {
-    forbidden.dedup();
-    let mut ports = String::new();
-    for port in forbidden {
-        let separator = if ports.is_empty() { "" } else { ", " };
-        // Writing to a string cannot fail.
-        let _ = write!(ports, "{separator}{port}");
+fn bind_each_admin(config: &Config, beside: bool, obstacles: &mut Obstacles) -> Vec<TcpListener> {
+    let mut all = Vec::new();
+    for address in &config.admin {
+        match if beside { open(*address, 1, None) } else { bind(*address, 1, None) } {
+            Ok(bound) => all.extend(bound.sockets),
+            Err(error) => obstacles.add(error, || "admin.bind".into(), *address),
+        }
     }
-    BindError::Privileged { ports }
+    all
+}
+
+/// What is in the way, in the order of the configuration.
+#[derive(Default)]
+struct Obstacles {
+    /// Ports for which the right is missing: one remedy is that of all of them.
+    forbidden: Vec<u16>,
+    others: Vec<BindError>,
+}
+
+impl Obstacles {
+    fn add(&mut self, error: io::Error, whose: impl Fn() -> String, address: SocketAddr) {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => self.forbidden.push(address.port()),
+            _ => self.others.push(explain(error, whose(), address)),
+        }
+    }
+
+    fn all(self) -> Vec<BindError> {
+        let Self { mut forbidden, mut others } = self;
+        forbidden.dedup();
+        if !forbidden.is_empty() {
+            let ports = forbidden.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+            others.push(BindError::Privileged { ports });
+        }
+        others
+    }
+
+    fn none_or_first(self) -> Result<(), BindError> {
+        self.all().into_iter().next().map_or(Ok(()), Err)
+    }
 }
 
 fn bind(wanted: SocketAddr, workers: usize, filter: Option<&[Instruction]>) -> io::Result<Bound> {
@@ -277,7 +295,8 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 }
 
 fn has_no_ipv6(error: &io::Error, address: SocketAddr) -> bool {
-    let absent = matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL));
+    // No port of its own is asked for, so that none can be lacking.
+    let absent = lacks_family(error) || lacks_a_source(error);
     absent && matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified())
 }
 

@@ -89,7 +89,8 @@ fn addresses(lines: &mut Lines, config: &Config, file: Option<&Path>) {
     }
     for obstacle in obstacles {
         match &obstacle {
-            BindError::InUse { address, holder: Some(Holder { name, pid }), .. } if serves(*pid, file) => {
+            BindError::InUse { address, holder: Some(holder), .. } if serves(holder, file) => {
+                let Holder { name, pid } = holder;
                 lines.fine(&format!(
                     "port {} of {} is served by {name} (pid {pid}), which runs with this configuration",
                     address.port(),
@@ -102,12 +103,14 @@ fn addresses(lines: &mut Lines, config: &Config, file: Option<&Path>) {
 }
 
 /// Whether a process is a setu that was started with this file, or as this check without any.
-fn serves(pid: i32, file: Option<&Path>) -> bool {
+fn serves(holder: &Holder, file: Option<&Path>) -> bool {
     let arguments = || {
-        let process = Process::new(pid).ok()?;
+        let process = Process::new(holder.pid).ok()?;
         Some((process.cmdline().ok()?, process.cwd().ok()))
     };
     let Some((arguments, folder)) = arguments() else { return false };
+    let own = Process::myself().and_then(|process| process.stat());
+    let is_namesake = own.is_ok_and(|own| own.comm == holder.name);
     let is_run = arguments.iter().any(|argument| argument == "run");
     let mut after = arguments.iter().skip_while(|argument| !argument.starts_with("--config"));
     let theirs = after.next().and_then(|argument| match argument.split_once('=') {
@@ -116,7 +119,8 @@ fn serves(pid: i32, file: Option<&Path>) -> bool {
     });
     let theirs = theirs.map(|theirs| folder.unwrap_or_default().join(theirs));
     let real = |file: &Path| file.canonicalize().ok();
-    is_run
+    is_namesake
+        && is_run
         && match (theirs, file) {
             (None, None) => true,
             (Some(theirs), Some(file)) => real(&theirs).is_some_and(|theirs| Some(theirs) == real(file)),

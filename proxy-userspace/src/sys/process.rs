@@ -62,6 +62,7 @@ pub(super) fn total_memory() -> u64 {
     let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
     u64::try_from(pages).unwrap_or(0) * u64::try_from(size).unwrap_or(0)
 }
+
 /// Stack that is overwritten below the caller, words of 8 bytes: more than any call that meets an address uses.
 const WIPED: usize = 2 * 1024;
 

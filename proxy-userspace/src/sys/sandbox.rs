@@ -19,8 +19,8 @@ pub(crate) fn confined_to(folders: Vec<PathBuf>) {
 pub(crate) fn is_to_blame(path: &Path, error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
         && READABLE.get().is_some_and(|folders| {
-            // Finding out where a link leads is no reading.
-            let real = path.canonicalize().unwrap_or_else(|_| path.into());
-            !folders.iter().any(|folder| real.starts_with(folder))
+            // To find out where a link leads needs the rights of the user alone: what lacks these is not the sandbox's.
+            let real = path.canonicalize();
+            real.is_ok_and(|real| !folders.iter().any(|folder| real.starts_with(folder)))
         })
 }

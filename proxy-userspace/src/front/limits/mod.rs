@@ -1,7 +1,8 @@
 //! How many connections may come in, and how fast from one source: one greedy or hostile client takes nobody down.
 //!
 //! A connection asks once, right after accept and before any work is done for it. Saying no costs a few atomic
-//! operations, and one lock that is shared with few. Connections that are in are never affected.
+//! operations and a lock for each of its networks, which it shares with few; being let in, the lock of the places of
+//! those in inspection besides. Connections that are in are never affected.
 //!
 //! Sources are kept in memory only while they have connections, or while their rate must be remembered, by a keyed hash
 //! of their addresses, and never printed.

@@ -74,8 +74,11 @@ impl Keys {
     /// What a source is called by each key, the newest first.
     pub(super) fn of(&self, source: Source) -> impl Iterator<Item = SourceKey> {
         let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let hashed: Vec<_> = keys.iter().map(|key| key.hash(source)).collect();
-        hashed.into_iter()
+        let mut hashed = [None; KEYS];
+        for (hashed, key) in hashed.iter_mut().zip(keys.iter()) {
+            *hashed = Some(key.hash(source));
+        }
+        hashed.into_iter().flatten()
     }
 
     /// Makes a new one when it is time, and forgets the oldest. To be called now and then.

@@ -57,8 +57,8 @@ pub(super) fn restrict(readable: &[PathBuf], state_dir: &Path) -> Result<(), Str
 fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus, RulesetError> {
     let named = readable.iter().map(PathBuf::as_path).chain([Path::new(RESOLV_CONF)]);
     let folders: Vec<_> = named.flat_map(folders).chain(READABLE.map(PathBuf::from)).collect();
-    let real = |folder: &PathBuf| folder.canonicalize().ok();
-    sys::sandbox::confined_to(folders.iter().chain([&state_dir.to_owned()]).filter_map(real).collect());
+    let real = |folder: &Path| folder.canonicalize().ok();
+    let allowed = folders.iter().map(PathBuf::as_path).chain([state_dir]).filter_map(real).collect();
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = read
         | AccessFs::WriteFile
@@ -73,6 +73,9 @@ fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus,
         .add_rules(path_beneath_rules(folders, read))?
         .add_rules(path_beneath_rules([state_dir], write))?
         .restrict_self()?;
+    if status.ruleset != RulesetStatus::NotEnforced {
+        sys::sandbox::confined_to(allowed);
+    }
     Ok(status.ruleset)
 }
 

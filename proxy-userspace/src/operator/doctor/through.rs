@@ -11,7 +11,10 @@ use super::{
     probe::{self, Failure},
     tls::{self, MEDIA_NAME, Media},
 };
-use crate::config::{Config, Listener, Mode};
+use crate::{
+    account::{lacks_a_source, lacks_family},
+    config::{Config, Listener, Mode},
+};
 
 /// What to try at an address.
 #[derive(Clone, Copy)]
@@ -91,7 +94,7 @@ fn targets(listener: &Listener, host: Option<&str>) -> io::Result<Vec<SocketAddr
 fn try_it(listener: &Listener, target: SocketAddr, trial: Trial) -> Vec<Finding> {
     let stream = match probe::connect(target, listener.accept_proxy_protocol) {
         Ok(stream) => stream,
-        Err(error) if target.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
+        Err(error) if target.is_ipv6() && (lacks_a_source(&error) || lacks_family(&error)) => {
             return vec![Finding::warn("this machine has no IPv6", "clients reach it by IPv4 only")];
         }
         Err(error) => {
