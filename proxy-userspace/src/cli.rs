@@ -9,6 +9,7 @@ use crate::{
     front::tls::TlsSettings,
     lifecycle::ServeArgs,
     operator::{
+        reload::ReloadArgs,
         share::{self, Link, ShareError},
         status::StatusArgs,
     },
@@ -33,6 +34,8 @@ pub enum Command {
     Run(ServeArgs),
     /// Check the configuration, and tell what this machine can do; takes the same options as `run`
     Check(RunArgs),
+    /// Have a running setu take its configuration anew, and tell whether it did; with the options that it was started with
+    Reload(ReloadArgs),
     /// The TLS certificate that clients are shown
     Cert(CertArgs),
     /// Test a running setu as the app would, from this machine; with the options that it was started with

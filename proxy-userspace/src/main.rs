@@ -11,7 +11,7 @@ use setu::{
     config::ConfigError,
     front::tls::{self, CertificateError},
     lifecycle, log,
-    operator::{check, doctor, status},
+    operator::{check, doctor, reload, status},
 };
 
 /// `EX_USAGE` of sysexits.h, here for a configuration that cannot be used.
@@ -40,6 +40,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let report = check::report(&args.config()?, args.file());
             io::stdout().write_all(report.text.as_bytes())?;
             Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Reload(args) => {
+            let outcome = reload::run(&args)?;
+            writeln!(io::stdout(), "{outcome}")?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Doctor(args) => {
             let diagnosis = doctor::examine(&args.run.config()?, args.host.as_deref())?;

@@ -36,6 +36,7 @@
 //!   - `admin`: status page, metrics, health
 //!   - `check`: `setu check`: what this machine can do
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
+//!   - `reload`: `setu reload`, and what is shown of how a reload ended
 //!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
 //!
 //! What all paths must do alike runs once for each path. As root the kernel path must not be skipped; elsewhere a test
@@ -88,6 +89,7 @@ mod operator {
     mod check;
     mod doctor;
     mod log;
+    mod reload;
 }
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].

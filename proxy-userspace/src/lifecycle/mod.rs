@@ -175,6 +175,7 @@ impl Prepared {
         let listeners = listener_counts(&config, &counters);
         let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });
         let (current, shown) = watch::channel(shared.clone());
+        let (reloads, reloaded) = watch::channel(admin::Reload::start());
         let workers = (0..workers)
             .map(|number| worker::start(number, shared.clone(), kernel.as_ref().map(Running::handle)))
             .collect::<io::Result<Vec<_>>>()
@@ -187,6 +188,7 @@ impl Prepared {
             bound,
             admin: addresses,
             current,
+            reloads,
             workers,
             kernel,
             background: None,
@@ -205,6 +207,7 @@ impl Prepared {
         admin.announce();
         let admin = tokio::spawn(admin.serve(admin::Instance::new(
             shown,
+            reloaded,
             server.kernel.as_ref().map(Running::handle),
             files,
         )));
@@ -255,11 +258,13 @@ impl Server {
                     service::reloading();
                     match self.reload().await {
                         Ok(()) => {
+                            self.reloads.send_modify(admin::Reload::take);
                             info!("reloaded");
                             service::ready("serving");
                         }
                         Err(error) => {
                             let error = format!("{error:#}");
+                            self.reloads.send_modify(|reload| reload.refuse(&error));
                             error!(error, "not reloaded, nothing has changed");
                             service::ready(&format!("serving as before; not reloaded: {error}"));
                         }

@@ -16,6 +16,7 @@ use crate::{
         listener::Bound,
         tls::{Acceptor, CertificateError, TlsSettings},
     },
+    operator::admin,
     relay::sockmap::Running,
     serve::{
         capacity::Machine,
@@ -39,6 +40,8 @@ pub(super) struct Server {
     pub(super) admin: Vec<SocketAddr>,
     /// Tells the admin endpoint of another `shared`.
     pub(super) current: watch::Sender<Arc<Shared>>,
+    /// And of what becomes of reloads.
+    pub(super) reloads: watch::Sender<admin::Reload>,
     pub(super) workers: Vec<worker::Running>,
     pub(super) kernel: Option<Running>,
     /// Dropped, it retires what works for the current configuration.

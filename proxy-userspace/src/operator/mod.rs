@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod check;
 pub mod doctor;
+pub mod reload;
 pub mod share;
 pub mod status;
 mod text;

@@ -87,13 +87,20 @@ fn write(to: &mut String, status: &Status, before: Option<&Status>) -> std::fmt:
         (false, false) => "NOT WORKING",
     };
     let up = ago(status.now.saturating_sub(status.started));
+    let read = match status.reload.taken {
+        0 => String::new(),
+        taken => format!(", read {} ago", ago(status.now.saturating_sub(taken))),
+    };
     writeln!(
         to,
-        "setu {}: {word}, running for {up}, configuration {}",
+        "setu {}: {word}, running for {up}, configuration {}{read}",
         status.version, status.configuration
     )?;
     for problem in &status.problems {
         writeln!(to, "  ! {problem}")?;
+    }
+    for note in &status.notes {
+        writeln!(to, "  * {note}")?;
     }
     let seconds = before.map_or(0, |before| status.now.saturating_sub(before.now));
     let rate = |now: u64, earlier: fn(&Status) -> u64| {
@@ -175,6 +182,7 @@ mod tests {
         assert!(screen.contains("g-fallback.whatsapp.net:5222       does not answer"), "{screen}");
         let broken: Status =
             serde_json::from_str(include_str!("../../../tests/page/status/broken.json")).unwrap();
+        assert!(super::screen(&broken, None).contains("\n  * the reload of "));
         assert!(
             super::screen(&broken, None).contains("NOT WORKING")
                 && !super::screen(&broken, None).contains("a second")

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// The last second that is written out: the end of the year 9999.
@@ -47,6 +47,12 @@ pub(crate) fn bytes(count: u64) -> String {
     let step = count.ilog2() / 10;
     let value = count as f64 / (1_u64 << (step * 10)) as f64;
     format!("{value:.1}\u{a0}{}", UNITS[step as usize - 1])
+}
+
+/// Since 1970.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    // A clock before 1970 is as good as none.
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// A span of time, by its two largest units.

@@ -68,6 +68,20 @@ allow_private_upstreams = true
 END
 systemctl reload setu.service || fail "it does not reload"
 test "$(main_pid)" = "$pid" || fail "a reload is no restart"
+# What is not taken makes it fail: what is wrong in itself, and what only the running one finds out.
+cp /etc/setu/setu.toml /root/setu.toml
+for mistake in "nonsense = 1" '[[listener]]
+name = "low"
+bind = ["0.0.0.0:81"]
+mode = "chat"
+upstream = "chat"'; do
+    echo "$mistake" >>/etc/setu/setu.toml
+    ! systemctl reload setu.service 2>/dev/null || fail "it reloads: $mistake"
+    cp /root/setu.toml /etc/setu/setu.toml
+done
+setu status --once | grep -q 'restart setu' || fail "the status does not tell of it: $(setu status --once)"
+systemctl reload setu.service || fail "it does not reload any more"
+test "$(main_pid)" = "$pid" || fail "a reload that fails ends it"
 doctor=$(SSL_CERT_FILE=$authority setu doctor --config /etc/setu/setu.toml) || fail "the doctor finds: $doctor"
 echo "$doctor" | tail -n 1
 setu status --once | grep -q working || fail "the status is not that it works: $(setu status --once)"

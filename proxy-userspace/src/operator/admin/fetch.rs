@@ -1,6 +1,10 @@
 //! Asks a running setu for its [`Status`].
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, Uri, body::Bytes, client::conn::http1, header::HOST};
@@ -63,6 +67,15 @@ pub async fn fetch(at: &str) -> Result<Status, FetchError> {
     serde_json::from_slice(&body).map_err(|error| foreign(error.to_string()))
 }
 
+/// An address to which a connection from this machine can be made.
+pub(crate) fn reachable(bound: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = match bound {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    if bound.ip().is_unspecified() { (ip, bound.port()).into() } else { bound }
+}
+
 fn authority(at: &str) -> Option<String> {
     let rest = at.strip_prefix("http://").unwrap_or(at).trim_end_matches('/');
     let uri: Uri = format!("http://{rest}/").parse().ok()?;
@@ -118,6 +131,15 @@ mod tests {
             ["", "127.0.0.1", "https://127.0.0.1:8199", "a b:1", "u@127.0.0.1:1", "127.0.0.1:1/x", "x:0x"]
         {
             assert_eq!(authority(at), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn unspecified_addresses_are_reached_by_loopback() {
+        for (bound, reached) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2"), ("192.0.2.1:3", "192.0.2.1:3")]
+        {
+            assert_eq!(reachable(bound.parse().unwrap()), reached.parse().unwrap());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     num::NonZero,
     sync::{Arc, Mutex, PoisonError},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -11,12 +11,17 @@ use tokio::sync::watch;
 
 use super::{
     history::{self, History, Totals},
-    status::{self, Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Standing, Status},
+    status::{
+        self, Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Reload, Standing, Status,
+    },
 };
 use crate::{
     account::{CloseReason, Path, Side},
     log,
-    operator::share::{self, Link, ShareError},
+    operator::{
+        share::{self, Link, ShareError},
+        text::seconds,
+    },
     relay::{Refusal, sockmap::Handle},
     serve::shared::Shared,
     upstream,
@@ -30,6 +35,7 @@ const HASH_DIGITS: usize = 12;
 pub(crate) struct Instance {
     /// Of the current configuration.
     shared: watch::Receiver<Arc<Shared>>,
+    reloads: watch::Receiver<Reload>,
     kernel: Option<Handle>,
     /// The limit of open files.
     files: u64,
@@ -39,8 +45,13 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// It starts now.
-    pub(crate) fn new(shared: watch::Receiver<Arc<Shared>>, kernel: Option<Handle>, files: u64) -> Self {
-        Self { shared, kernel, files, started: SystemTime::now(), history: Mutex::default() }
+    pub(crate) fn new(
+        shared: watch::Receiver<Arc<Shared>>,
+        reloads: watch::Receiver<Reload>,
+        kernel: Option<Handle>,
+        files: u64,
+    ) -> Self {
+        Self { shared, reloads, kernel, files, started: SystemTime::now(), history: Mutex::default() }
     }
 
     /// Takes a sample each minute, for ever.
@@ -86,12 +97,15 @@ impl Instance {
             .map(endpoint)
             .collect();
         let problems = status::problems(&endpoints);
+        let reload = self.reloads.borrow().clone();
         let stopping = counters.is_draining();
         let closed = CloseReason::ALL.iter().map(|reason| (reason.name().into(), counters.closed(*reason)));
         let limit = |limit: Option<NonZero<u32>>| limit.map(|limit| limit.get().into());
         Status {
             ready: problems.is_empty() && !stopping,
             problems,
+            notes: reload.note().into_iter().collect(),
+            reload,
             stopping,
             now: seconds(SystemTime::now()),
             started: seconds(self.started),
@@ -161,9 +175,11 @@ fn fallbacks(kernel: &Handle) -> impl Iterator<Item = (String, u64)> {
 }
 
 fn process() -> Process {
-    let Ok(this) = procfs::process::Process::myself() else { return Process::default() };
+    let id = Some(std::process::id());
+    let Ok(this) = procfs::process::Process::myself() else { return Process { id, ..Process::default() } };
     let stat = this.stat().ok();
     Process {
+        id,
         // A process that changed its user may not list its own.
         files: this.fd_count().ok().map(|count| count as u64),
         resident: stat.as_ref().map(|stat| stat.rss * procfs::page_size()),
@@ -174,9 +190,4 @@ fn process() -> Process {
 fn short_hash(text: &str) -> String {
     let digits: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
     digits[..HASH_DIGITS].into()
-}
-
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    // A clock before 1970 is as good as none.
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -12,9 +12,12 @@ mod page;
 mod server;
 mod status;
 
+pub(crate) use fetch::reachable;
 pub use fetch::{FetchError, fetch};
 pub use history::Sample;
 pub(crate) use instance::Instance;
 pub use page::{Refresh, page};
 pub(crate) use server::Sockets;
-pub use status::{Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Standing, Status};
+pub use status::{
+    Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Refused, Reload, Standing, Status,
+};

@@ -281,6 +281,19 @@ impl Exposition {
             "1, with the beginning of the SHA-256 of the effective configuration",
             [(vec![("sha256", status.configuration.as_str())], 1.0)],
         )?;
+        to.gauge(
+            "setu_config_last_reload_successful",
+            None,
+            "Whether the last reload was taken, 0 while an older configuration serves than the one that was to; the start \
+             counts as one",
+            flag(status.reload.refused.is_none()),
+        )?;
+        to.gauge(
+            "setu_config_last_reload_success_timestamp",
+            Some(Unit::Seconds),
+            "When the configuration was taken that serves, by the start or by a reload, since 1970",
+            one(status.reload.taken),
+        )?;
         to.gauge("setu_ready", None, "Whether clients are served, as /readyz says", flag(status.ready))?;
         to.gauge(
             "setu_draining",

@@ -132,10 +132,18 @@ fn header(to: &mut String, status: &Status) -> fmt::Result {
     }
     write!(
         to,
-        "<p>Running for {}, since {}.</p></div>\n</header>\n",
+        "<p>Running for {}, since {}.</p></div>\n",
         ago(status.now.saturating_sub(status.started)),
         time(status.started),
-    )
+    )?;
+    if !status.notes.is_empty() {
+        to.write_str("<div class=\"state waiting\"><p>To be looked at:</p><ul>")?;
+        for note in &status.notes {
+            write!(to, "<li>{}</li>", Escaped(note))?;
+        }
+        to.write_str("</ul></div>\n")?;
+    }
+    to.write_str("</header>\n")
 }
 
 /// A moment, for people and for programs.
@@ -345,6 +353,16 @@ fn machine(to: &mut String, status: &Status) -> fmt::Result {
         };
         rows.push(("TLS certificate", left, format!("valid until {}", time(certificate.not_after))));
     }
+    let taken = match status.reload.taken {
+        0 => unknown(),
+        taken => ago(status.now.saturating_sub(taken)),
+    };
+    let how = match (&status.reload.refused, status.reload.count) {
+        (Some(_), _) => "since it was read; the last reload was refused",
+        (None, 0) => "since it was read, at the start",
+        (None, _) => "since it was read, by a reload",
+    };
+    rows.push(("Configuration", taken, how.into()));
     let failures: u64 = status.name_failures.values().sum();
     rows.push(("Failed lookups", grouped(failures), "of names, since the start".into()));
     for (name, value, more) in rows {

@@ -1,11 +1,12 @@
 //! What there is to know of a running setu. It is what `/status.json` says, and so an interface: fields are added, and
 //! keep their meaning.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::history::Sample;
+use crate::operator::text::{moment, seconds};
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,6 +15,12 @@ pub struct Status {
     pub ready: bool,
     /// What is wrong, in plain words.
     pub problems: Vec<String>,
+    /// What to look at although clients are served, in plain words.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// See [`Reload`].
+    #[serde(default)]
+    pub reload: Reload,
     /// Whether setu was told to stop, and lets its connections end.
     pub stopping: bool,
     /// Seconds since 1970.
@@ -52,6 +59,26 @@ pub struct Status {
     pub process: Process,
     /// The last hour, oldest minute first.
     pub history: Vec<Sample>,
+}
+
+/// What became of the configurations that setu was to take.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Reloads since the start, also those that were refused.
+    pub count: u64,
+    /// When the configuration was taken that serves, by the start or by a reload, seconds since 1970.
+    pub taken: u64,
+    /// Of the last reload, if it was refused.
+    pub refused: Option<Refused>,
+}
+
+/// A reload that changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// When, seconds since 1970.
+    pub at: u64,
+    /// Why, as the log says it.
+    pub why: String,
 }
 
 /// One listener.
@@ -146,6 +173,9 @@ pub struct Certificate {
 /// What the process takes. `None` where the system does not tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Process {
+    /// Its id.
+    #[serde(default)]
+    pub id: Option<u32>,
     /// Open files.
     pub files: Option<u64>,
     /// Resident memory, bytes.
@@ -171,6 +201,33 @@ impl Status {
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.listeners.iter().map(|listener| listener.accepted).sum()
+    }
+}
+
+impl Reload {
+    /// The start is the first time that a configuration is taken.
+    pub(crate) fn start() -> Self {
+        Self { taken: seconds(SystemTime::now()), ..Self::default() }
+    }
+
+    /// Another configuration serves.
+    pub(crate) fn take(&mut self) {
+        *self = Self { count: self.count + 1, ..Self::start() };
+    }
+
+    /// Another one was not taken.
+    pub(crate) fn refuse(&mut self, why: &str) {
+        self.count += 1;
+        self.refused = Some(Refused { at: seconds(SystemTime::now()), why: why.into() });
+    }
+
+    /// What there is to look at.
+    pub(super) fn note(&self) -> Option<String> {
+        let Refused { at, why } = self.refused.as_ref()?;
+        Some(format!(
+            "the reload of {} was refused, and the configuration of before serves: {why}",
+            moment(*at)
+        ))
     }
 }
 

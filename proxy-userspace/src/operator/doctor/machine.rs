@@ -1,10 +1,6 @@
 //! What can be known without going through setu: the running process, WhatsApp's servers, and the machine.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::SystemTime,
-};
+use std::{fs, time::SystemTime};
 
 use super::finding::Finding;
 use crate::{
@@ -29,7 +25,7 @@ pub(super) async fn running(config: &Config) -> Vec<Finding> {
     let Some(address) = config.admin.first() else {
         return vec![Finding::ok("admin.bind is empty: setu cannot be asked how it is")];
     };
-    let status = match admin::fetch(&reachable(*address).to_string()).await {
+    let status = match admin::fetch(&admin::reachable(*address).to_string()).await {
         Ok(status) => status,
         Err(error) => {
             let remedy =
@@ -48,16 +44,10 @@ pub(super) async fn running(config: &Config) -> Vec<Finding> {
     for problem in status.problems {
         findings.push(Finding::fail(problem, "see what is said of WhatsApp's servers below"));
     }
+    for note in status.notes {
+        findings.push(Finding::warn(note, "clients are served; the log and docs/operations.md say more"));
+    }
     findings
-}
-
-/// An address to which a connection from this machine can be made.
-pub(super) fn reachable(bound: SocketAddr) -> SocketAddr {
-    let ip: IpAddr = match bound {
-        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    if bound.ip().is_unspecified() { (ip, bound.port()).into() } else { bound }
 }
 
 /// Whether names resolve, and servers answer, without setu between.
@@ -185,14 +175,5 @@ mod tests {
             use Verdict::{Fail, Ok, Warn};
             [Ok, Ok, Warn, Warn, Fail, Fail]
         });
-    }
-
-    #[test]
-    fn unspecified_addresses_are_reached_by_loopback() {
-        for (bound, reached) in
-            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2"), ("192.0.2.1:3", "192.0.2.1:3")]
-        {
-            assert_eq!(reachable(bound.parse().unwrap()), reached.parse().unwrap());
-        }
     }
 }

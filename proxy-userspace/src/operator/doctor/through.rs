@@ -7,13 +7,14 @@ use std::{
 };
 
 use super::{
-    Finding, machine,
+    Finding,
     probe::{self, Failure},
     tls::{self, MEDIA_NAME, Media},
 };
 use crate::{
     account::{lacks_a_source, lacks_family},
     config::{Config, Listener, Mode},
+    operator::admin,
 };
 
 /// What to try at an address.
@@ -74,7 +75,7 @@ fn trials_of(mode: Mode) -> &'static [Trial] {
 /// Where to reach a listener: each of its addresses, or its ports at `host`.
 fn targets(listener: &Listener, host: Option<&str>) -> io::Result<Vec<SocketAddr>> {
     let Some(host) = host else {
-        return Ok(listener.bind.iter().map(|bound| machine::reachable(*bound)).collect());
+        return Ok(listener.bind.iter().map(|bound| admin::reachable(*bound)).collect());
     };
     let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     let mut ports: Vec<_> = listener.bind.iter().map(SocketAddr::port).collect();
