@@ -1,6 +1,6 @@
-//! setu's controller: accepts clients, dials WhatsApp for them, and hands each connection to the kernel.
+//! setu's userspace side: accepts clients, dials WhatsApp for them, and hands each connection to the kernel.
 //!
-//! In layers, from the ground up. A module imports only from layers above its own in this list and from its own folder,
+//! In layers, from the ground up. A module imports only from layers listed before its own and from its own folder,
 //! where parts form no circle either; `tests/layers.rs` sees to that. `docs/architecture.md` walks a connection's way
 //! through them.
 //!

@@ -1,6 +1,6 @@
 //! The order of the layers that `lib.rs` lists: each module imports only from those listed before its own, in its tests
 //! too. Inside a folder parts may import from each other, but not in a circle, and not what the folder's own file defines,
-//! which imports them; tests may.
+//! which imports them; tests may. Nor may that file say what a part's type can do (`impl`), which is the same unseen.
 //!
 //! Read from the tokens of the source: every path that begins with `crate`, `super` or `self` counts. A name that a `mod.rs`
 //! exports from one of its parts counts as that part's.
@@ -22,6 +22,8 @@ type ModulePath = Vec<String>;
 struct Module {
     file: String,
     imports: Vec<Import>,
+    /// Types that get methods here, without a trait, by line.
+    impls: Vec<(usize, String)>,
     /// Names that come from its parts, with the path to each.
     exports: BTreeMap<String, ModulePath>,
 }
@@ -108,6 +110,14 @@ impl Source {
                 }
             }
         }
+        for module in self.modules.values() {
+            for (line, name) in module.impls.iter().filter(|(_, name)| module.exports.contains_key(name)) {
+                circles.push(format!(
+                    "src/{}:{line}: `impl {name}`, which a part of its folder defines",
+                    module.file
+                ));
+            }
+        }
         for parts in folders.values() {
             for ((from, to), import) in parts {
                 if reaches(parts, to, from) {
@@ -143,7 +153,17 @@ impl Module {
                     }
                     at += len;
                 }
-                [TokenTree::Punct(dollar), TokenTree::Ident(_), ..] if dollar.as_char() == '$' => at += 1,
+                [TokenTree::Punct(dollar), TokenTree::Ident(name), ..]
+                    if dollar.as_char() == '$' && name != "crate" =>
+                {
+                    at += 1;
+                }
+                [TokenTree::Ident(word), TokenTree::Ident(name), TokenTree::Group(_), ..]
+                    if word == "impl" =>
+                {
+                    self.impls.push((word.span().start().line, name.to_string()));
+                    at += 1;
+                }
                 [TokenTree::Ident(word), TokenTree::Punct(colon), TokenTree::Punct(_), ..]
                     if (word == "crate" || word == "super" || word == "self") && colon.as_char() == ':' =>
                 {
@@ -285,7 +305,10 @@ fn made_circles_are_found() {
             "low.rs",
             "fn f() {\n    other!(crate::high::X);\n}\n/* crate::high::Y */ const TEXT: &str = \"crate::high\";",
         ),
-        ("high/mod.rs", "mod one; mod two; mod three; pub use three::Three; struct Own;"),
+        (
+            "high/mod.rs",
+            "mod one; mod two; mod three; pub use three::Three; struct Own; impl Own {} impl Three {}",
+        ),
         ("high/one.rs", "use crate::{low, high::two::Two};"),
         ("high/two.rs", "use super::{Own, Three};"),
         ("high/tests.rs", "use super::{Own, one};"),
@@ -300,6 +323,7 @@ fn made_circles_are_found() {
         source.circles(),
         [
             "src/high/two.rs:1: imports `high::Own`, of its own folder",
+            "src/high/mod.rs:1: `impl Three`, which a part of its folder defines",
             "src/high/one.rs:1: imports `high::two::Two`, in a circle with `one`",
             "src/high/three.rs:1: imports `high::one`, in a circle with `three`",
             "src/high/two.rs:1: imports `high::Three`, in a circle with `two`",
@@ -308,5 +332,124 @@ fn made_circles_are_found() {
     // Without what the last imports there is a way, but no circle.
     let mut files = files;
     files[6].1 = "";
+    files[2].1 = "mod one; mod two; mod three; pub use three::Three; struct Own;";
     assert_eq!(parse(&files).circles(), ["src/high/two.rs:1: imports `high::Own`, of its own folder"]);
+}
+
+/// What has one place: a sequence of tokens, and the files or folders that may have it. Constants of libc may stand anywhere,
+/// errnos for instance.
+const PLACES: [(&str, &[&str]); 9] = [
+    ("aya ::", &["relay/sockmap/"]),
+    ("toml ::", &["config/", "operator/share/"]),
+    // For clients nobody but `upstream` dials. The others ask the running setu, as its clients, and loopback.
+    ("TcpSocket ::", &["upstream/happy_eyeballs.rs"]),
+    (
+        "TcpStream :: connect",
+        &["operator/doctor/probe.rs", "operator/admin/fetch.rs", "relay/sockmap/probe.rs"],
+    ),
+    // How the order of the layers would be got round.
+    ("include !", &[]),
+    ("# [path = ", &[]),
+    ("crate as ", &[]),
+    ("super as ", &[]),
+    ("self as ", &[]),
+];
+
+/// The tokens of what is not a test, with a space between them.
+fn flat(tokens: TokenStream, out: &mut String) {
+    let tokens: Vec<_> = tokens.into_iter().collect();
+    let mut at = 0;
+    while at < tokens.len() {
+        match &tokens[at..] {
+            [TokenTree::Ident(word), TokenTree::Ident(name), TokenTree::Group(_), ..]
+                if word == "mod" && name == "tests" =>
+            {
+                at += 2;
+            }
+            [TokenTree::Group(group), ..] => {
+                let mark = match group.delimiter() {
+                    Delimiter::Bracket => "[",
+                    Delimiter::Parenthesis => "(",
+                    _ => "{ ",
+                };
+                out.push_str(mark);
+                flat(group.stream(), out);
+            }
+            [TokenTree::Punct(first), TokenTree::Punct(second), ..]
+                if first.as_char() == ':' && second.as_char() == ':' =>
+            {
+                out.push_str(":: ");
+                at += 1;
+            }
+            [token, ..] => {
+                out.push_str(&token.to_string());
+                out.push(' ');
+            }
+            [] => {}
+        }
+        at += 1;
+    }
+}
+
+/// Where something stands that has its place elsewhere.
+fn misplaced(files: &BTreeMap<String, String>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (file, text) in files {
+        if module_path(file).iter().any(|part| part == "tests" || part == "testing") {
+            continue;
+        }
+        let mut tokens = String::new();
+        flat(text.parse().unwrap(), &mut tokens);
+        for (what, places) in PLACES {
+            if tokens.contains(what) && !places.iter().any(|place| file.starts_with(place)) {
+                wrong.push(format!("src/{file}: `{what}` belongs in {places:?}"));
+            }
+        }
+        // A call is a small letter and a parenthesis.
+        let mut calls = tokens.split("libc :: ").skip(1).filter_map(|rest| rest.split_once(' '));
+        let is_call = |(name, rest): (&str, &str)| {
+            name.starts_with(|first: char| first.is_ascii_lowercase()) && rest.starts_with('(')
+        };
+        if calls.any(is_call) && !file.starts_with("sys/") {
+            wrong.push(format!("src/{file}: calls of libc belong in sys"));
+        }
+        // Else what is in them would not count as one.
+        let hidden = |line: &(usize, &str)| {
+            let plain =
+                line.1.trim_start().trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
+            plain.starts_with("mod tests") || plain.starts_with("mod testing")
+        };
+        let lines: Vec<_> = text.lines().enumerate().collect();
+        for (at, _) in lines.iter().copied().filter(hidden) {
+            if at == 0 || lines[at - 1].1.trim() != "#[cfg(test)]" {
+                wrong.push(format!("src/{file}:{}: is named as a test and is none", at + 1));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn what_has_one_place_is_there() {
+    let mut files = BTreeMap::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut files);
+    assert_eq!(misplaced(&files), [""; 0]);
+    let made = [
+        ("front/a.rs", "use aya::Ebpf; fn f() { let _ = libc::EINVAL; unsafe { libc::close(0) } }"),
+        ("front/b.rs", "use std::net; fn f() { net::TcpStream::connect(a) }\npub(crate) mod testing;"),
+        ("front/c.rs", "// aya::X\nconst A: &str = \"aya::X\";\n#[cfg(test)]\nmod tests { use aya::X; }"),
+        ("sys/d.rs", "use crate as other; fn f() { unsafe { libc::close(0) } }"),
+    ];
+    let made = made.map(|(file, text)| (file.to_owned(), text.to_owned())).into();
+    assert_eq!(
+        misplaced(&made),
+        [
+            "src/front/a.rs: `aya ::` belongs in [\"relay/sockmap/\"]",
+            "src/front/a.rs: calls of libc belong in sys",
+            "src/front/b.rs: `TcpStream :: connect` belongs in [\"operator/doctor/probe.rs\", \"operator/admin/fetch.rs\", \
+             \"relay/sockmap/probe.rs\"]",
+            "src/front/b.rs:2: is named as a test and is none",
+            "src/sys/d.rs: `crate as ` belongs in []",
+        ]
+    );
 }

@@ -35,6 +35,14 @@ pub(crate) fn run() -> Result<()> {
     ]))?;
     advisories()?;
     docs::check()?;
+    process::run(process::cargo().args([
+        "test",
+        "--quiet",
+        "--package",
+        "proxy-userspace",
+        "--test",
+        "layers",
+    ]))?;
     ebpf::check()?;
     bench::check()?;
     dist::build()?;

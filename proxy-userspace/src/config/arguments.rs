@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Config, ConfigError, PathChoice};
+use super::{Config, ConfigError, PathChoice, Place};
 
 /// Arguments of `setu run`, and of the check that it would start.
 #[derive(Debug, Args)]
@@ -53,7 +53,28 @@ impl RunArgs {
     pub fn config(&self) -> Result<Config, ConfigError> {
         let mut config = self.file.load()?;
         config.path = self.path.unwrap_or(config.path);
-        config.offset_ports(self.port_offset)?;
+        offset_ports(&mut config, self.port_offset)?;
         Ok(config)
     }
+}
+
+/// Moves every port that setu listens on up, so that no privilege is needed. Port 0 stays.
+///
+/// # Errors
+/// When a port would be above 65535.
+pub(super) fn offset_ports(config: &mut Config, offset: u16) -> Result<(), ConfigError> {
+    let listeners = config.listeners.iter_mut().flat_map(|listener| &mut listener.bind);
+    for address in listeners.chain(&mut config.admin) {
+        if address.port() == 0 {
+            continue;
+        }
+        let port = address.port().checked_add(offset).ok_or_else(|| ConfigError::Value {
+            place: Place { file: "--port-offset".into(), line: 0 },
+            key: address.to_string(),
+            problem: format!("its port and {offset} are more than 65535 together"),
+            remedy: "choose a smaller offset".into(),
+        })?;
+        address.set_port(port);
+    }
+    Ok(())
 }

@@ -16,28 +16,20 @@ pub mod privilege;
 mod reload;
 mod server;
 mod service;
+mod serving;
 
-use std::{
-    io, mem,
-    net::SocketAddr,
-    num::NonZero,
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
 use tokio::{
     runtime,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
-    time::{interval, sleep},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
-    account::{CloseReason, Counters, Path},
+    account::{Counters, Path},
     config::{Config, PathChoice, RunArgs},
     front::{
         limits::Limits,
@@ -47,25 +39,17 @@ use crate::{
     log,
     operator::admin,
     relay::{
-        Refusal, holdings,
-        sockmap::{self, Loaded, Running},
+        holdings,
+        sockmap::{Loaded, Running},
         userspace,
     },
     serve::{capacity::Machine, shared::Shared, worker},
     sys,
     upstream::Upstreams,
 };
-use handover::{Door, Predecessor, Request};
+use handover::{Door, Predecessor};
 use server::{Server, listener_counts, log_limits, possible, share, start_tls, watch_certificate};
-
-/// How often sources of connections are looked over.
-const FORGET: Duration = Duration::from_secs(5);
-/// How often it is looked whether a crowd is over, and how many clients are one.
-const LOOK: Duration = Duration::from_secs(1);
-const CROWD: u64 = 500;
-/// While draining: how often connections are counted, and the rest is told.
-const COUNT: Duration = Duration::from_millis(50);
-const PROGRESS: Duration = Duration::from_secs(5);
+use serving::{Signals, Told};
 
 /// Arguments of `setu run`.
 #[derive(Debug, Args)]
@@ -235,239 +219,5 @@ impl Prepared {
         server.stop();
         anyhow::ensure!(told != Told::Broken, "what resolves names and checks upstreams had panicked");
         Ok(())
-    }
-}
-
-impl Server {
-    /// Serves until it is time to go.
-    async fn until_told(
-        &mut self,
-        signals: &mut Signals,
-        mut requests: mpsc::UnboundedReceiver<Request>,
-        mut door: Option<Door>,
-    ) -> Told {
-        let mut forget = interval(FORGET);
-        let (mut look, mut crowd) = (interval(LOOK), Crowd::default());
-        loop {
-            tokio::select! {
-                () = signals.end.recv() => {
-                    info!("stopping");
-                    return Told::Stop;
-                }
-                _ = signals.hangup.recv() => {
-                    service::reloading();
-                    match self.reload().await {
-                        Ok(()) => {
-                            self.reloads.send_modify(admin::Reload::take);
-                            info!("reloaded");
-                            service::ready("serving");
-                        }
-                        Err(error) => {
-                            let error = format!("{error:#}");
-                            self.reloads.send_modify(|reload| reload.refuse(&error));
-                            error!(error, "not reloaded, nothing has changed");
-                            service::ready(&format!("serving as before; not reloaded: {error}"));
-                        }
-                    }
-                }
-                Some(request) = requests.recv() => match request {
-                    Request::Sockets(reply) => {
-                        let sockets = self.bound.iter().map(Bound::duplicate).collect::<io::Result<_>>();
-                        match sockets {
-                            // An error means that the successor is gone.
-                            Ok(sockets) => drop(reply.send(sockets)),
-                            Err(error) => warn!(%error, "the sockets cannot be passed to a successor"),
-                        }
-                    }
-                    Request::Drain => {
-                        if let Some(door) = &mut door {
-                            door.pass_on();
-                        }
-                        info!("stopping: a successor serves");
-                        return Told::Succeeded;
-                    }
-                },
-                () = self.broken.notified() => {
-                    error!("a defect: names are resolved no more. Stopping, to be started anew");
-                    return Told::Broken;
-                }
-                _ = forget.tick() => self.shared.limits.sweep(Instant::now()),
-                _ = look.tick() => {
-                    let listeners = self.shared.counters.listeners();
-                    if crowd.is_over(listeners.iter().map(|listener| listener.accepted()).sum()) {
-                        sys::trim_heap();
-                    }
-                }
-            }
-        }
-    }
-
-    /// Stops to listen, and waits for the connections to end.
-    async fn drain(&mut self, signals: &mut Signals) {
-        self.shared.counters.drain();
-        self.serve(self.workers.iter().map(|_| Vec::new()).collect()).await;
-        self.bound.clear();
-        let limits = self.shared.limits.clone();
-        let patience = self.shared.config.timeouts.drain;
-        let begun = Instant::now();
-        let progress = async {
-            let mut ticks = interval(PROGRESS);
-            loop {
-                ticks.tick().await;
-                let (connections, seconds) =
-                    (limits.open_now(), patience.saturating_sub(begun.elapsed()).as_secs());
-                if connections > 0 {
-                    info!(connections, seconds, "draining");
-                }
-                service::stopping(&format!("draining, {connections} connections left"), PROGRESS * 3);
-            }
-        };
-        let all_gone = async {
-            while limits.open_now() > 0 {
-                sleep(COUNT).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = all_gone => {}
-            () = progress => {}
-            () = sleep(patience) => warn!(connections = limits.open_now(), "connections are closed"),
-            () = signals.end.recv() => warn!(connections = limits.open_now(), "connections are closed: told again"),
-        }
-    }
-
-    /// Closes what is left, and says how all connections ended.
-    fn stop(self) {
-        let Self { shared, workers, kernel, .. } = self;
-        shared.counters.stop();
-        let threads: Vec<_> = workers.into_iter().map(|worker| worker.thread).collect();
-        for thread in threads {
-            if thread.join().is_err() {
-                warn!("a worker had panicked");
-            }
-        }
-        if let Some(kernel) = kernel {
-            let handle = kernel.handle();
-            drop(kernel);
-            tell_kernel_counts(handle.counts());
-        }
-        for reason in CloseReason::ALL {
-            let count = shared.counters.closed(*reason);
-            if count > 0 {
-                info!(%reason, count, "closed connections");
-            }
-        }
-        for (failure, count) in shared.upstreams.name_failures() {
-            if count > 0 {
-                info!(reason = failure.name(), count, "failed lookups");
-            }
-        }
-        let stale = shared.upstreams.stale_answers();
-        if stale > 0 {
-            info!(stale, "connections by addresses past their time");
-        }
-        info!("stopped");
-    }
-}
-
-/// Clients that came together. Until they are quiet enough for the kernel each takes memory here, which nobody needs
-/// afterwards, and which is given back once no more come.
-#[derive(Debug, Default)]
-struct Crowd {
-    accepted: u64,
-    /// Who came since the last one was over.
-    came: u64,
-}
-
-impl Crowd {
-    /// Whether it is over, asked now and then with the number of clients that ever came.
-    fn is_over(&mut self, accepted: u64) -> bool {
-        let lately = accepted.saturating_sub(mem::replace(&mut self.accepted, accepted));
-        self.came += lately;
-        let is_over = self.came >= CROWD && lately < self.came / 10;
-        if is_over {
-            self.came = 0;
-        }
-        is_over
-    }
-}
-
-/// Why it is time to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    /// By a signal.
-    Stop,
-    /// Another setu serves.
-    Succeeded,
-    /// By a panic.
-    Broken,
-}
-
-/// The signals that setu follows.
-struct Signals {
-    end: End,
-    hangup: Signal,
-}
-
-/// Those that end setu.
-struct End {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let end =
-            End { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
-        Ok(Self { end, hangup: signal(SignalKind::hangup())? })
-    }
-}
-
-impl End {
-    /// Waits for one.
-    async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// Logs what became of flows in the kernel.
-fn tell_kernel_counts(counts: &sockmap::Counts) {
-    for refusal in Refusal::ALL {
-        let count = counts.refused(refusal);
-        if count > 0 {
-            info!(reason = refusal.name(), count, "flows that the kernel did not take");
-        }
-    }
-    let (congested, streams, resumed) = (counts.congested(), counts.streams(), counts.resumed());
-    if congested + streams > 0 {
-        info!(
-            congested,
-            streams, resumed, "flows that left the kernel, for a slow reader or to stream, and came back"
-        );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_crowd_is_over_when_few_follow_it() {
-        let mut crowd = Crowd::default();
-        let mut accepted = 0;
-        let mut over = |came: u64| {
-            accepted += came;
-            crowd.is_over(accepted)
-        };
-        assert!(!over(4_000), "they come");
-        assert!(!over(500));
-        assert!(over(300));
-        assert!(!over(0), "once");
-        assert!(!(0..10).any(|_| over(40)), "too few to matter");
-        // As many as ever, all the time: now and then.
-        assert_eq!((0..110).filter(|_| over(50)).count(), 10);
     }
 }

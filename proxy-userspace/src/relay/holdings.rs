@@ -11,7 +11,7 @@
 //!                        ▼ and would take the longest to get rid of the most
 //!                     reset
 //! ```
-//! Beyond the first bound ([`Bounds::calm`]) no flow gets larger buffers, and flows go that have stalled for a while:
+//! Beyond the first bound ([`Bounds::soft`]) no flow gets larger buffers, and flows go that have stalled for a while:
 //! [`STALLED`]. Beyond the second one goes at once, however short its stall. A flow that only exchanges messages is never
 //! accounted, and never goes.
 
@@ -44,9 +44,9 @@ static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// Beyond it flows go that stall.
-    pub(crate) calm: u64,
+    pub(crate) soft: u64,
     /// Beyond it one goes at once.
-    pub(crate) most: u64,
+    pub(crate) hard: u64,
 }
 
 /// Sets the bounds of the process; before that there are none.
@@ -57,7 +57,7 @@ pub(crate) fn allow(bounds: Bounds) {
 /// Whether a flow may have larger buffers than it had to begin with.
 pub(super) fn may_widen() -> bool {
     let accounts = HOLDINGS.lock();
-    accounts.total <= accounts.bounds.calm
+    accounts.total <= accounts.bounds.soft
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +95,7 @@ struct Flow {
 
 /// A flow's account. Dropping it closes it.
 #[derive(Debug, Default)]
-pub(super) struct Account {
+pub(super) struct Holding {
     open: Option<Opened>,
     /// Bytes that the flow had moved when it was closed last.
     settled: u64,
@@ -109,7 +109,7 @@ struct Opened {
     bytes: u64,
 }
 
-impl Account {
+impl Holding {
     /// Opens the account of a flow that holds so many bytes already.
     pub(super) fn open(&mut self, cx: &Context<'_>, moved: u64, bytes: u64) {
         if self.open.is_none() {
@@ -156,7 +156,7 @@ impl Account {
     }
 }
 
-impl Drop for Account {
+impl Drop for Holding {
     fn drop(&mut self) {
         if let Some(opened) = self.open.take() {
             HOLDINGS.lock().close(opened.number);
@@ -173,7 +173,7 @@ impl Holdings {
 
 impl Default for Accounts {
     fn default() -> Self {
-        let bounds = Bounds { calm: u64::MAX, most: u64::MAX };
+        let bounds = Bounds { soft: u64::MAX, hard: u64::MAX };
         Self { bounds, total: 0, entries: HashMap::new(), next: 0 }
     }
 }
@@ -223,8 +223,8 @@ impl Accounts {
 
     /// Has flows go until there is room again, or none is left that should.
     fn relieve(&mut self, now: u64) {
-        while self.total > self.bounds.calm {
-            let urgent = self.total > self.bounds.most;
+        while self.total > self.bounds.soft {
+            let urgent = self.total > self.bounds.hard;
             let candidates = self.entries.iter().filter(|(_, entry)| urgent || entry.stalls(now));
             let worst = candidates.max_by_key(|(_, entry)| entry.burden(now));
             let Some((number, entry)) = worst.filter(|(_, entry)| entry.burden(now) > 0) else { return };
@@ -264,8 +264,8 @@ mod tests {
 
     const KIB: u64 = 1024;
 
-    fn accounts(calm: u64, most: u64) -> Accounts {
-        Accounts { bounds: Bounds { calm, most }, ..Accounts::default() }
+    fn accounts(soft: u64, hard: u64) -> Accounts {
+        Accounts { bounds: Bounds { soft, hard }, ..Accounts::default() }
     }
 
     fn flow() -> Arc<Flow> {

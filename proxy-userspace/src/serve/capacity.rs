@@ -33,7 +33,7 @@ const OPENING: u64 = 192 << 10;
 const OPENING_PART: u64 = 4;
 /// Of the memory, one part in so many may be held by flows in userspace, and before that one begins to go that stalls.
 const HELD_PART: u64 = 4;
-const CALM_PART: u64 = 6;
+const SOFT_PART: u64 = 6;
 
 /// Descriptors of a connection: its sockets.
 const CONNECTION_FILES: u64 = 2;
@@ -96,7 +96,7 @@ impl Machine {
 
     /// What flows in userspace may hold.
     pub(crate) fn holdings(&self) -> holdings::Bounds {
-        holdings::Bounds { calm: self.memory / CALM_PART, most: self.memory / HELD_PART }
+        holdings::Bounds { soft: self.memory / SOFT_PART, hard: self.memory / HELD_PART }
     }
 
     /// How many flows the kernel path gets room for: as many as there may be connections. The room is memory that the
@@ -197,9 +197,9 @@ mod tests {
             let opening =
                 config.limits.pending.map_or(all / OPENING_PART, |pending| pending.get().into()).min(all);
             let reckoned = (all - opening) * RESTING + opening * OPENING;
-            let held = reckoned + machine.holdings().most + machine.budget(&config);
+            let held = reckoned + machine.holdings().hard + machine.budget(&config);
             assert!(held <= memory / 16 * 13, "{held} of {memory}: {text}");
-            assert!(machine.holdings().calm < machine.holdings().most);
+            assert!(machine.holdings().soft < machine.holdings().hard);
         }
     }
 }

@@ -22,7 +22,7 @@ use tracing::{debug, error, warn};
 use super::{
     budget,
     command::{Command, Legs, Returned},
-    counts::{self, Counts},
+    counts::Counts,
     flow::{Base, Departure, Flow, POLL_MIN, Poll, SIDES, Seen, direction_index},
     limits::Limits,
     loader::{Kernel, Raw, StartError},
@@ -281,17 +281,13 @@ impl Controller {
     ) -> Result<(), NotInserted> {
         if let Err(error) = self.kernel.sockets.insert(cookies[1], Raw(sockets[1]), 0) {
             self.forget(cookies);
-            return Err(NotInserted::Refused(counts::refusal(&error)));
+            return Err(NotInserted::Refused(refusal(&error)));
         }
         if let Err(error) = self.kernel.sockets.insert(cookies[0], Raw(sockets[0]), 0) {
             let _ = self.kernel.sockets.remove(&cookies[1]);
             let passed = self.kernel.directions.direction(direction_index(id, Side::Upstream)).passed();
             self.forget(cookies);
-            return Err(if passed == 0 {
-                NotInserted::Refused(counts::refusal(&error))
-            } else {
-                NotInserted::Lost
-            });
+            return Err(if passed == 0 { NotInserted::Refused(refusal(&error)) } else { NotInserted::Lost });
         }
         Ok(())
     }
@@ -577,3 +573,18 @@ fn give_back(
 
 #[cfg(test)]
 mod tests;
+
+/// Names an error of insertion (`sock_map_update_elem_sys`, net/core/sock_map.c).
+fn refusal(error: &aya::maps::MapError) -> Refusal {
+    let aya::maps::MapError::SyscallError(error) = error else {
+        return Refusal::MapError;
+    };
+    match error.io_error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => Refusal::NotEstablished,
+        Some(libc::EINVAL) => Refusal::UpperLayerProtocol,
+        Some(libc::EBUSY) => Refusal::SocketInUse,
+        Some(libc::E2BIG) => Refusal::MapFull,
+        Some(libc::ENOMEM) => Refusal::OutOfMemory,
+        _ => Refusal::MapError,
+    }
+}

@@ -4,21 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::relay::reason::Refusal;
 
-/// Names an error of insertion (`sock_map_update_elem_sys`, net/core/sock_map.c).
-pub(super) fn refusal(error: &aya::maps::MapError) -> Refusal {
-    let aya::maps::MapError::SyscallError(error) = error else {
-        return Refusal::MapError;
-    };
-    match error.io_error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => Refusal::NotEstablished,
-        Some(libc::EINVAL) => Refusal::UpperLayerProtocol,
-        Some(libc::EBUSY) => Refusal::SocketInUse,
-        Some(libc::E2BIG) => Refusal::MapFull,
-        Some(libc::ENOMEM) => Refusal::OutOfMemory,
-        _ => Refusal::MapError,
-    }
-}
-
 /// Counts since start, and what is in the kernel now.
 #[derive(Debug)]
 pub(crate) struct Counts {

@@ -31,7 +31,7 @@ use tokio::{
 
 use super::{
     buffers::Buffers,
-    holdings::Account,
+    holdings::Holding,
     legs::{self, Legs, close_in_order, reset_on_close},
     silence::Silence,
 };
@@ -126,7 +126,7 @@ async fn run(
     let (mut upstream_read, mut upstream_write) = upstream.split();
     let mut finished = [false; 2];
     let mut reason = None;
-    let mut account = Account::default();
+    let mut account = Holding::default();
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {

@@ -19,7 +19,7 @@ use tokio::{net::TcpStream, time::sleep};
 use super::{
     buffers::Buffers,
     choice::{HandOver, Pace},
-    holdings::Account,
+    holdings::Holding,
     legs::{self, Legs, is_read},
     silence::Silence,
 };
@@ -64,7 +64,7 @@ pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) 
         back: Pump::new(from_upstream, counters.meter(Side::Upstream), buffers()),
         first,
         finished: [false; 2],
-        account: Account::default(),
+        account: Holding::default(),
         is_known: is_new,
     };
     let timer = pin!(sleep(timeouts.idle));
@@ -98,7 +98,7 @@ struct Streams<'a> {
     back: Pump<'a>,
     first: Option<Side>,
     finished: [bool; 2],
-    account: Account,
+    account: Holding,
     /// Whether the flow holds nothing but what it is accounted for.
     is_known: bool,
 }

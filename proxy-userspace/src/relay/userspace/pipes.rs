@@ -1,7 +1,7 @@
 //! The process's pipes, through which bulk goes by splice(2).
 //!
 //! A pipe takes two descriptors that clients might need, and memory that the kernel gives a user only so much of. So the
-//! process has a bound of pipes, which the reckoning of connections sets aside (`limits`). A direction that gets none
+//! process has a bound of pipes, which the reckoning of connections sets aside (`serve/capacity.rs`). A direction that gets none
 //! copies.
 
 use std::sync::{
