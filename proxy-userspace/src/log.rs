@@ -32,6 +32,8 @@ const RESOLVER: &str = "hickory";
 const SILENT_RESOLVER: &str = "hickory_net=off,hickory_proto=off,hickory_resolver=off";
 /// What a module's path begins with.
 const CRATE: &str = "setu";
+/// What it was before.
+const EARLIER: &str = "proxy_userspace";
 /// Lines that may wait to be written: a burst, and a bound to what a stopped reader costs.
 const WAITING: usize = 4096;
 /// How soon a reader that had no room is tried again.
@@ -169,8 +171,9 @@ fn write_all(to: &mut impl Write, mut line: &[u8], when_full: WhenFull) -> io::R
     Ok(())
 }
 
-/// What is to be logged. [`EnvFilter`] takes a word that is no level for a module, and then logs nothing at all.
+/// What is to be logged. Filters of versions whose lines had another target are read as they were meant. [`EnvFilter`] takes a word that is no level for a module, and then logs nothing at all.
 fn parse(text: &str) -> Result<EnvFilter, String> {
+    let text = &*text.replace(EARLIER, CRATE);
     for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
         let (target, level) = match directive.rsplit_once('=') {
             Some((target, level)) => (Some(target), Some(level)),

@@ -25,7 +25,7 @@ impl fmt::Display for Config {
         writeln!(formatter, "\n[security]\nallow_private_upstreams = {}", self.allow_private_upstreams)?;
         match &self.user {
             Some(user) => writeln!(formatter, "user = \"{user}\""),
-            None => writeln!(formatter, "# user: setu if there is one, else nobody"),
+            None => writeln!(formatter, "# user: setu if there is one, else a number that nobody has"),
         }
     }
 }

@@ -43,7 +43,8 @@ pub struct Config {
     pub client_addresses: ClientAddresses,
     /// Whether loopback, private and link-local upstreams may be dialed.
     pub allow_private_upstreams: bool,
-    /// Whom setu becomes when it was started as root; `None` is `setu` if there is one, else nobody.
+    /// Whom setu becomes when it was started as root; `None` is `setu` if there is one, else a number that
+    /// nobody has.
     pub user: Option<String>,
 }
 

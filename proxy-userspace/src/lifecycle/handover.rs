@@ -2,12 +2,13 @@
 //! them.
 //!
 //! The successor (`setu run --replace`) connects to a socket in the state directory, which only setu's user and root can
-//! reach. It receives the listening sockets themselves: connections wait in their queues whoever accepts them. Once it
-//! serves it says so, and its predecessor drains. If it fails before, the predecessor goes on as if nothing had been.
+//! reach, and says the secret of this instance, which is in a file beside it. It receives the listening sockets themselves:
+//! connections wait in their queues whoever accepts them. Once it serves it says so, and its predecessor drains. If it fails
+//! before, the predecessor goes on as if nothing had been.
 //!
 //! ```text
 //! successor                       predecessor
-//!   sockets? ─────────────────────►  (same user, or root?)
+//!   sockets? secret ──────────────►  (same user, or root, and the secret?)
 //!           ◄──────────────────────  address, sockets   (for each address)
 //!           ◄──────────────────────  end
 //!   binds what else it needs, starts, accepts
@@ -38,16 +39,23 @@ use rustix::{
 };
 use tokio::sync::mpsc;
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
-use crate::front::listener::Bound;
+use crate::{
+    front::listener::Bound,
+    sys::{
+        self,
+        state_dir::{HANDOVER, HANDOVER_SECRET, StateDir},
+    },
+};
 
-/// In the state directory.
-const NAME: &str = "handover.sock";
 /// How long each side waits for the other. Starting takes a second or two, with the kernel path's self-test.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Descriptors in one message; the kernel takes 253 (`SCM_MAX_FD`).
 const AT_ONCE: usize = 64;
 const ASK: &[u8] = b"sockets?";
+/// Bytes of a secret.
+const SECRET: usize = 32;
 const END: &[u8] = b"end";
 const READY: &[u8] = b"ready";
 
@@ -71,14 +79,19 @@ impl Predecessor {
     /// There is none, or it does not answer.
     pub(crate) fn find(state_dir: &Path) -> io::Result<(Self, Vec<Bound>)> {
         let socket = socket()?;
-        connect(&socket, &SocketAddrUnix::new(state_dir.join(NAME))?)?;
+        connect(&socket, &SocketAddrUnix::new(state_dir.join(HANDOVER))?)?;
         // Whoever may write there might have put a socket of his own there; whose directory it is may.
         let user = socket_peercred(&socket)?.uid;
         if !user.is_root() && user != geteuid() && user.as_raw() != fs::metadata(state_dir)?.uid() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        send(&socket, ASK, SendFlags::NOSIGNAL)?;
+        // One of a version that had no secrets wants none.
+        let secret = match StateDir::there(state_dir)?.read(HANDOVER_SECRET) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            secret => secret?,
+        };
+        send(&socket, &Zeroizing::new([ASK, &secret].concat()), SendFlags::NOSIGNAL)?;
         let mut all: Vec<Bound> = Vec::new();
         while let Some(bound) = receive(&socket)? {
             match all.last_mut() {
@@ -115,11 +128,13 @@ impl Door {
         replace: bool,
         requests: mpsc::UnboundedSender<Request>,
     ) -> io::Result<Self> {
-        let path = state_dir.join(NAME);
+        let path = state_dir.join(HANDOVER);
         let address = SocketAddrUnix::new(&path)?;
         if !replace && connect(&socket()?, &address).is_ok() {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another setu uses this state directory"));
         }
+        let secret: Zeroizing<[u8; SECRET]> = sys::random();
+        StateDir::open(state_dir)?.write(HANDOVER_SECRET, &*secret)?;
         // An error shows when it is made anew.
         let _ = fs::remove_file(&path);
         let door = socket()?;
@@ -127,7 +142,7 @@ impl Door {
         listen(&door, 1)?;
         thread::Builder::new().name("setu-handover".into()).spawn(move || {
             while let Ok(successor) = accept_with(&door, SocketFlags::CLOEXEC) {
-                match pass(&successor, &requests) {
+                match pass(&successor, &secret, &requests) {
                     Ok(true) => break,
                     Ok(false) => {}
                     Err(error) => warn!(%error, "a successor did not take over; this setu goes on"),
@@ -153,15 +168,23 @@ impl Drop for Door {
 }
 
 /// Serves one successor. Returns whether it has taken over.
-fn pass(successor: &OwnedFd, requests: &mpsc::UnboundedSender<Request>) -> io::Result<bool> {
+fn pass(
+    successor: &OwnedFd,
+    secret: &[u8; SECRET],
+    requests: &mpsc::UnboundedSender<Request>,
+) -> io::Result<bool> {
     let user = socket_peercred(successor)?.uid;
     if !user.is_root() && user != geteuid() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     set_socket_timeout(successor, Timeout::Recv, Some(PATIENCE))?;
-    if !hears(successor, ASK)? {
+    let message = hear(successor)?;
+    if message.is_empty() {
         // It only wanted to know whether somebody is here.
         return Ok(false);
+    }
+    if message.strip_prefix(ASK) != Some(secret) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it does not know the secret"));
     }
     let (reply, sockets) = blocking::channel();
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
@@ -179,18 +202,19 @@ fn pass(successor: &OwnedFd, requests: &mpsc::UnboundedSender<Request>) -> io::R
         }
     }
     send(successor, END, SendFlags::NOSIGNAL)?;
-    if !hears(successor, READY)? {
+    if *hear(successor)? != *READY {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     requests.send(Request::Drain).map_err(|_| io::ErrorKind::BrokenPipe)?;
     Ok(true)
 }
 
-/// Whether this is the next message.
-fn hears(successor: &OwnedFd, message: &[u8]) -> io::Result<bool> {
-    let mut buffer = [0; 16];
+/// The next message; nothing if there is none.
+fn hear(successor: &OwnedFd) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut buffer = Zeroizing::new(vec![0; ASK.len() + SECRET + 1]);
     let (count, _) = recv(successor, &mut buffer[..], RecvFlags::empty())?;
-    Ok(&buffer[..count] == message)
+    buffer.truncate(count);
+    Ok(buffer)
 }
 
 /// One message of a predecessor: `None` is the end.
@@ -252,7 +276,7 @@ mod tests {
             assert!(matches!(received.blocking_recv(), Some(Request::Drain)));
         });
         drop(door);
-        assert!(!folder.path().join(NAME).exists());
+        assert!(!folder.path().join(HANDOVER).exists());
     }
 
     #[test]
@@ -269,5 +293,27 @@ mod tests {
             });
         }
         assert!(Predecessor::find(Path::new("/nowhere")).is_err());
+    }
+
+    #[test]
+    fn who_does_not_know_the_secret_gets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (requests, mut received) = mpsc::unbounded_channel();
+        let _door = Door::open(folder.path(), false, requests).unwrap();
+        let secret = folder.path().join(HANDOVER_SECRET);
+        assert_eq!(fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
+        let right = fs::read(&secret).unwrap();
+        assert_eq!(right.len(), SECRET);
+        let longer = [&right[..], b"!"].concat();
+        for wrong in [&[][..], &right[1..], &[7; SECRET], &longer] {
+            fs::write(&secret, wrong).unwrap();
+            let error = Predecessor::find(folder.path()).unwrap_err();
+            assert!(!matches!(error.kind(), io::ErrorKind::NotFound), "{error}");
+            assert!(received.try_recv().is_err());
+        }
+        // Another instance has another.
+        let other = tempfile::tempdir().unwrap();
+        let _other = Door::open(other.path(), false, mpsc::unbounded_channel().0).unwrap();
+        assert_ne!(fs::read(other.path().join(HANDOVER_SECRET)).unwrap(), right);
     }
 }

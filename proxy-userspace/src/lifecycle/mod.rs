@@ -44,7 +44,7 @@ use crate::{
         userspace,
     },
     serve::{capacity::Machine, shared::Shared, worker},
-    sys,
+    sys::{self, user::User},
     upstream::Upstreams,
 };
 use handover::{Door, Predecessor};
@@ -71,9 +71,13 @@ pub struct ServeArgs {
 /// # Errors
 /// What kept it from starting: a port, a forced path that is not available.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let prepared = Prepared::new(args)?;
+    let mut prepared = Prepared::new(args)?;
     let kernel = kernel::load(&prepared.config, &prepared.machine, prepared.recall)?;
-    privilege::drop_all(&prepared.config, prepared.args.file())?;
+    privilege::drop_all(&prepared.config, prepared.args.file(), prepared.user.as_ref())?;
+    if prepared.config.tls.files.is_none() {
+        // Its own certificate is its user's to read and write: root may lack the right, as in a container.
+        prepared.acceptor = start_tls(&prepared.config)?;
+    }
     let _queue = log::Queue::begin();
     prepared.serve(kernel)
 }
@@ -85,6 +89,8 @@ struct Prepared {
     machine: Machine,
     recall: Option<Duration>,
     workers: usize,
+    /// Whom setu becomes.
+    user: Option<User>,
     acceptor: Option<Arc<Acceptor>>,
     bound: Vec<Bound>,
     admin: admin::Sockets,
@@ -102,6 +108,7 @@ impl Prepared {
         let config = args.config()?;
         let machine = Machine::look().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let user = privilege::user(&config)?;
         let mut open = service::sockets().context("the sockets that setu was started with")?;
         let mut predecessor = None;
         if replace {
@@ -116,14 +123,16 @@ impl Prepared {
                 }
             }
         }
-        let acceptor = start_tls(&config)?;
+        // The predecessor may have been another user, whose secret is taken away.
+        privilege::give_state(&config, user.as_ref());
+        let acceptor = if config.tls.files.is_some() { start_tls(&config)? } else { None };
         let bound = listener::bind_all(&config, workers, &open)?;
         for unused in open.iter().filter(|open| !bound.iter().any(|bound| bound.address == open.address)) {
             warn!(address = %unused.address, "a socket that was passed to setu is in no listener's bind, it is closed");
         }
         listener::guard(&config, &bound, None);
         let admin = admin::Sockets::bind(&config, predecessor.is_some())?;
-        Ok(Self { args, config, machine, recall, workers, acceptor, bound, admin, predecessor })
+        Ok(Self { args, config, machine, recall, workers, user, acceptor, bound, admin, predecessor })
     }
 
     /// Serves until the end.

@@ -18,6 +18,10 @@ use crate::{
     },
     relay::sockmap,
     serve::{capacity::Machine, ports},
+    sys::{
+        state_dir::{self, StateDir},
+        user::User,
+    },
 };
 
 /// Whether eBPF programs are compiled to machine code.
@@ -64,6 +68,7 @@ pub(crate) enum Verdict {
 pub fn report(config: &Config, file: Option<&Path>) -> Report {
     let mut lines = machine(config);
     addresses(&mut lines, config, file);
+    user(&mut lines, config);
     if config.ends_tls() {
         certificate(&mut lines, config);
     }
@@ -126,6 +131,32 @@ fn serves(holder: &Holder, file: Option<&Path>) -> bool {
             (Some(theirs), Some(file)) => real(&theirs).is_some_and(|theirs| Some(theirs) == real(file)),
             _ => false,
         }
+}
+
+/// Whom setu becomes, and whether that user may have the state directory.
+fn user(lines: &mut Lines, config: &Config) {
+    let path = &config.tls.state_dir;
+    let user = match User::wanted(config.user.as_deref(), state_dir::owner(path)) {
+        Ok(user) => user,
+        Err(error) => return lines.bad(&error.to_string()),
+    };
+    let folder = path.display();
+    match &user {
+        Some(user) => match state_dir::why_not_given(path, user) {
+            Ok(None) => lines.fine(&format!("setu becomes user {}, and keeps its state in {folder}", user.name)),
+            Ok(Some(why)) => lines.bad(&format!(
+                "tls.state_dir: {folder} {why}; name a folder for setu alone, such as {folder}/setu"
+            )),
+            Err(error) => lines.note(&format!("tls.state_dir: {folder}: {error}")),
+        },
+        None => match StateDir::there(path) {
+            Ok(_) => lines.fine(&format!("setu stays this user, and keeps its state in {folder}")),
+            Err(error) => lines.note(&format!(
+                "tls.state_dir: {folder}: {error}; setu makes it if it may. Without it a certificate that it makes is \
+                 another at each start, and `setu run --replace` finds nothing to replace"
+            )),
+        },
+    }
 }
 
 /// Whether there is a certificate that can be served; one of its own setu makes when it starts.

@@ -9,14 +9,16 @@ mod result;
 pub(crate) mod sandbox;
 mod shared;
 mod socket;
+pub(crate) mod state_dir;
 mod tcp_info;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod user;
 
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use filter::{Instruction, MOST as FILTER_MOST, attach_filter, detach_filter};
 pub(crate) use memory::available_memory;
-pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, trim_heap, wipe_stack};
+pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, random, trim_heap, wipe_stack};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
     Pipe, bound_receive_buffer, cookie, discard, held, lock_receive_buffer, peek, queued, receive,

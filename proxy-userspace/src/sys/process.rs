@@ -6,7 +6,8 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
 };
 
-use zeroize::Zeroize as _;
+use rustix::rand::{GetRandomFlags, getrandom};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::result::check;
 
@@ -45,6 +46,17 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
     // SAFETY: it is open, and the caller says that nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Bytes that nobody can guess.
+pub(crate) fn random<const LEN: usize>() -> Zeroizing<[u8; LEN]> {
+    let mut bytes = Zeroizing::new([0; LEN]);
+    let mut filled = 0;
+    while filled < LEN {
+        // It waits for the machine's first randomness at boot; a signal may interrupt that, and nothing else can be.
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty()).unwrap_or(0);
+    }
+    bytes
 }
 
 /// Gives memory back to the system that was freed inside the heap; by itself the C library does so at its end alone.

@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 use zeroize::Zeroizing;
+
+use crate::sys;
 
 /// How long a key is used for new sources.
 const AGE: Duration = Duration::from_secs(12 * 60 * 60);
@@ -94,13 +95,7 @@ impl Keys {
 
 impl Key {
     fn new(now: Instant) -> Self {
-        let mut secret = Zeroizing::new([0; 16]);
-        let mut filled = 0;
-        while filled < secret.len() {
-            // It waits for the machine's first randomness at boot; a signal may interrupt that, and nothing else can be.
-            filled += getrandom(&mut secret[filled..], GetRandomFlags::empty()).unwrap_or(0);
-        }
-        Self { secret, until: now + AGE }
+        Self { secret: sys::random(), until: now + AGE }
     }
 
     fn hash(&self, source: Source) -> SourceKey {

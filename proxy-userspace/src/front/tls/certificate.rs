@@ -2,16 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write as _},
+    fmt, fs, io,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rustix::process::geteuid;
 use rustls::{
     crypto::aws_lc_rs,
     pki_types::{
@@ -29,7 +26,13 @@ use x509_parser::{
 };
 
 use super::{self_signed, settings::TlsSettings};
-use crate::{config::Host, sys};
+use crate::{
+    config::Host,
+    sys::{
+        self,
+        state_dir::{CERTIFICATE, StateDir},
+    },
+};
 
 /// A certificate of setu's is replaced so long before it expires.
 const RENEW: Duration = Duration::from_secs(30 * 86_400);
@@ -178,7 +181,7 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Certificate, CertificateErr
     };
     info!(%why, "making a TLS certificate");
     let pem = self_signed::make(&settings.names, now)?;
-    let source = match write(&file, &pem) {
+    let source = match keep(settings, &pem) {
         Ok(()) => Source::Own(file.clone()),
         Err(error) => {
             let error = CertificateError::Unwritable { path: file.clone(), error };
@@ -214,13 +217,17 @@ pub fn renew(settings: &TlsSettings) -> Result<Description, CertificateError> {
     }
     let file = settings.own_file();
     let pem = self_signed::make(&settings.names, SystemTime::now())?;
-    write(&file, &pem).map_err(|error| CertificateError::Unwritable { path: file.clone(), error })?;
+    keep(settings, &pem).map_err(|error| CertificateError::Unwritable { path: file.clone(), error })?;
     show(settings)
 }
 
 fn read(chain: &Path, key: &Path, source: Source) -> Result<Certificate, CertificateError> {
     let bytes = |path: &Path| {
-        fs::read(path).map_err(|error| CertificateError::Unreadable {
+        let bytes = match &source {
+            Source::Own(file) => read_own(file),
+            _ => fs::read(path),
+        };
+        bytes.map_err(|error| CertificateError::Unreadable {
             path: path.into(),
             remedy: if sys::sandbox::is_to_blame(path, &error) {
                 "the sandbox that setu made at its start does not reach there: restart setu"
@@ -231,6 +238,11 @@ fn read(chain: &Path, key: &Path, source: Source) -> Result<Certificate, Certifi
         })
     };
     parse(&bytes(chain)?, &bytes(key)?, chain, key, source)
+}
+
+/// Reads what setu has kept.
+fn read_own(file: &Path) -> io::Result<Vec<u8>> {
+    StateDir::there(file.parent().ok_or(io::ErrorKind::NotFound)?)?.read(CERTIFICATE)
 }
 
 fn parse(
@@ -289,30 +301,9 @@ fn warn_of(description: &Description, chain: &Path, key: &Path, now: SystemTime)
     }
 }
 
-/// Writes a file that is there either wholly or not at all, and that only its owner can read.
-fn write(file: &Path, text: &str) -> io::Result<()> {
-    let directory = file.parent().unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    // Of this process alone: two that start at once do not write into each other's.
-    let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut new =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        new.write_all(text.as_bytes())?;
-        if geteuid().is_root() {
-            // A setu that is root no longer is to read it.
-            let owner = fs::metadata(directory)?;
-            fchown(&new, Some(owner.uid()), Some(owner.gid()))?;
-        }
-        new.sync_all()?;
-        fs::rename(&temporary, file)?;
-        fs::File::open(directory)?.sync_all()
-    })();
-    if written.is_err() {
-        // What cannot be removed was not made.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+/// Keeps what setu made.
+fn keep(settings: &TlsSettings, pem: &str) -> io::Result<()> {
+    StateDir::open(&settings.state_dir)?.write(CERTIFICATE, pem.as_bytes())
 }
 
 impl Description {

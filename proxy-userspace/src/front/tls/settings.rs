@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::config::{self, Host};
-
-/// The file that setu makes, in the state directory.
-const OWN_FILE: &str = "certificate.pem";
+use crate::{
+    config::{self, Host},
+    sys::state_dir::CERTIFICATE,
+};
 
 /// Which certificate clients are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,6 @@ impl TlsSettings {
 
     /// Where the certificate is kept that setu makes.
     pub(super) fn own_file(&self) -> PathBuf {
-        self.state_dir.join(OWN_FILE)
+        self.state_dir.join(CERTIFICATE)
     }
 }

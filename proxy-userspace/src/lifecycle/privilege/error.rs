@@ -4,12 +4,24 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::sys::user::NoUser;
+
 /// Why privileges could not be dropped.
 #[derive(Debug, Error)]
 pub enum PrivilegeError {
-    /// The user of the configuration is not there.
-    #[error("security.user: there is no user \"{0}\"; create it (useradd --system {0}), or name another")]
-    NoSuchUser(String),
+    /// There is nobody to become.
+    #[error(transparent)]
+    NoUser(#[from] NoUser),
+    /// The state directory is others' as well.
+    #[error(
+        "tls.state_dir: {path} {why}, and all of it would be setu's user's; name a folder for setu alone, such as {path}/setu"
+    )]
+    Shared {
+        /// The folder.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The user of the configuration cannot be taken on.
     #[error(
         "security.user: setu cannot become \"{user}\": {error}; start it as root, or as that user without the key"

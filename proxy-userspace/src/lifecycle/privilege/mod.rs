@@ -11,7 +11,6 @@ mod files;
 mod filter;
 #[cfg(test)]
 mod tests;
-mod user;
 
 use std::{
     fs, io,
@@ -21,31 +20,66 @@ use std::{
 };
 
 use rustix::{
+    fs::{Gid, Uid},
     process::{DumpableBehavior, set_dumpable_behavior},
     thread::{
         CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-        set_capabilities, set_no_new_privs,
+        set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
     },
 };
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::{
+    config::Config,
+    sys::{
+        state_dir::{self, StateDir},
+        user::User,
+    },
+};
 pub use error::PrivilegeError;
-use user::User;
 
 /// How long threads of the self-test may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whom setu becomes.
+///
+/// # Errors
+/// There is no such user, or the folder is not one to give away.
+pub(crate) fn user(config: &Config) -> Result<Option<User>, PrivilegeError> {
+    let path = &config.tls.state_dir;
+    let user = User::wanted(config.user.as_deref(), state_dir::owner(path))?;
+    if let Some(user) = &user {
+        // What cannot be looked at cannot be given either, which is told next.
+        if let Ok(Some(why)) = state_dir::why_not_given(path, user) {
+            return Err(PrivilegeError::Shared { path: path.display().to_string(), why });
+        }
+    }
+    Ok(user)
+}
+
+/// Gives the state directory to the user that setu becomes, before anything of its own is read or written there.
+pub(crate) fn give_state(config: &Config, user: Option<&User>) {
+    let path = &config.tls.state_dir;
+    let given = user.map_or(Ok(()), |user| StateDir::open(path)?.give(user));
+    if let Err(error) = given {
+        warn!(state_dir = %path.display(), %error, "setu's user will not be able to write there");
+    }
+}
 
 /// Drops all that setu has no use for once it serves. `file` is the configuration's.
 ///
 /// # Errors
 /// What cannot be dropped. What an old kernel does not have is said in a warning, and done without.
-pub(crate) fn drop_all(config: &Config, file: Option<&Path>) -> Result<(), PrivilegeError> {
+pub(crate) fn drop_all(
+    config: &Config,
+    file: Option<&Path>,
+    user: Option<&User>,
+) -> Result<(), PrivilegeError> {
     alone()?;
     // The status page asks for both. They come from the auxiliary vector, which is read once, when it is first asked for;
     // after this it could not be, and the library takes that for impossible.
     let _ = (procfs::page_size(), procfs::ticks_per_second());
-    restrict(config, file)
+    restrict(config, file, user)
 }
 
 /// Waits until this is the only thread.
@@ -62,16 +96,12 @@ fn alone() -> Result<(), PrivilegeError> {
 }
 
 /// As [`drop_all`], for the calling thread.
-fn restrict(config: &Config, file: Option<&Path>) -> Result<(), PrivilegeError> {
+fn restrict(config: &Config, file: Option<&Path>, user: Option<&User>) -> Result<(), PrivilegeError> {
     let readable = files::named(config, file);
-    let user = User::wanted(config.user.as_deref())?;
-    if let Some(user) = &user {
-        user.own(&config.tls.state_dir);
-    }
     // Needs CAP_SETPCAP, which goes with the user.
     bound_capabilities();
-    let name = match &user {
-        Some(user) => user.assume(config.user.is_some())?,
+    let name = match user {
+        Some(user) => assume(user, config.user.is_some())?,
         None => None,
     };
     drop_capabilities().map_err(PrivilegeError::Capabilities)?;
@@ -87,12 +117,30 @@ fn restrict(config: &Config, file: Option<&Path>) -> Result<(), PrivilegeError> 
     }
     for path in &readable {
         if let Err(error) = fs::metadata(path).and_then(|_| fs::File::open(path)) {
-            warn!(file = %path.display(), %error, "setu's user cannot read it any more: a reload will fail");
+            warn!(file = %path.display(), %error, "setu's user cannot read it any more: a reload will fail; let the user of security.user read it");
         }
     }
     let user = name.unwrap_or("unchanged");
     info!(user, landlock = landlock.is_ok(), seccomp = seccomp.is_ok(), "privileges dropped");
     Ok(())
+}
+
+/// Becomes a user, and returns its name. Without `must` it may also not be allowed, as in a container that lacks CAP_SETUID
+/// or has one user only: that is said in a warning.
+fn assume(user: &User, must: bool) -> Result<Option<&str>, PrivilegeError> {
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    // The groups first: they need the privilege that goes with the user.
+    let result = set_thread_groups(&[])
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid));
+    match result {
+        Ok(()) => Ok(Some(&user.name)),
+        Err(error) if must => Err(PrivilegeError::User { user: user.name.clone(), error: error.into() }),
+        Err(error) => {
+            warn!(user = user.name, %error, "setu stays root, without its privileges; start it as another user");
+            Ok(None)
+        }
+    }
 }
 
 /// Sees to it that not even a program with file capabilities could have any.

@@ -24,7 +24,9 @@ fn restricted<T: Send>(check: impl FnOnce(&Path) -> T + Send) -> T {
     Command::new("chmod").arg("755").arg(folder.path()).status().unwrap();
     thread::scope(|scope| {
         let inside = scope.spawn(move || {
-            restrict(&config, None).unwrap();
+            let user = user(&config).unwrap();
+            give_state(&config, user.as_ref());
+            restrict(&config, None, user.as_ref()).unwrap();
             check(&state_dir)
         });
         inside.join().unwrap()
@@ -102,30 +104,24 @@ fn what_setu_does_still_works() {
 }
 
 #[test]
-fn files_that_root_wrote_are_given_away() {
+fn a_folder_of_others_is_not_given_away() {
     if !is_root() {
-        println!("skipped: only root can give files away");
+        println!("skipped: only root gives files away");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let outside = folder.path().join("outside");
-    let state_dir = folder.path().join("state");
-    fs::create_dir(&state_dir).unwrap();
-    fs::write(&outside, "root's").unwrap();
-    fs::write(state_dir.join("certificate.pem"), "setu's").unwrap();
-    fs::hard_link(&outside, state_dir.join("hard")).unwrap();
-    std::os::unix::fs::symlink(&outside, state_dir.join("soft")).unwrap();
-    let user = User::wanted(Some("65534")).unwrap().unwrap();
-    user.own(&state_dir);
-    let owner = |path: &Path| std::os::unix::fs::MetadataExt::uid(&fs::metadata(path).unwrap());
+    std::fs::write(folder.path().join("another"), "").unwrap();
+    let mut config = Config::load(None).unwrap();
+    config.tls.state_dir = folder.path().into();
+    config.user = Some("54321".into());
+    let error = user(&config).unwrap_err().to_string();
+    let path = folder.path().display();
     assert_eq!(
-        [owner(&state_dir), owner(&state_dir.join("certificate.pem")), owner(&outside)],
-        [65_534, 65_534, 0]
+        error,
+        format!(
+            "tls.state_dir: {path} has \"another\" in it, which is not setu's, and all of it would be setu's user's; name a \
+             folder for setu alone, such as {path}/setu"
+        )
     );
-}
-
-#[test]
-fn an_unknown_user_is_told() {
-    let error = User::wanted(Some("no-such-user")).unwrap_err().to_string();
-    assert!(error.contains("useradd --system no-such-user"), "{error}");
+    assert_eq!(state_dir::owner(folder.path()), Some(0));
 }
