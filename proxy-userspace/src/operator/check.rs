@@ -6,6 +6,7 @@ use std::{
     num::NonZero,
     path::{Path, PathBuf},
     thread,
+    time::SystemTime,
 };
 
 use procfs::process::Process;
@@ -127,7 +128,16 @@ fn serves(pid: i32, file: Option<&Path>) -> bool {
 /// Whether there is a certificate that can be served; one of its own setu makes when it starts.
 fn certificate(lines: &mut Lines, config: &Config) {
     match tls::show(&TlsSettings::from(&config.tls)) {
-        Ok(description) => lines.fine(&format!("the TLS certificate can be served: {}", description.source)),
+        Ok(description) => match description.untimely(SystemTime::now()) {
+            None => lines.fine(&format!("the TLS certificate can be served: {}", description.source)),
+            Some(_) if config.tls.files.is_none() => {
+                lines
+                    .note("setu will make another TLS certificate: that of before is not valid at this time");
+            }
+            Some(why) => {
+                lines.note(&format!("the TLS certificate can be served ({}), but {why}", description.source))
+            }
+        },
         Err(error) if config.tls.files.is_some() => lines.bad(&error.to_string()),
         Err(CertificateError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
             lines.fine("there is no TLS certificate yet: setu makes one when it starts");
