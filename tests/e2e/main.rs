@@ -36,6 +36,7 @@
 //!   - `admin`: status page, metrics, health
 //!   - `check`: `setu check`: what this machine can do
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
+//!   - `notes`: what would only be felt is told: lists that refuse everyone, limits that the machine shrinks
 //!   - `reload`: `setu reload`, and what is shown of how a reload ended
 //!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
 //!
@@ -89,6 +90,7 @@ mod operator {
     mod check;
     mod doctor;
     mod log;
+    mod notes;
     mod reload;
 }
 

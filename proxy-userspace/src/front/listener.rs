@@ -186,7 +186,7 @@ pub fn guard(config: &Config, bound: &[Bound], before: Option<(&Config, &[Bound]
 }
 
 /// Whether nobody but proxies may see the port.
-fn is_hidden(listener: &Listener) -> bool {
+pub(crate) fn is_hidden(listener: &Listener) -> bool {
     listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. })
 }
 

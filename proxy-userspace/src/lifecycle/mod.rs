@@ -16,6 +16,7 @@ pub mod privilege;
 mod reload;
 mod server;
 mod service;
+mod strangers;
 
 use std::{
     io, mem,
@@ -56,7 +57,8 @@ use crate::{
     upstream::Upstreams,
 };
 use handover::{Door, Predecessor, Request};
-use server::{Server, listener_counts, log_limits, possible, share, start_tls, watch_certificate};
+use server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate};
+use strangers::Strangers;
 
 /// How often sources of connections are looked over.
 const FORGET: Duration = Duration::from_secs(5);
@@ -165,10 +167,10 @@ impl Prepared {
         let addresses: Vec<SocketAddr> = admin.addresses().collect();
         let own = bound.iter().map(|bound| bound.address).chain(addresses.iter().copied()).collect();
         let (upstreams, background) = Upstreams::new(&config, own, None);
-        let possible = possible(&machine, &config, &bound);
-        let limits = Arc::new(Limits::new(&config.limits, possible));
+        let allowed = allowed(&machine, &config, &bound);
+        let limits = Arc::new(Limits::new(&config.limits, allowed.connections(&config)));
         let files = machine.files;
-        log_limits(&limits, &machine);
+        log_limits(&limits, &machine, &config, allowed);
         userspace::allow_pipes(machine.pipes());
         holdings::allow(machine.holdings());
         let counters = Arc::<Counters>::default();
@@ -176,6 +178,7 @@ impl Prepared {
         let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });
         let (current, shown) = watch::channel(shared.clone());
         let (reloads, reloaded) = watch::channel(admin::Reload::start());
+        let (notes, noted) = watch::channel(Vec::new());
         let workers = (0..workers)
             .map(|number| worker::start(number, shared.clone(), kernel.as_ref().map(Running::handle)))
             .collect::<io::Result<Vec<_>>>()
@@ -189,6 +192,7 @@ impl Prepared {
             admin: addresses,
             current,
             reloads,
+            notes,
             workers,
             kernel,
             background: None,
@@ -208,6 +212,7 @@ impl Prepared {
         let admin = tokio::spawn(admin.serve(admin::Instance::new(
             shown,
             reloaded,
+            noted,
             server.kernel.as_ref().map(Running::handle),
             files,
         )));
@@ -248,6 +253,7 @@ impl Server {
     ) -> Told {
         let mut forget = interval(FORGET);
         let (mut look, mut crowd) = (interval(LOOK), Crowd::default());
+        let mut strangers = Strangers::new(&self.shared, &self.bound);
         loop {
             tokio::select! {
                 () = signals.end.recv() => {
@@ -259,6 +265,7 @@ impl Server {
                     match self.reload().await {
                         Ok(()) => {
                             self.reloads.send_modify(admin::Reload::take);
+                            strangers = Strangers::new(&self.shared, &self.bound);
                             info!("reloaded");
                             service::ready("serving");
                         }
@@ -297,6 +304,8 @@ impl Server {
                     if crowd.is_over(listeners.iter().map(|listener| listener.accepted()).sum()) {
                         sys::trim_heap();
                     }
+                    strangers.look(&self.shared, &self.bound, Instant::now());
+                    self.notes.send_replace(strangers.notes());
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use super::server::{Server, listener_counts, log_limits, possible, share, start_tls, watch_certificate};
+use super::server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate};
 use crate::{
     config::Config,
     front::{
@@ -46,9 +46,10 @@ impl Server {
         log_listeners(&self.bound, &bound, &config);
         listener::guard(&config, &bound, Some((&self.shared.config, &self.bound)));
         self.machine.look_again();
-        self.shared.limits.change(&config.limits, possible(&self.machine, &config, &bound));
+        let allowed = allowed(&self.machine, &config, &bound);
+        self.shared.limits.change(&config.limits, allowed.connections(&config));
         holdings::allow(self.machine.holdings());
-        log_limits(&self.shared.limits, &self.machine);
+        log_limits(&self.shared.limits, &self.machine, &config, allowed);
         if let Some(kernel) = &self.kernel {
             kernel.handle().change_idle(config.timeouts.idle);
         }

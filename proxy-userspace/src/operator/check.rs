@@ -18,7 +18,10 @@ use crate::{
         tls::{self, CertificateError, TlsSettings},
     },
     relay::sockmap,
-    serve::{capacity::Machine, ports},
+    serve::{
+        capacity::{Machine, Need},
+        ports,
+    },
 };
 
 /// Whether eBPF programs are compiled to machine code.
@@ -264,12 +267,8 @@ fn connections(lines: &mut Lines, config: &Config) {
         machine.memory >> 20
     );
     if possible < wanted {
-        let remedy = if allowed.by_files <= allowed.by_memory {
-            "raise the files with ulimit -Hn or LimitNOFILE="
-        } else {
-            "add memory, or raise memory.max and memory.high of the control group, if that is less than the machine has"
-        };
-        lines.note(&format!("{text}; for more, {remedy}"));
+        let need = if allowed.by_files <= allowed.by_memory { Need::Files } else { Need::Memory };
+        lines.note(&format!("{text}; for more, {}", need.remedy()));
     } else {
         lines.fine(&text);
     }
@@ -292,7 +291,7 @@ fn source_ports(lines: &mut Lines, config: &Config, machine: &Machine, possible:
         listed.join(", ")
     );
     let wanted = config.limits.connections.map_or(possible, |wanted| possible.min(wanted.get().into()));
-    let remedy = "widen net.ipv4.ip_local_port_range, or add endpoints or sources to [upstream.NAME]";
+    let remedy = Need::Ports.remedy();
     let short: Vec<_> =
         each.iter().filter(|(_, ports)| *ports < wanted).map(|(name, _)| name.as_str()).collect();
     match all {
