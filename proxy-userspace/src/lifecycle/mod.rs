@@ -134,6 +134,7 @@ impl Prepared {
                 }
             }
         }
+        service::both_families(&mut open, &config)?;
         let acceptor = start_tls(&config)?;
         let bound = listener::bind_all(&config, workers, &open)?;
         for unused in open.iter().filter(|open| !bound.iter().any(|bound| bound.address == open.address)) {

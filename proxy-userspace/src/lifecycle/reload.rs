@@ -8,7 +8,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use super::server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate};
+use super::{
+    server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate},
+    service,
+};
 use crate::{
     config::Config,
     front::{
@@ -31,6 +34,13 @@ impl Server {
         config.keep_until_restart(&self.shared.config);
         let bound = listener::bind_all(&config, self.workers.len(), &self.bound)
             .map_err(|error| at_reload(error, &self.bound))?;
+        if let Some(address) = service::torn(&self.bound, &bound) {
+            anyhow::bail!(
+                "{address} and [::]:{} share a socket that was passed to setu, and cannot change one without the other; \
+                 restart setu",
+                address.port()
+            );
+        }
         let shares = share(&bound, self.workers.len()).context("a listener cannot be shared")?;
         let acceptor = match &self.shared.acceptor {
             Some(acceptor) => {

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     fs, io,
+    net::SocketAddr,
     num::NonZero,
     path::{Path, PathBuf},
     thread,
@@ -100,8 +101,25 @@ fn addresses(lines: &mut Lines, config: &Config, file: Option<&Path>) {
                     address.ip()
                 ));
             }
+            BindError::InUse { address, holder: Some(Holder { name, pid: 1 }), .. } if name == "systemd" => {
+                passed(lines, *address, file);
+            }
             _ => lines.bad(&obstacle.to_string()),
         }
+    }
+}
+
+/// An address that systemd holds: for whom, only it knows, unless the setu of this configuration has the socket already.
+fn passed(lines: &mut Lines, address: SocketAddr, file: Option<&Path>) {
+    let (port, ip) = (address.port(), address.ip());
+    match listener::holders(address).into_iter().find(|Holder { pid, .. }| serves(*pid, file)) {
+        Some(Holder { name, pid }) => lines.fine(&format!(
+            "port {port} of {ip} is passed by systemd to {name} (pid {pid}), which runs with this configuration"
+        )),
+        None => lines.note(&format!(
+            "port {port} of {ip} is held by systemd (pid 1), for a socket unit: that is fine if it passes it to setu, as \
+             setu.socket does; if it is for another service, stop that. `systemctl list-sockets` tells"
+        )),
     }
 }
 
