@@ -32,6 +32,7 @@
 //! - `lifecycle`: operators can start, change and replace setu, and no client notices
 //!   - `start`: wrong usage, wrong configuration, ports in use: what is said, and the exit code
 //!   - `changes`: stopping, reloading, a successor, sockets of the service manager
+//!   - `moves`: files that move behind the sandbox, and reloads that take a restart
 //!   - `sockets`: sockets of the service manager that are not as setu's own
 //! - `operator`: operators see what is so
 //!   - `admin`: status page, metrics, health
@@ -84,6 +85,7 @@ mod security {
 }
 mod lifecycle {
     mod changes;
+    mod moves;
     mod sockets;
     mod start;
 }

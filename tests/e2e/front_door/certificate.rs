@@ -137,3 +137,44 @@ fn a_certificate_of_a_time_to_come_is_made_anew_or_told_of() {
     assert_eq!(warnings, 0, "{}", setu.log());
     assert!(check.contains("ok    the TLS certificate can be served"), "{check}");
 }
+
+/// `openssl x509 -req -signkey` without extensions makes one. It is the certificate that is wrong, not the key.
+#[test]
+fn a_certificate_of_version_1_is_called_so() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().to_str().unwrap();
+    let make = |extensions: &str| {
+        let script = format!(
+            "cd {folder}; openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem \
+               -subj /CN=one.test -out request.pem
+             printf 'subjectAltName = DNS:one.test' >extensions
+             openssl x509 -req -in request.pem -signkey key.pem -days 90 -out chain.pem {extensions}
+             chmod 644 key.pem; openssl x509 -in chain.pem -noout -text | grep Version"
+        );
+        let made = servers::run("sh", &["-ec", &script]);
+        assert!(made.success, "{made:?}");
+        made.output.trim().to_owned()
+    };
+    let file = state.path().join("setu.toml");
+    let more = [
+        format!("certificate = \"{folder}/chain.pem\"\nkey = \"{folder}/key.pem\"\n"),
+        listener("chat-tls", "mode = \"chat-tls\"\nupstream = \"test\""),
+        upstream("test", "127.0.0.1:1", "off"),
+    ];
+    let text = front_door(Path::Userspace, &state.path().join("kept"), &more.concat());
+    fs::write(&file, &text).unwrap();
+    let run = |what: &str| {
+        let binary = Setu::binary();
+        servers::run(binary.to_str().unwrap(), &[what, "--config", file.to_str().unwrap()])
+    };
+    assert_eq!(make(""), "Version: 1 (0x0)");
+    let refused = run("run");
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.errors.contains("chain.pem: ") && refused.errors.contains("of version 1"), "{refused:?}");
+    assert!(!refused.errors.contains("key cannot be used"), "{refused:?}");
+    let check = run("check");
+    assert!(check.code == Some(1) && check.output.contains("of version 1"), "{check:?}");
+    // The same with an extension is of version 3, and served.
+    assert_eq!(make("-extfile extensions"), "Version: 3 (0x2)");
+    assert_eq!(Setu::start(&text).count("version 1"), 0);
+}

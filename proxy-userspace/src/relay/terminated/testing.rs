@@ -77,7 +77,8 @@ impl Proxy {
                     let (config, timeouts, between) = (acceptor.config(), timeouts.clone(), between.clone());
                     let sender = sender.clone();
                     tokio::task::spawn_local(async move {
-                        let terminated = accept(client, config, Instant::now() + timeouts.connect, || {}).await;
+                        let terminated =
+                            accept(client, config, Instant::now() + timeouts.connect, || {}).await;
                         let reason = match terminated.map_err(|failure| failure.close_reason()) {
                             Ok(terminated) => match between(terminated).await {
                                 Ok(terminated) => {
