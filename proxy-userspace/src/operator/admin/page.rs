@@ -130,9 +130,9 @@ fn header(to: &mut String, status: &Status) -> fmt::Result {
         }
         to.write_str("</ul>")?;
     }
-    write!(
+    writeln!(
         to,
-        "<p>Running for {}, since {}.</p></div>\n",
+        "<p>Running for {}, since {}.</p></div>",
         ago(status.now.saturating_sub(status.started)),
         time(status.started),
     )?;
