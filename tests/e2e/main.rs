@@ -32,10 +32,13 @@
 //! - `lifecycle`: operators can start, change and replace setu, and no client notices
 //!   - `start`: wrong usage, wrong configuration, ports in use: what is said, and the exit code
 //!   - `changes`: stopping, reloading, a successor, sockets of the service manager
+//!   - `moves`: files that move behind the sandbox, and reloads that take a restart
+//!   - `sockets`: sockets of the service manager that are not as setu's own
 //! - `operator`: operators see what is so
 //!   - `admin`: status page, metrics, health
 //!   - `check`: `setu check`: what this machine can do
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
+//!   - `notes`: what would only be felt is told: lists that refuse everyone, limits that the machine shrinks
 //!   - `reload`: `setu reload`, and what is shown of how a reload ended
 //!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
 //!
@@ -82,6 +85,8 @@ mod security {
 }
 mod lifecycle {
     mod changes;
+    mod moves;
+    mod sockets;
     mod start;
 }
 mod operator {
@@ -89,6 +94,7 @@ mod operator {
     mod check;
     mod doctor;
     mod log;
+    mod notes;
     mod reload;
 }
 

@@ -32,6 +32,9 @@ pub struct ListenerCounts {
     /// Its name in the configuration.
     pub name: String,
     accepted: AtomicU64,
+    /// By senders that are trusted to tell whose connection it is, and by others: one of either per connection.
+    vouched: AtomicU64,
+    strangers: AtomicU64,
     active: [AtomicU64; Path::ALL.len()],
 }
 
@@ -65,7 +68,13 @@ impl Counters {
         if let Some(known) = all.iter().find(|listener| listener.name == name) {
             return known.clone();
         }
-        let new = ListenerCounts { name: name.into(), accepted: 0.into(), active: Default::default() };
+        let new = ListenerCounts {
+            name: name.into(),
+            accepted: 0.into(),
+            vouched: 0.into(),
+            strangers: 0.into(),
+            active: Default::default(),
+        };
         let new = Arc::new(new);
         all.push(new.clone());
         new
@@ -121,6 +130,24 @@ impl ListenerCounts {
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Connections by senders of PROXY headers who are trusted.
+    #[must_use]
+    pub fn vouched(&self) -> u64 {
+        self.vouched.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were refused because their sender is not trusted.
+    #[must_use]
+    pub fn strangers(&self) -> u64 {
+        self.strangers.load(Ordering::Relaxed)
+    }
+
+    /// A connection came where PROXY headers are taken, by a sender who is trusted or not.
+    pub(crate) fn came(&self, trusted: bool) {
+        let count = if trusted { &self.vouched } else { &self.strangers };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Open connections whose bytes move so.

@@ -32,6 +32,11 @@ impl Ticket {
         &self.counters
     }
 
+    /// What is counted for the listener.
+    pub(crate) fn listener(&self) -> &ListenerCounts {
+        &self.listener
+    }
+
     /// Keeps what is to be dropped when the connection is over: its places among those that are limited.
     pub(crate) fn hold(&mut self, held: impl fmt::Debug + Send + Sync + 'static) {
         self.held = Some(Box::new(held));

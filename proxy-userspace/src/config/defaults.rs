@@ -37,6 +37,17 @@ const PER_SOURCE: Option<NonZero<u32>> = NonZero::new(4096);
 /// through, and then 200 each second.
 const PER_SOURCE_RATE: Option<NonZero<u32>> = NonZero::new(200);
 
+impl Config {
+    /// Whether the operator has said anything of proxies before setu: which listeners there are, or whom to trust.
+    #[must_use]
+    pub fn expects_proxies(&self) -> bool {
+        let defaults = config();
+        // By their names, for the ports may be offset.
+        let names = |config: &Self| config.listeners.iter().map(|one| one.name.clone()).collect::<Vec<_>>();
+        self.trusted != defaults.trusted || names(self) != names(&defaults)
+    }
+}
+
 /// The defaults.
 pub(super) fn config() -> Config {
     let chat = Mode::Chat { upstream: CHAT, gate: false };
@@ -122,4 +133,21 @@ fn trusted() -> Vec<IpNet> {
     let v4 = v4.map(|(ip, prefix)| Ipv4Net::new_assert(ip, prefix).into());
     let v6 = v6.map(|(ip, prefix)| Ipv6Net::new_assert(ip, prefix).into());
     v4.into_iter().chain(v6).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_who_says_nothing_of_proxies_expects_none() {
+        let expects = |text: &str| Config::parse("test", text).unwrap().expects_proxies();
+        let listener =
+            "[[listener]]\nname = \"a\"\nbind = [\"0.0.0.0:1\"]\nmode = \"chat\"\nupstream = \"chat\"";
+        assert!(!expects("[relay]\npath = \"userspace\""));
+        assert!(expects("[proxy_protocol]\ntrusted = [\"192.0.2.1\"]") && expects(listener));
+        let mut offset = config();
+        crate::config::arguments::offset_ports(&mut offset, 10_000).unwrap();
+        assert!(!offset.expects_proxies());
+    }
 }

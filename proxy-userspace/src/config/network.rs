@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
+
+/// Bits before the IPv4 address in one that is mapped into IPv6 (RFC 4291, section 2.5.5.2).
+const MAPPED: u8 = 96;
 
 /// Ranges of addresses that the operator wrote down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +34,24 @@ impl Ranges {
     /// Each.
     pub fn iter(&self) -> impl Iterator<Item = &IpNet> {
         self.0.iter()
+    }
+}
+
+/// What a range means, as it is to be kept: addresses are compared as what they are, and a range of IPv4 addresses that are
+/// mapped into IPv6 would have none of them.
+///
+/// # Errors
+/// It has more than IPv4 addresses, though it begins as one of those: what to write instead.
+pub(super) fn canonical(range: IpNet) -> Result<IpNet, String> {
+    let mapped = match range {
+        IpNet::V4(_) => None,
+        IpNet::V6(range) => range.addr().to_ipv4_mapped().map(|ip| (ip, range.prefix_len())),
+    };
+    let Some((ip, len)) = mapped else { return Ok(range.trunc()) };
+    match len.checked_sub(MAPPED).map(|len| Ipv4Net::new(ip, len)) {
+        Some(Ok(range)) => Ok(IpNet::from(range).trunc()),
+        // What was meant is most likely the length that follows an IPv4 address.
+        _ => Err(format!("write the IPv4 range, for example \"{ip}/{}\"", len.min(32))),
     }
 }
 
@@ -132,6 +153,35 @@ mod tests {
             ("::1", false),
         ] {
             assert_eq!(ranges.contains(ip.parse().unwrap()), inside, "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_mapped_range_is_one_of_ipv4() {
+        let canonical = |text: &str| canonical(text.parse().unwrap());
+        for (written, meant) in [
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.7/128", "192.0.2.7/32"),
+            ("::ffff:c000:207/127", "192.0.2.6/31"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            // Others stay.
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("fd00::1/8", "fd00::/8"),
+            ("::/0", "::/0"),
+        ] {
+            let range = canonical(written).unwrap();
+            assert_eq!(range, meant.parse().unwrap(), "{written}");
+            if let Some((ip, _)) = written.split_once('/') {
+                assert!(Ranges::new(vec![range]).contains(ip.parse().unwrap()), "{written}");
+            }
+        }
+        for (written, meant) in [
+            ("::ffff:10.0.0.0/8", "\"10.0.0.0/8\""),
+            ("::ffff:10.0.0.0/95", "\"10.0.0.0/32\""),
+            ("::ffff:0:0/0", "\"0.0.0.0/0\""),
+        ] {
+            assert!(canonical(written).unwrap_err().contains(meant), "{written}");
         }
     }
 

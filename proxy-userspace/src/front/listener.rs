@@ -189,7 +189,7 @@ pub fn guard(config: &Config, bound: &[Bound], before: Option<(&Config, &[Bound]
 }
 
 /// Whether nobody but proxies may see the port.
-fn is_hidden(listener: &Listener) -> bool {
+pub(crate) fn is_hidden(listener: &Listener) -> bool {
     listener.accept_proxy_protocol && !matches!(listener.mode, Mode::Auto { .. })
 }
 
@@ -313,21 +313,25 @@ fn explain(error: io::Error, whose: String, address: SocketAddr) -> BindError {
 
 /// The process whose socket is in the way of binding `wanted`, as far as this one may see.
 fn holder(wanted: SocketAddr) -> Option<Holder> {
+    holders(wanted).into_iter().next()
+}
+
+/// All that have that socket: it may have been passed on.
+pub(crate) fn holders(wanted: SocketAddr) -> Vec<Holder> {
     let tables = procfs::net::tcp().into_iter().chain(procfs::net::tcp6());
     let entry = tables
         .flatten()
         // In TIME_WAIT a socket has no process, and so no inode.
         .filter(|entry| entry.inode != 0 && in_the_way(entry.local_address, wanted))
         // A connection can be in the way as well, but what listens is what the operator should hear of.
-        .min_by_key(|entry| (entry.state != TcpState::Listen, entry.local_address.ip() != wanted.ip()))?;
-    for process in process::all_processes().ok()?.flatten() {
-        let Ok(descriptors) = process.fd() else { continue };
-        let holds = |target| matches!(target, process::FDTarget::Socket(inode) if inode == entry.inode);
-        if descriptors.flatten().any(|descriptor| holds(descriptor.target)) {
-            return Some(Holder { name: process.stat().ok()?.comm, pid: process.pid });
-        }
-    }
-    None
+        .min_by_key(|entry| (entry.state != TcpState::Listen, entry.local_address.ip() != wanted.ip()));
+    let (Some(entry), Ok(processes)) = (entry, process::all_processes()) else { return Vec::new() };
+    let holds = |target| matches!(target, process::FDTarget::Socket(inode) if inode == entry.inode);
+    let holder = |process: process::Process| {
+        let found = process.fd().ok()?.flatten().any(|descriptor| holds(descriptor.target));
+        found.then_some(Holder { name: process.stat().ok()?.comm, pid: process.pid })
+    };
+    processes.flatten().filter_map(holder).collect()
 }
 
 /// Whether a socket on `held` keeps setu from binding `wanted`. A socket on `::` may hold the IPv4 addresses too

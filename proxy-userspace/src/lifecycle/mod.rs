@@ -17,6 +17,7 @@ mod reload;
 mod server;
 mod service;
 mod serving;
+mod strangers;
 
 use std::{io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
 
@@ -48,7 +49,7 @@ use crate::{
     upstream::Upstreams,
 };
 use handover::{Door, Predecessor};
-use server::{Server, listener_counts, log_limits, possible, share, start_tls, watch_certificate};
+use server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate};
 use serving::{Signals, Told};
 
 /// Arguments of `setu run`.
@@ -125,6 +126,7 @@ impl Prepared {
         }
         // The predecessor may have been another user, whose secret is taken away.
         privilege::give_state(&config, user.as_ref());
+        service::both_families(&mut open, &config)?;
         let acceptor = if config.tls.files.is_some() { start_tls(&config)? } else { None };
         let bound = listener::bind_all(&config, workers, &open)?;
         for unused in open.iter().filter(|open| !bound.iter().any(|bound| bound.address == open.address)) {
@@ -158,10 +160,10 @@ impl Prepared {
         let addresses: Vec<SocketAddr> = admin.addresses().collect();
         let own = bound.iter().map(|bound| bound.address).chain(addresses.iter().copied()).collect();
         let (upstreams, background) = Upstreams::new(&config, own, None);
-        let possible = possible(&machine, &config, &bound);
-        let limits = Arc::new(Limits::new(&config.limits, possible));
+        let allowed = allowed(&machine, &config, &bound);
+        let limits = Arc::new(Limits::new(&config.limits, allowed.connections(&config)));
         let files = machine.files;
-        log_limits(&limits, &machine);
+        log_limits(&limits, &machine, &config, allowed);
         userspace::allow_pipes(machine.pipes());
         holdings::allow(machine.holdings());
         let counters = Arc::<Counters>::default();
@@ -169,6 +171,7 @@ impl Prepared {
         let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });
         let (current, shown) = watch::channel(shared.clone());
         let (reloads, reloaded) = watch::channel(admin::Reload::start());
+        let (notes, noted) = watch::channel(Vec::new());
         let workers = (0..workers)
             .map(|number| worker::start(number, shared.clone(), kernel.as_ref().map(Running::handle)))
             .collect::<io::Result<Vec<_>>>()
@@ -182,6 +185,7 @@ impl Prepared {
             admin: addresses,
             current,
             reloads,
+            notes,
             workers,
             kernel,
             background: None,
@@ -201,6 +205,7 @@ impl Prepared {
         let admin = tokio::spawn(admin.serve(admin::Instance::new(
             shown,
             reloaded,
+            noted,
             server.kernel.as_ref().map(Running::handle),
             files,
         )));

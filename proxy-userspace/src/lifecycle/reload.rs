@@ -8,7 +8,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use super::server::{Server, listener_counts, log_limits, possible, share, start_tls, watch_certificate};
+use super::{
+    server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate},
+    service,
+};
 use crate::{
     config::Config,
     front::{
@@ -31,6 +34,13 @@ impl Server {
         config.keep_until_restart(&self.shared.config);
         let bound = listener::bind_all(&config, self.workers.len(), &self.bound)
             .map_err(|error| at_reload(error, &self.bound))?;
+        if let Some(address) = service::torn(&self.bound, &bound) {
+            anyhow::bail!(
+                "{address} and [::]:{} share a socket that was passed to setu, and cannot change one without the other; \
+                 restart setu",
+                address.port()
+            );
+        }
         let shares = share(&bound, self.workers.len()).context("a listener cannot be shared")?;
         let acceptor = match &self.shared.acceptor {
             Some(acceptor) => {
@@ -46,9 +56,10 @@ impl Server {
         log_listeners(&self.bound, &bound, &config);
         listener::guard(&config, &bound, Some((&self.shared.config, &self.bound)));
         self.machine.look_again();
-        self.shared.limits.change(&config.limits, possible(&self.machine, &config, &bound));
+        let allowed = allowed(&self.machine, &config, &bound);
+        self.shared.limits.change(&config.limits, allowed.connections(&config));
         holdings::allow(self.machine.holdings());
-        log_limits(&self.shared.limits, &self.machine);
+        log_limits(&self.shared.limits, &self.machine, &config, allowed);
         if let Some(kernel) = &self.kernel {
             kernel.handle().change_idle(config.timeouts.idle);
         }

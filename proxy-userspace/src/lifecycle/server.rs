@@ -1,12 +1,12 @@
 //! What serves: the threads, and what they were told.
 
-use std::{io, mem, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, mem, net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::timeout,
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     account::{Counters, ListenerCounts},
@@ -19,7 +19,7 @@ use crate::{
     operator::admin,
     relay::sockmap::Running,
     serve::{
-        capacity::Machine,
+        capacity::{Allowed, Machine},
         shared::Shared,
         worker::{self, Listening, Order},
     },
@@ -42,6 +42,8 @@ pub(super) struct Server {
     pub(super) current: watch::Sender<Arc<Shared>>,
     /// And of what becomes of reloads.
     pub(super) reloads: watch::Sender<admin::Reload>,
+    /// And of what else there is to look at.
+    pub(super) notes: watch::Sender<Vec<String>>,
     pub(super) workers: Vec<worker::Running>,
     pub(super) kernel: Option<Running>,
     /// Dropped, it retires what works for the current configuration.
@@ -109,16 +111,25 @@ pub(super) fn listener_counts(config: &Config, counters: &Counters) -> Vec<Arc<L
     config.listeners.iter().map(|listener| counters.listener(&listener.name)).collect()
 }
 
-/// How many connections are possible beside the listening sockets.
-pub(super) fn possible(machine: &Machine, config: &Config, bound: &[Bound]) -> u32 {
-    let listening = bound.iter().map(|bound| bound.sockets.len()).sum();
-    machine.allows(config, listening).connections(config)
+/// How many connections there may be beside the listening sockets, and by what.
+pub(super) fn allowed(machine: &Machine, config: &Config, bound: &[Bound]) -> Allowed {
+    machine.allows(config, bound.iter().map(|bound| bound.sockets.len()).sum())
 }
 
-/// Says how many connections there may be, and by what.
-pub(super) fn log_limits(limits: &Limits, machine: &Machine) {
+/// Says how many connections there may be, and what keeps them from being as many as configured.
+pub(super) fn log_limits(limits: &Limits, machine: &Machine, config: &Config, allowed: Allowed) {
     let (connections, files, memory_mib) = (limits.connections(), machine.files, machine.memory >> 20);
     info!(connections, files, memory_mib, "limits");
+    for (need, enough) in allowed.lacks(config) {
+        let wanted = config.limits.connections.map_or(0, NonZero::get);
+        warn!(
+            wanted,
+            enough,
+            by = need.name(),
+            "limits.connections is more than this machine has room for; lower it, or {}",
+            need.remedy()
+        );
+    }
 }
 
 /// Loads the certificate, where a listener needs one.

@@ -1,15 +1,16 @@
 //! What systemd is told (sd_notify(3)), and the sockets that it passes (sd_listen_fds(3)). Without systemd: nothing.
 
 use std::{
+    collections::BTreeSet,
     env,
     ffi::OsStr,
     io,
-    net::TcpListener,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::{
         linux::net::SocketAddrExt as _,
         unix::{
             ffi::OsStrExt as _,
-            net::{SocketAddr, UnixDatagram},
+            net::{SocketAddr as UnixAddress, UnixDatagram},
         },
     },
     time::Duration,
@@ -17,14 +18,14 @@ use std::{
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
-use crate::{front::listener::Bound, relay::sockmap::Handle, serve::worker::Order, sys};
+use crate::{config::Config, front::listener::Bound, relay::sockmap::Handle, serve::worker::Order, sys};
 
 /// Tells the service manager.
 pub(super) fn tell(states: &[NotifyState<'_>]) {
@@ -41,8 +42,8 @@ pub(super) fn tell(states: &[NotifyState<'_>]) {
 /// knows only paths.
 fn send(socket: &[u8], states: &[NotifyState<'_>]) -> io::Result<()> {
     let address = match socket {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+        [b'@', name @ ..] => UnixAddress::from_abstract_name(name)?,
+        path => UnixAddress::from_pathname(OsStr::from_bytes(path))?,
     };
     let states: String = states.iter().map(|state| format!("{state}\n")).collect();
     UnixDatagram::unbound()?.send_to_addr(states.as_bytes(), &address)?;
@@ -88,6 +89,80 @@ pub(super) fn sockets() -> anyhow::Result<Vec<Bound>> {
             Ok(Bound { listener: 0, wanted: address, address, sockets: vec![socket] })
         })
         .collect()
+}
+
+/// Sockets on `[::]` that take IPv4 as well, as a socket unit makes them by default, are for both addresses of a listener:
+/// a second socket could not be bound. The IPv4 address gets an entry without any of its own.
+///
+/// # Errors
+/// The two addresses are of two listeners.
+pub(super) fn both_families(open: &mut Vec<Bound>, config: &Config) -> anyhow::Result<()> {
+    let mut beside = Vec::new();
+    for index in 0..open.len() {
+        let v6 = open[index].wanted;
+        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, v6.port()));
+        if !takes_both(&open[index]) || open.iter().any(|other| other.wanted == v4) {
+            continue;
+        }
+        let of = |address| config.listeners.iter().find(|listener| listener.bind.contains(&address));
+        match (of(v4), of(v6)) {
+            (Some(one), Some(other)) if one.name == other.name => {
+                beside.push(Bound { listener: 0, wanted: v4, address: v4, sockets: Vec::new() });
+            }
+            (Some(one), Some(other)) => anyhow::bail!(
+                "the socket on {v6} takes IPv4 as well, but {v4} is of the listener \"{}\" and {v6} of \"{}\"; in {} set \
+                 BindIPv6Only=ipv6-only, and a ListenStream= for each",
+                one.name,
+                other.name,
+                units()
+            ),
+            (Some(_), None) => {
+                warn_of_both(v6, "IPv6", v4);
+                (open[index].wanted, open[index].address) = (v4, v4);
+            }
+            (None, Some(_)) => warn_of_both(v6, "IPv4", v6),
+            (None, None) => {}
+        }
+    }
+    open.append(&mut beside);
+    Ok(())
+}
+
+fn warn_of_both(passed: SocketAddr, family: &str, bind: SocketAddr) {
+    warn!(
+        %passed, %bind,
+        "a socket that was passed to setu takes {family} as well, which is in no listener's bind; in {} set \
+         BindIPv6Only=ipv6-only, with the address of bind in ListenStream=",
+        units()
+    );
+}
+
+/// An address that shares a socket with another, of which the one cannot change without the other.
+pub(super) fn torn(before: &[Bound], after: &[Bound]) -> Option<SocketAddr> {
+    let shared = before.iter().filter(|bound| bound.sockets.is_empty()).map(|bound| bound.address);
+    let listener = |address| after.iter().find(|bound| bound.address == address).map(|bound| bound.listener);
+    shared.into_iter().find(|v4| {
+        let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, v4.port()));
+        listener(*v4) != listener(v6)
+    })
+}
+
+fn takes_both(bound: &Bound) -> bool {
+    let is_wildcard = bound.wanted.is_ipv6() && bound.wanted.ip().is_unspecified();
+    // What cannot be asked is as setu makes them.
+    let takes_ipv4 = |socket| SockRef::from(socket).only_v6().is_ok_and(|only| !only);
+    is_wildcard && bound.sockets.first().is_some_and(takes_ipv4)
+}
+
+/// The units that passed sockets, which are what these are called unless `FileDescriptorName=` says otherwise
+/// (sd_listen_fds_with_names(3)).
+fn units() -> String {
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names: BTreeSet<_> = names.split(':').filter(|name| name.ends_with(".socket")).collect();
+    match names.is_empty() {
+        true => "its socket unit".into(),
+        false => names.into_iter().collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// Tells the service manager that setu lives for as long as every thread answers. It restarts a setu that does not.

@@ -16,6 +16,7 @@ use super::{
     handover::{Door, Request},
     server::Server,
     service,
+    strangers::Strangers,
 };
 use crate::{
     account::CloseReason,
@@ -44,6 +45,7 @@ impl Server {
     ) -> Told {
         let mut forget = interval(FORGET);
         let (mut look, mut crowd) = (interval(LOOK), Crowd::default());
+        let mut strangers = Strangers::new(&self.shared, &self.bound);
         loop {
             tokio::select! {
                 () = signals.end.recv() => {
@@ -55,6 +57,7 @@ impl Server {
                     match self.reload().await {
                         Ok(()) => {
                             self.reloads.send_modify(admin::Reload::take);
+                            strangers = Strangers::new(&self.shared, &self.bound);
                             info!("reloaded");
                             service::ready("serving");
                         }
@@ -93,6 +96,8 @@ impl Server {
                     if crowd.is_over(listeners.iter().map(|listener| listener.accepted()).sum()) {
                         sys::trim_heap();
                     }
+                    strangers.look(&self.shared, &self.bound, Instant::now());
+                    self.notes.send_replace(strangers.notes());
                 }
             }
         }

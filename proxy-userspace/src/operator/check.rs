@@ -3,9 +3,11 @@
 use std::{
     fmt::Write as _,
     fs, io,
+    net::SocketAddr,
     num::NonZero,
     path::{Path, PathBuf},
     thread,
+    time::SystemTime,
 };
 
 use procfs::process::Process;
@@ -17,7 +19,10 @@ use crate::{
         tls::{self, CertificateError, TlsSettings},
     },
     relay::sockmap,
-    serve::{capacity::Machine, ports},
+    serve::{
+        capacity::{Machine, Need},
+        ports,
+    },
     sys::{
         state_dir::{self, StateDir},
         user::User,
@@ -102,8 +107,25 @@ fn addresses(lines: &mut Lines, config: &Config, file: Option<&Path>) {
                     address.ip()
                 ));
             }
+            BindError::InUse { address, holder: Some(Holder { name, pid: 1 }), .. } if name == "systemd" => {
+                passed(lines, *address, file);
+            }
             _ => lines.bad(&obstacle.to_string()),
         }
+    }
+}
+
+/// An address that systemd holds: for whom, only it knows, unless the setu of this configuration has the socket already.
+fn passed(lines: &mut Lines, address: SocketAddr, file: Option<&Path>) {
+    let (port, ip) = (address.port(), address.ip());
+    match listener::holders(address).into_iter().find(|holder| serves(holder, file)) {
+        Some(Holder { name, pid }) => lines.fine(&format!(
+            "port {port} of {ip} is passed by systemd to {name} (pid {pid}), which runs with this configuration"
+        )),
+        None => lines.note(&format!(
+            "port {port} of {ip} is held by systemd (pid 1), for a socket unit: that is fine if it passes it to setu, as \
+             setu.socket does; if it is for another service, stop that. `systemctl list-sockets` tells"
+        )),
     }
 }
 
@@ -162,7 +184,16 @@ fn user(lines: &mut Lines, config: &Config) {
 /// Whether there is a certificate that can be served; one of its own setu makes when it starts.
 fn certificate(lines: &mut Lines, config: &Config) {
     match tls::show(&TlsSettings::from(&config.tls)) {
-        Ok(description) => lines.fine(&format!("the TLS certificate can be served: {}", description.source)),
+        Ok(description) => match description.untimely(SystemTime::now()) {
+            None => lines.fine(&format!("the TLS certificate can be served: {}", description.source)),
+            Some(_) if config.tls.files.is_none() => {
+                lines
+                    .note("setu will make another TLS certificate: that of before is not valid at this time");
+            }
+            Some(why) => {
+                lines.note(&format!("the TLS certificate can be served ({}), but {why}", description.source))
+            }
+        },
         Err(error) if config.tls.files.is_some() => lines.bad(&error.to_string()),
         Err(CertificateError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
             lines.fine("there is no TLS certificate yet: setu makes one when it starts");
@@ -289,12 +320,8 @@ fn connections(lines: &mut Lines, config: &Config) {
         machine.memory >> 20
     );
     if possible < wanted {
-        let remedy = if allowed.by_files <= allowed.by_memory {
-            "raise the files with ulimit -Hn or LimitNOFILE="
-        } else {
-            "add memory, or raise memory.max and memory.high of the control group, if that is less than the machine has"
-        };
-        lines.note(&format!("{text}; for more, {remedy}"));
+        let need = if allowed.by_files <= allowed.by_memory { Need::Files } else { Need::Memory };
+        lines.note(&format!("{text}; for more, {}", need.remedy()));
     } else {
         lines.fine(&text);
     }
@@ -317,7 +344,7 @@ fn source_ports(lines: &mut Lines, config: &Config, machine: &Machine, possible:
         listed.join(", ")
     );
     let wanted = config.limits.connections.map_or(possible, |wanted| possible.min(wanted.get().into()));
-    let remedy = "widen net.ipv4.ip_local_port_range, or add endpoints or sources to [upstream.NAME]";
+    let remedy = Need::Ports.remedy();
     let short: Vec<_> =
         each.iter().filter(|(_, ports)| *ports < wanted).map(|(name, _)| name.as_str()).collect();
     match all {

@@ -65,6 +65,39 @@ pub(crate) struct Allowed {
     pub(crate) by_ports: Option<u64>,
 }
 
+/// What connections need, and the machine may have too little of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Files,
+    Memory,
+    Ports,
+}
+
+impl Need {
+    /// In the operator's words.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Files => "open files",
+            Self::Memory => "memory",
+            Self::Ports => "source ports",
+        }
+    }
+
+    /// Where more of it comes from.
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            Self::Files => "raise the files with ulimit -Hn or LimitNOFILE=",
+            Self::Memory => {
+                "add memory, or raise memory.max and memory.high of the control group, if that is less than the machine \
+                 has"
+            }
+            Self::Ports => {
+                "widen net.ipv4.ip_local_port_range, or add endpoints or sources to [upstream.NAME]"
+            }
+        }
+    }
+}
+
 impl Machine {
     /// Raises the limit of open files to what is allowed, and looks at this machine.
     ///
@@ -120,6 +153,14 @@ impl Allowed {
         let wanted = config.limits.connections.map(|wanted| u64::from(wanted.get()));
         let connections = possible.min(wanted.or(self.by_ports).unwrap_or(u64::MAX));
         u32::try_from(connections).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// What there is too little of for `limits.connections`, and for how many there is enough.
+    pub(crate) fn lacks(&self, config: &Config) -> impl Iterator<Item = (Need, u64)> {
+        let wanted = config.limits.connections.map_or(0, |wanted| wanted.get().into());
+        let (files, memory) = ((Need::Files, self.by_files), (Need::Memory, self.by_memory));
+        let all = [Some(files), Some(memory), self.by_ports.map(|ports| (Need::Ports, ports))];
+        all.into_iter().flatten().filter(move |(_, enough)| *enough < wanted)
     }
 }
 
@@ -185,6 +226,13 @@ mod tests {
         // The operator knows better.
         assert_eq!(connections(&config("[limits]\nconnections = 1000")), 1_000);
         assert_eq!(connections(&config("[limits]\nconnections = 9000")), 5_461);
+        // But is told what there is too little of.
+        let lacks = |config: &Config| machine.allows(config, 0).lacks(config).collect::<Vec<_>>();
+        assert_eq!(lacks(&any), []);
+        assert_eq!(lacks(&config("[limits]\nconnections = 270")), []);
+        assert_eq!(lacks(&config("[limits]\nconnections = 1000")), [(Need::Ports, 270)]);
+        let all = [(Need::Files, 523_296), (Need::Memory, 5_461), (Need::Ports, 270)];
+        assert_eq!(lacks(&config("[limits]\nconnections = 600000")), all);
     }
 
     #[test]

@@ -120,6 +120,9 @@ impl Accepted {
         let trusted = config.trusted.contains(peer.expose().ip());
         // A port that takes everything takes clients without a header, too, and from others than proxies only those.
         let optional = matches!(listener.mode, Mode::Auto { .. });
+        if !optional {
+            ticket.listener().came(trusted);
+        }
         if !trusted && !optional {
             return Err(CloseReason::ProxyUntrusted);
         }

@@ -21,7 +21,7 @@ pub(crate) use memory::available_memory;
 pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, random, trim_heap, wipe_stack};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
-    Pipe, bound_receive_buffer, cookie, discard, held, lock_receive_buffer, peek, queued, receive,
+    Pipe, bound_receive_buffer, cookie, discard, dropped, held, lock_receive_buffer, peek, queued, receive,
     set_bind_address_no_port, set_receive_low_water, splice_in, splice_out, unacknowledged,
 };
 pub(crate) use tcp_info::{TcpInfo, tcp_info};

@@ -17,6 +17,7 @@ const MEMINFO: usize = 9;
 const MEMINFO_RECEIVED: usize = 0;
 const MEMINFO_SET_ASIDE: usize = 4;
 const MEMINFO_TO_SEND: usize = 5;
+const MEMINFO_DROPS: usize = 8;
 
 /// The kernel's name of a socket, unique until the next boot.
 ///
@@ -95,12 +96,26 @@ pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
+/// Packets that came for the socket and that it did not take, for a filter's sake above all (`SO_MEMINFO`; `sk_drops_add` in
+/// `tcp_v4_rcv`, net/ipv4/tcp_ipv4.c).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn dropped(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(meminfo(socket)?[MEMINFO_DROPS].into())
+}
+
 /// Memory that the kernel holds for what came in on the socket and what is to go out, bytes, with its overhead
 /// (`SO_MEMINFO`: `sk_get_meminfo`, net/core/sock.c; Linux 4.12).
 ///
 /// # Errors
 /// The socket's.
 pub(crate) fn held(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let values = meminfo(socket)?;
+    Ok([MEMINFO_RECEIVED, MEMINFO_SET_ASIDE, MEMINFO_TO_SEND].map(|at| u64::from(values[at])).iter().sum())
+}
+
+fn meminfo(socket: BorrowedFd<'_>) -> io::Result<[u32; MEMINFO]> {
     let mut values = [0_u32; MEMINFO];
     let mut len = size_of_val(&values) as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes into `values`, which is that long.
@@ -113,7 +128,7 @@ pub(crate) fn held(socket: BorrowedFd<'_>) -> io::Result<u64> {
             &raw mut len,
         )
     })?;
-    Ok([MEMINFO_RECEIVED, MEMINFO_SET_ASIDE, MEMINFO_TO_SEND].map(|at| u64::from(values[at])).iter().sum())
+    Ok(values)
 }
 
 /// Bytes that were written to the socket and that its peer has not acknowledged, sent or not (`SIOCOUTQ`: `tcp_ioctl`,

@@ -78,3 +78,103 @@ fn the_certificate_at_the_door_is_shown_and_renewed() {
     assert_eq!(refused.code, Some(64), "{refused:?}");
     assert!(refused.errors.contains("remove tls.certificate and tls.key"), "{refused:?}");
 }
+
+/// Writes `chain.pem`, `key.pem`, and both as `certificate.pem`: without a name, valid from the beginning of this year on.
+fn valid_from(year: u16, folder: &std::path::Path) {
+    let script =
+        "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=test -keyout key.pem \
+                    -out request.pem
+                  : >index; echo 01 >serial
+                  printf '%s\n' '[ca]' 'default_ca = own' '[own]' 'database = index' 'serial = serial' \
+                    'new_certs_dir = .' 'default_md = sha256' 'policy = names' 'x509_extensions = more' \
+                    '[names]' 'commonName = supplied' '[more]' 'basicConstraints = CA:TRUE' >configuration
+                  openssl ca -batch -notext -selfsign -config configuration -keyfile key.pem -in request.pem \
+                    -startdate \"${1}0101000000Z\" -enddate 20990101000000Z -out chain.pem
+                  cat key.pem chain.pem >certificate.pem";
+    let folder = folder.to_str().unwrap();
+    let made = servers::run("sh", &["-ec", &format!("cd {folder}; {script}"), "sh", &year.to_string()]);
+    assert!(made.success, "{made:?}");
+}
+
+#[test]
+fn a_certificate_of_a_time_to_come_is_made_anew_or_told_of() {
+    let upstreams = Upstream::new();
+    let start = |year: u16, keys: &str| {
+        let state = tempfile::tempdir().unwrap();
+        valid_from(year, state.path());
+        let of = fs::read(state.path().join("certificate.pem")).unwrap();
+        let more = [
+            keys.replace("STATE", state.path().to_str().unwrap()),
+            listener("chat-tls", "mode = \"chat-tls\"\nupstream = \"test\""),
+            upstream("test", upstreams.address(), "off"),
+        ];
+        let setu = Setu::start(&front_door(Path::Userspace, state.path(), &more.concat()));
+        let kept = fs::read(state.path().join("certificate.pem")).unwrap() == of;
+        let binary = Setu::binary();
+        let file = setu.configuration().to_str().unwrap();
+        let check = servers::run(binary.to_str().unwrap(), &["check", "--config", file]).output;
+        (kept, setu.count("WARN setu::front::tls::certificate"), setu, check)
+    };
+    let (kept, warnings, setu, _) = start(2090, "");
+    assert!(!kept && warnings == 1, "{}", setu.log());
+    let said =
+        "made is not valid yet: the clock was ahead then, or is behind now; making another. Check the clock";
+    assert_eq!(setu.count(said), 1, "{}", setu.log());
+    let (kept, warnings, setu, _) = start(2020, "");
+    assert!(kept && warnings == 0, "{}", setu.log());
+
+    let files = "certificate = \"STATE/chain.pem\"\nkey = \"STATE/key.pem\"\n";
+    let (kept, warnings, setu, check) = start(2090, files);
+    assert!(kept && warnings == 1, "{}", setu.log());
+    assert_eq!(
+        setu.count("not valid yet, and clients that check refuse it; check the clock"),
+        1,
+        "{}",
+        setu.log()
+    );
+    assert!(check.contains("valid from 2090-01-01T00:00:00Z on, and the clock says "), "{check}");
+    let (_, warnings, setu, check) = start(2020, files);
+    assert_eq!(warnings, 0, "{}", setu.log());
+    assert!(check.contains("ok    the TLS certificate can be served"), "{check}");
+}
+
+/// `openssl x509 -req -signkey` without extensions makes one. It is the certificate that is wrong, not the key.
+#[test]
+fn a_certificate_of_version_1_is_called_so() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().to_str().unwrap();
+    let make = |extensions: &str| {
+        let script = format!(
+            "cd {folder}; openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem \
+               -subj /CN=one.test -out request.pem
+             printf 'subjectAltName = DNS:one.test' >extensions
+             openssl x509 -req -in request.pem -signkey key.pem -days 90 -out chain.pem {extensions}
+             chmod 644 key.pem; openssl x509 -in chain.pem -noout -text | grep Version"
+        );
+        let made = servers::run("sh", &["-ec", &script]);
+        assert!(made.success, "{made:?}");
+        made.output.trim().to_owned()
+    };
+    let file = state.path().join("setu.toml");
+    let more = [
+        format!("certificate = \"{folder}/chain.pem\"\nkey = \"{folder}/key.pem\"\n"),
+        listener("chat-tls", "mode = \"chat-tls\"\nupstream = \"test\""),
+        upstream("test", "127.0.0.1:1", "off"),
+    ];
+    let text = front_door(Path::Userspace, &state.path().join("kept"), &more.concat());
+    fs::write(&file, &text).unwrap();
+    let run = |what: &str| {
+        let binary = Setu::binary();
+        servers::run(binary.to_str().unwrap(), &[what, "--config", file.to_str().unwrap()])
+    };
+    assert_eq!(make(""), "Version: 1 (0x0)");
+    let refused = run("run");
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.errors.contains("chain.pem: ") && refused.errors.contains("of version 1"), "{refused:?}");
+    assert!(!refused.errors.contains("key cannot be used"), "{refused:?}");
+    let check = run("check");
+    assert!(check.code == Some(1) && check.output.contains("of version 1"), "{check:?}");
+    // The same with an extension is of version 3, and served.
+    assert_eq!(make("-extfile extensions"), "Version: 3 (0x2)");
+    assert_eq!(Setu::start(&text).count("version 1"), 0);
+}

@@ -14,7 +14,7 @@ use super::super::{
     error::{ConfigError, Place},
     schema::{self, Fault},
 };
-use crate::config::Ranges;
+use crate::config::{Ranges, network::canonical};
 
 /// The longest timeout: a day. A longer one is a slip of the unit.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -116,11 +116,21 @@ impl Source<'_> {
 
     pub(super) fn ranges(&self, key: &str, raw: &Texts) -> Result<Ranges, ConfigError> {
         let parse = |text: &str| match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
-            (Ok(range), _) => Ok(range.trunc()),
+            (Ok(range), _) => Ok(range),
             (Err(_), Ok(ip)) => Ok(ip.into()),
             (Err(_), Err(_)) => Err("is no range of addresses"),
         };
-        Ok(Ranges::new(self.list(key, raw, schema::RANGE, parse)?))
+        let read = |item: &Text| {
+            let range: IpNet = self.read(key, item, schema::RANGE, parse)?;
+            canonical(range).or_else(|remedy| {
+                let problem = format!(
+                    "\"{}\" means more than IPv4 addresses, and would match none of them",
+                    item.get_ref()
+                );
+                self.wrong(&item.span(), key, problem, &remedy)
+            })
+        };
+        Ok(Ranges::new(raw.get_ref().iter().map(read).collect::<Result<_, _>>()?))
     }
 
     /// Reads addresses to bind; `taken` are bound already.

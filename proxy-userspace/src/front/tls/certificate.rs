@@ -36,6 +36,9 @@ use crate::{
 
 /// A certificate of setu's is replaced so long before it expires.
 const RENEW: Duration = Duration::from_secs(30 * 86_400);
+/// The beginning of 2026, in seconds since 1970: a clock that shows less is not set yet, as that of a small machine without
+/// a battery, and no certificate is given up for it.
+const UNSET: Duration = Duration::from_secs(1_767_225_600);
 
 /// What some editors put before a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -172,7 +175,10 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Certificate, CertificateErr
     let why = match read(&file, &file, Source::Own(file.clone())) {
         Ok(certificate) => match certificate.description.why_not(settings, now) {
             None => return Ok(certificate),
-            Some(why) => why.to_owned(),
+            Some(why) => {
+                warn_of_the_clock(&certificate.description, &file, now);
+                why.to_owned()
+            }
         },
         Err(CertificateError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
             "there is none yet".to_owned()
@@ -293,11 +299,26 @@ fn warn_of(description: &Description, chain: &Path, key: &Path, now: SystemTime)
     if now > description.not_after {
         warn!(%file, since = %day(description.not_after), "the TLS certificate has expired; replace it");
     } else if now < description.not_before {
-        warn!(%file, until = %day(description.not_before), "the TLS certificate is not valid yet; check the clock");
+        warn!(
+            %file, until = %day(description.not_before), clock = %day(now),
+            "the TLS certificate is not valid yet, and clients that check refuse it; check the clock (timedatectl), or \
+             replace the certificate"
+        );
     }
     // Its group may be that by which setu's user reads it.
     if fs::metadata(key).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
         warn!(file = %key.display(), "everybody on this machine can read the TLS key; chmod o= it");
+    }
+}
+
+/// Says why a certificate that setu made is of no use yet.
+fn warn_of_the_clock(description: &Description, file: &Path, now: SystemTime) {
+    if description.is_early(now) {
+        warn!(
+            file = %file.display(), until = %day(description.not_before), clock = %day(now),
+            "the TLS certificate that setu made is not valid yet: the clock was ahead then, or is behind now; making \
+             another. Check the clock (timedatectl)"
+        );
     }
 }
 
@@ -329,7 +350,28 @@ impl Description {
 
     /// Whether a certificate of setu's must be replaced soon.
     pub(super) fn is_due(&self) -> bool {
-        SystemTime::now() + RENEW >= self.not_after
+        let now = SystemTime::now();
+        now + RENEW >= self.not_after || self.is_early(now)
+    }
+
+    /// Whether a certificate of setu's was made by a clock that was ahead: its validity begins days before it is made.
+    fn is_early(&self, now: SystemTime) -> bool {
+        now < self.not_before && now >= UNIX_EPOCH + UNSET
+    }
+
+    /// Why clients that check would refuse it now, if they would.
+    #[must_use]
+    pub fn untimely(&self, now: SystemTime) -> Option<String> {
+        if now > self.not_after {
+            Some(format!("it has expired, {}; replace it", day(self.not_after)))
+        } else if now < self.not_before {
+            let (from, now) = (day(self.not_before), day(now));
+            Some(format!(
+                "it is valid from {from} on, and the clock says {now}; check the clock, or replace it"
+            ))
+        } else {
+            None
+        }
     }
 
     /// Why setu's certificate has to be replaced, if it has to.
@@ -343,6 +385,8 @@ impl Description {
             Some("tls.names has changed")
         } else if now + RENEW >= self.not_after {
             Some("it expires soon")
+        } else if self.is_early(now) {
+            Some("it is not valid yet")
         } else {
             None
         }

@@ -64,6 +64,34 @@ fn a_made_certificate_stays_until_its_names_change() {
 }
 
 #[test]
+fn one_that_was_made_by_a_clock_ahead_is_made_anew() {
+    const YEAR: Duration = Duration::from_secs(365 * 86_400);
+    let state = tempfile::tempdir().unwrap();
+    let settings = settings(state.path(), &[]);
+    let file = state.path().join("certificate.pem");
+    let make = |made: SystemTime| {
+        fs::write(&file, self_signed::make(&[], made).unwrap()).unwrap();
+        show(&settings).unwrap()
+    };
+    let now = SystemTime::now();
+    let ahead = make(now + YEAR);
+    assert!(ahead.untimely(now).unwrap().contains("check the clock"));
+    let acceptor = Acceptor::new(settings.clone()).unwrap();
+    let mended = acceptor.description();
+    assert!(mended.fingerprint != ahead.fingerprint && mended.untimely(now).is_none());
+    assert_eq!(show(&settings).unwrap(), mended, "it is kept");
+
+    // And by one that serves, when the clock is put right: what it has is early then.
+    acceptor.loaded.lock().unwrap().description = ahead;
+    acceptor.look();
+    assert!(acceptor.description().untimely(now).is_none());
+
+    // Beside it: one of yesterday stays.
+    let before = make(now - Duration::from_secs(86_400));
+    assert_eq!(Acceptor::new(settings.clone()).unwrap().description(), before);
+}
+
+#[test]
 fn without_a_place_the_certificate_is_kept_in_memory() {
     let file = tempfile::NamedTempFile::new().unwrap();
     // A directory cannot be below a file, not even for root.

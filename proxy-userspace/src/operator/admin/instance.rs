@@ -36,6 +36,8 @@ pub(crate) struct Instance {
     /// Of the current configuration.
     shared: watch::Receiver<Arc<Shared>>,
     reloads: watch::Receiver<Reload>,
+    /// What else there is to look at.
+    notes: watch::Receiver<Vec<String>>,
     kernel: Option<Handle>,
     /// The limit of open files.
     files: u64,
@@ -48,10 +50,11 @@ impl Instance {
     pub(crate) fn new(
         shared: watch::Receiver<Arc<Shared>>,
         reloads: watch::Receiver<Reload>,
+        notes: watch::Receiver<Vec<String>>,
         kernel: Option<Handle>,
         files: u64,
     ) -> Self {
-        Self { shared, reloads, kernel, files, started: SystemTime::now(), history: Mutex::default() }
+        Self { shared, reloads, notes, kernel, files, started: SystemTime::now(), history: Mutex::default() }
     }
 
     /// Takes a sample each minute, for ever.
@@ -104,7 +107,7 @@ impl Instance {
         Status {
             ready: problems.is_empty() && !stopping,
             problems,
-            notes: reload.note().into_iter().collect(),
+            notes: reload.note().into_iter().chain(self.notes.borrow().clone()).collect(),
             reload,
             stopping,
             now: seconds(SystemTime::now()),
