@@ -100,16 +100,19 @@ fn valid_from(year: u16, folder: &std::path::Path) {
 fn a_certificate_of_a_time_to_come_is_made_anew_or_told_of() {
     let upstreams = Upstream::new();
     let start = |year: u16, keys: &str| {
-        let state = tempfile::tempdir().unwrap();
-        valid_from(year, state.path());
-        let of = fs::read(state.path().join("certificate.pem")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("kept");
+        valid_from(year, folder.path());
+        fs::create_dir(&state).unwrap();
+        fs::copy(folder.path().join("certificate.pem"), state.join("certificate.pem")).unwrap();
+        let of = fs::read(state.join("certificate.pem")).unwrap();
         let more = [
-            keys.replace("STATE", state.path().to_str().unwrap()),
+            keys.replace("FOLDER", folder.path().to_str().unwrap()),
             listener("chat-tls", "mode = \"chat-tls\"\nupstream = \"test\""),
             upstream("test", upstreams.address(), "off"),
         ];
-        let setu = Setu::start(&front_door(Path::Userspace, state.path(), &more.concat()));
-        let kept = fs::read(state.path().join("certificate.pem")).unwrap() == of;
+        let setu = Setu::start(&front_door(Path::Userspace, &state, &more.concat()));
+        let kept = fs::read(state.join("certificate.pem")).unwrap() == of;
         let binary = Setu::binary();
         let file = setu.configuration().to_str().unwrap();
         let check = servers::run(binary.to_str().unwrap(), &["check", "--config", file]).output;
@@ -123,7 +126,7 @@ fn a_certificate_of_a_time_to_come_is_made_anew_or_told_of() {
     let (kept, warnings, setu, _) = start(2020, "");
     assert!(kept && warnings == 0, "{}", setu.log());
 
-    let files = "certificate = \"STATE/chain.pem\"\nkey = \"STATE/key.pem\"\n";
+    let files = "certificate = \"FOLDER/chain.pem\"\nkey = \"FOLDER/key.pem\"\n";
     let (kept, warnings, setu, check) = start(2090, files);
     assert!(kept && warnings == 1, "{}", setu.log());
     assert_eq!(
