@@ -10,7 +10,8 @@ use setu::{
     cli::{CertCommand, Cli, Command},
     config::ConfigError,
     front::tls::{self, CertificateError},
-    lifecycle, log,
+    lifecycle::{self, privilege::PrivilegeError},
+    log,
     operator::{check, doctor, reload, status},
 };
 
@@ -24,7 +25,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             log::last_words(&format!("setu: {error:#}"));
-            if error.is::<ConfigError>() || error.is::<CertificateError>() {
+            let is_configured = error.downcast_ref().is_some_and(PrivilegeError::is_configured);
+            if error.is::<ConfigError>() || error.is::<CertificateError>() || is_configured {
                 ExitCode::from(BAD_CONFIGURATION)
             } else {
                 ExitCode::FAILURE

@@ -42,3 +42,11 @@ pub enum PrivilegeError {
     #[error("privileges cannot be dropped: {0} threads run already")]
     Threads(usize),
 }
+
+impl PrivilegeError {
+    /// Whether the configuration is to be changed.
+    #[must_use]
+    pub fn is_configured(&self) -> bool {
+        matches!(self, Self::NoUser(NoUser::Unknown(_)) | Self::Shared { .. })
+    }
+}
