@@ -104,7 +104,8 @@ pub(super) const FILE: &[Key] = keys! {
     key("upstream", Form::Named(UPSTREAMS)),
     /// How long to wait, a day at most.
     key("timeouts", Form::Table(TIMEOUTS)),
-    /// How many connections, and what they may hold. A source is an IPv4 address, or the /64 of an IPv6 one.
+    /// How many connections, and what they may hold. A source is an IPv4 address, or the /64 of an IPv6 one; the larger
+    /// networks that it is in have limits of their own.
     key("limits", Form::Table(LIMITS)),
     /// Which servers media clients may name.
     key("allow", Form::Table(ALLOW)),
@@ -237,7 +238,8 @@ const TLS: &[Key] = keys! {
     key("key", Form::Text(FILE_NAME)),
     /// Names in a certificate that setu makes. The first is also the one that `setu share` takes.
     key("names", Form::Texts(TLS_NAME)),
-    /// Where setu keeps the certificate that it made, and where `setu run --replace` finds the setu that runs.
+    /// Where setu keeps the certificate that it made, and where `setu run --replace` finds the setu that runs. It is for
+    /// setu alone, and its user's: one with others' files in it, or that everybody may write, is refused.
     fixed("state_dir", Form::Text(DIRECTORY)),
 };
 

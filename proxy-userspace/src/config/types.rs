@@ -208,7 +208,7 @@ pub struct Timeouts {
     pub drain: Duration,
 }
 
-/// How many connections. A source is an IPv4 address, or the /64 of an IPv6 one.
+/// How many connections. A source is an IPv4 address, or the /64 of an IPv6 one, and the networks that it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// At once; `None` is what the limit of open files and the memory allow.
