@@ -4,7 +4,7 @@
 use std::{
     fs::{self, Permissions},
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path as File,
     thread,
@@ -15,7 +15,7 @@ use setu_tests::{
     Path, Setu, config,
     dns::{Answer, DnsServer},
     front_door, listener,
-    machine::is_root,
+    machine::{is_root, quiet_port},
     netns::Netns,
     peers::{Upstream, exchange},
     servers, upstream,
@@ -284,7 +284,7 @@ fn a_certificate_beyond_the_sandbox_takes_a_restart() {
 #[test]
 fn a_reload_between_a_wildcard_and_one_address_takes_a_restart() {
     let upstream = Upstream::new();
-    let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let port = quiet_port();
     let text = |ip: &str| {
         config(Path::Userspace, &upstream.address(), "").replace("127.0.0.1:0", &format!("{ip}:{port}"))
     };

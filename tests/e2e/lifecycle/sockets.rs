@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv6Addr, SocketAddr, TcpListener},
     os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::Path as File,
     process::Command,
@@ -10,7 +10,7 @@ use std::{
 
 use setu_tests::{
     Path, Setu, config,
-    machine::is_root,
+    machine::{is_root, quiet_port},
     peers::{Upstream, exchange},
 };
 use socket2::{Domain, Socket, Type};
@@ -23,11 +23,10 @@ crate::on_both_paths! {
 fn wildcard(only_v6: bool) -> (TcpListener, u16) {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
     socket.set_only_v6(only_v6).unwrap();
-    socket.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let port = quiet_port();
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into()).unwrap();
     socket.listen(128).unwrap();
-    let socket = TcpListener::from(socket);
-    let port = socket.local_addr().unwrap().port();
-    (socket, port)
+    (socket.into(), port)
 }
 
 /// A command that takes setu's arguments and starts it with the socket, as systemd does for setu.socket.
