@@ -24,6 +24,7 @@
 //!   - `idle_tls`: what an idle client inside TLS holds
 //!   - `memory`: a small container is not killed, however many readers stall in it
 //!   - `flood`: who says nothing gives up his place, and no source has all of them
+//!   - `sources`: thousands behind a carrier's address are served, and a site is not as many as it has networks
 //!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
 //! - `security`: setu tells nothing of its clients, and could do little to the machine
 //!   - `privacy`: no client's address is in anything that setu writes, unless that is configured
@@ -77,6 +78,7 @@ mod limits {
     mod idle_tls;
     mod kernel;
     mod memory;
+    mod sources;
 }
 mod security {
     mod memory;

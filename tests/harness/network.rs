@@ -25,6 +25,9 @@ pub const TO_CLIENTS: &str = "clients";
 /// As [`TO_CLIENTS`].
 pub const TO_SERVERS: &str = "servers";
 
+/// The proxy as clients of IPv6 see it, once there are some: [`Network::populate`].
+pub const PROXY_V6: &str = "fd79:1::1";
+
 /// The three hosts. Dropping it deletes them.
 #[derive(Debug)]
 pub struct Network {
@@ -53,6 +56,20 @@ impl Network {
             proxy.nft(&format!("add chain ip faults {chain} {{ type filter hook {hook} priority 0; }}"));
         }
         network
+    }
+
+    /// Gives the clients' host all addresses of 10.80.0.0/12 and of 2001:db8::/32, so that each client may have an
+    /// address, a network or a site of its own.
+    pub fn populate(&self) {
+        let Self { clients, proxy, .. } = self;
+        clients.ip("address add fd79:1::2/64 dev proxy nodad");
+        proxy.ip(&format!("address add {PROXY_V6}/64 dev {TO_CLIENTS} nodad"));
+        for (range, way) in [("10.80.0.0/12", CLIENT), ("2001:db8::/32", "fd79:1::2")] {
+            clients.ip(&format!("route add local {range} dev lo"));
+            proxy.ip(&format!("route add {range} via {way}"));
+        }
+        // What is local by a route alone may be bound as IPv4, but as IPv6 only with this (inet6_bind).
+        clients.set("net/ipv6/ip_nonlocal_bind", "1");
     }
 
     /// Starts setu before upstreams, listening for clients.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -319,6 +319,21 @@ impl Silent {
 #[must_use]
 pub fn connect(to: SocketAddr) -> TcpStream {
     patient(TcpStream::connect_timeout(&to, PATIENCE).unwrap())
+}
+
+/// Connects as a client that has this address.
+///
+/// # Errors
+/// It is turned away at once.
+pub fn connect_from(ip: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(ip, 0).into()).unwrap();
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn patient(stream: TcpStream) -> TcpStream {

@@ -84,7 +84,7 @@ fn give(bytes: u32) -> Instruction {
 mod tests {
     use std::{
         io,
-        net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+        net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
         time::Duration,
     };
 
@@ -158,5 +158,12 @@ mod tests {
             |count: u32| Ranges::new((0..count).map(|ip| IpAddr::from(ip.to_be_bytes()).into()).collect());
         assert!(only(&many(1_000)).is_some());
         assert!(only(&many(2_000)).is_none());
+        // What a mask leaves out is not compared.
+        let networks = |count: u128| {
+            let network = |number: u128| IpNet::new(Ipv6Addr::from_bits(number << 64).into(), 64).unwrap();
+            Ranges::new((1..=count).map(network).collect())
+        };
+        assert!(only(&networks(700)).is_some());
+        assert!(only(&networks(900)).is_none());
     }
 }

@@ -12,10 +12,11 @@ use rustls::version::TLS13;
 use setu_tests::{
     Path, Setu, front_door, listener,
     network::{Network, PROXY, SERVERS, TO_SERVERS},
-    peers::{Upstream, call, connect, end_of, exchange, finish, reset},
+    peers::{Upstream, connect, end_of, exchange, finish, reset},
     tls::{Tls, client},
     upstream,
 };
+use socket2::SockRef;
 
 crate::on_both_paths! {
     who_is_silent_costs_the_upstream_nothing
@@ -207,8 +208,10 @@ fn who_leaves_without_an_answer_leaves_no_port_behind(path: Path) {
 fn who_finishes_waits_for_the_answer(path: Path) {
     let upstream = Upstream::new();
     let (mut setu, _state) = start(path, &upstream, "", "");
-    // The end comes with the first byte, before anything is dialed.
-    let mut client = call(setu.address("chat"));
+    // The end comes with the first byte, in one segment, before anything is dialed.
+    let mut client = connect(setu.address("chat"));
+    SockRef::from(&client).set_tcp_cork(true).unwrap();
+    client.write_all(b"\n").unwrap();
     finish(&client);
     let (mut server, _) = header(&upstream);
     let mut came = Vec::new();

@@ -20,6 +20,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 crate::on_both_paths! {
     slowloris_ends_by_its_deadline
+    who_trickles_is_served_when_the_hello_is_whole
     a_flood_of_clients_that_vanish
     a_flood_of_half_open_connections
     zero_window_readers
@@ -80,13 +81,24 @@ impl Scene {
             let honest: Vec<_> = (0..2)
                 .map(|_| scope.spawn(|| self.network.clients.within(|| serve_until(&over, proxy))))
                 .collect();
+            // Also where harm ends by a panic: else those who are honest would go on for ever.
+            let end = End(&over);
             let result = harm();
-            over.store(true, Ordering::Relaxed);
+            drop(end);
             let served: usize = honest.into_iter().map(|honest| honest.join().unwrap()).sum();
             println!("{served} honest clients were served");
             assert!(served > 0);
             result
         })
+    }
+}
+
+/// Tells the honest that it is over, when it is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -159,6 +171,48 @@ fn slowloris_ends_by_its_deadline(path: Path) {
     }
     drop(client.stdin.take());
     client.wait().unwrap();
+    scene.before.wait(&scene.setu, &scene.network);
+}
+
+fn who_trickles_is_served_when_the_hello_is_whole(path: Path) {
+    const EACH: usize = 100;
+    // Nobody is late, however slow the machine is; those who would be are in the test above.
+    let Some(scene) = Scene::new(path, "[timeouts]\ninspect = \"5m\"\nhandshake = \"5m\"\n") else {
+        return;
+    };
+    let listeners = ["media", "tls"].map(|listener| scene.setu.address(listener));
+    scene.serve_while(|| {
+        let [media, tls] = listeners.map(|to| {
+            let open = |_| scene.network.clients.within(|| connect(to));
+            (0..EACH).map(open).collect::<Vec<_>>()
+        });
+        let (last, most) = HELLO.split_last().unwrap();
+        for byte in most {
+            for mut client in media.iter().chain(&tls) {
+                client.write_all(&[*byte]).unwrap();
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        let closed = |line: &str| {
+            line.contains("closed reason=")
+                && ["listener=media", "listener=tls"].iter().any(|own| line.ends_with(own))
+        };
+        assert!(scene.setu.lines(closed).is_empty(), "{}", scene.setu.tail());
+        for mut client in media.iter().chain(&tls) {
+            client.write_all(&[*last]).unwrap();
+        }
+        for mut client in &media {
+            let mut echoed = vec![0; HELLO.len()];
+            client.read_exact(&mut echoed).unwrap();
+            assert!(echoed == HELLO, "the hello is not the one that was sent");
+        }
+        // Where TLS ends the answer is setu's own: a record of the handshake.
+        for mut client in &tls {
+            let mut answer = [0; 1];
+            client.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, [22]);
+        }
+    });
     scene.before.wait(&scene.setu, &scene.network);
 }
 
