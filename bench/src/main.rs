@@ -40,8 +40,12 @@ enum Task {
         #[arg(long, default_value_t = 20.0)]
         minutes: f64,
     },
-    /// 5,000 slowloris connections and 2,000 readers without a window around 500 healthy flows
-    Siege,
+    /// Thousands of clients that mean harm around 500 healthy flows; fails when those feel it, or a new one is not served
+    Siege {
+        /// Only those whose names begin like this: crowd, one address, one site, silent, trickle
+        #[arg(long, value_name = "S")]
+        only: Vec<String>,
+    },
     /// Flows under conditions that are drawn anew each round; fails on a byte that is lost, repeated or moved
     Torture(torture::TortureArgs),
     /// Busy loops beside a round
@@ -92,7 +96,7 @@ fn main() -> Result<()> {
         Task::Bench(BenchArgs { render: Some(folder), check, .. }) => report::render(&folder, check),
         Task::Bench(arguments) => bench(arguments),
         Task::Soak { minutes } => soak::run(minutes),
-        Task::Siege => soak::siege::run(),
+        Task::Siege { only } => soak::siege::run(&only),
         Task::Torture(arguments) => torture::run(&arguments),
         Task::Hogs { count } => {
             torture::be_hogs(count);

@@ -82,7 +82,11 @@ enum Task {
         args: Vec<String>,
     },
     /// Healthy flows among thousands of clients that mean harm, beside the same flows alone; as root
-    Siege,
+    Siege {
+        /// For the siege: --only S
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Measure setu beside what people would use instead; as root. Arguments go to the bench
     Bench {
         /// For the bench
@@ -120,7 +124,7 @@ fn main() -> Result<()> {
         Task::Demo => bench::run("demo", &[]),
         Task::Soak { args } => bench::run("soak", &args),
         Task::Torture { args } => bench::run("torture", &args),
-        Task::Siege => bench::run("siege", &[]),
+        Task::Siege { args } => bench::run("siege", &args),
         Task::Bench { args } => bench::run("bench", &args),
         Task::Dist { check: false } => dist::build(),
         Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),

@@ -1,10 +1,8 @@
-//! The siege: healthy flows beside thousands of clients that mean harm, all at once. What the healthy ones feel is
-//! measured alone, besieged, and alone again, in one run.
-//!
-//! What it cannot show: attackers, servers and healthy clients share the machine's cores with setu, so that a part of the
-//! difference is theirs.
+//! A crowd that is in: thousands of slow openings and of readers without a window, all at once, with no limits for a
+//! source, since one address stands for all those readers.
 
 use std::{
+    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,11 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use setu_tests::{
     Path, Setu,
     level::Level,
-    machine,
     network::{Network, PROXY, SERVERS},
 };
 use tokio::{
@@ -29,19 +26,18 @@ use tokio::{
 };
 
 use super::{
-    clients::{Targets, ask, open},
-    servers::Endpoints,
-    settle, watch,
+    super::{
+        clients::{Targets, ask, open},
+        servers::Endpoints,
+        settle, watch,
+    },
+    RATIO,
+    healthy::{measure, open_from},
 };
 use crate::interrupt;
 
-const HEALTHY: usize = 500;
 const SLOWLORIS: usize = 5_000;
 const ZERO_WINDOW: usize = 2_000;
-/// Bytes of a healthy message.
-const MESSAGE: usize = 256;
-/// How long each part is measured.
-const MEASURE: Duration = Duration::from_secs(6);
 /// A byte of a slowloris each while.
 const TRICKLE: Duration = Duration::from_secs(2);
 /// What a zero-window reader asks for, pieces of 64 KiB. All of them together must not press the memory that the kernel
@@ -49,34 +45,19 @@ const TRICKLE: Duration = Duration::from_secs(2);
 const PIECES: u32 = 4;
 /// How long the siege may take to be laid.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Healthy p99 besieged, to that alone.
-const RATIO: f64 = 2.0;
 /// Resident memory for each hostile client, KiB; a reader without a window may cost what it asked for besides, because
 /// what was passed to its flow in the kernel is taken into memory when the flow leaves.
 const GROWTH: u64 = 32;
 const ASKED: u64 = PIECES as u64 * 64;
 
-/// Runs both paths and prints a table.
-///
-/// # Errors
-/// When healthy clients are worse off than they may be, or memory is.
-pub(crate) fn run() -> Result<()> {
-    ensure!(machine::is_root(), "network namespaces need root: run it as root, or by sudo");
-    machine::raise_file_limit();
-    println!(
-        "| path | healthy p99, ms: alone, besieged, alone | ratio | messages/s: alone, besieged | resident, KiB: before, \
-         besieged | reserved in the kernel, KiB |\n| --- | ---: | ---: | ---: | ---: | ---: |"
-    );
-    let mut findings = Vec::new();
-    for path in [Path::Sockmap, Path::Userspace] {
-        let network = Network::new();
-        findings.extend(besiege(path, &network)?);
-    }
-    ensure!(findings.is_empty(), "{}", findings.join("; "));
-    Ok(())
-}
+pub(super) const HEAD: &str = "\
+| path | healthy p99, ms: alone, besieged, alone | ratio | messages/s: alone, besieged | resident, KiB: before, \
+besieged | reserved in the kernel, KiB |\n| --- | ---: | ---: | ---: | ---: | ---: |";
 
-fn besiege(path: Path, network: &Network) -> Result<Vec<String>> {
+/// Prints a row.
+pub(super) fn besiege(path: Path) -> Result<Vec<String>> {
+    let network = &Network::new();
+    network.populate();
     // Who does not read has no room for more than this.
     network.clients.set("net/ipv4/tcp_rmem", "4096 8192 8192");
     let endpoints = Endpoints::start(network, &SERVERS[..1])?;
@@ -88,19 +69,19 @@ fn besiege(path: Path, network: &Network) -> Result<Vec<String>> {
     let before = Level::of(&setu, network);
     let targets = Targets { chat: setu.address("chat"), media: setu.address("media") };
     let resident = setu.status("VmRSS");
-    let alone = measure(network, targets)?;
+    let alone = measure(network, targets.chat)?;
     let crowd = Crowd::default();
     let (stop, stopped) = signal::channel(false);
     let (besieged, grown, reserved) = thread::scope(|scope| -> Result<_> {
         let attackers = scope.spawn(|| attack(network, targets, &crowd, stopped));
-        let measured = crowd.wait().and_then(|()| measure(network, targets));
+        let measured = crowd.wait().and_then(|()| measure(network, targets.chat));
         let (grown, reserved) = (setu.status("VmRSS"), watch::reserved(&setu));
         // An error means that the attackers have ended.
         let _ = stop.send(true);
         attackers.join().map_err(|_| anyhow!("the attackers panicked"))??;
         Ok((measured?, grown, reserved))
     })?;
-    let after = measure(network, targets)?;
+    let after = measure(network, targets.chat)?;
     drop(endpoints);
     let left = settle(&setu, network, before);
     let ratio = besieged.p99 / ((alone.p99 + after.p99) / 2.0);
@@ -129,50 +110,6 @@ fn besiege(path: Path, network: &Network) -> Result<Vec<String>> {
     }
     ensure!(status.success(), "setu ended with {status}");
     Ok(findings)
-}
-
-/// What healthy clients felt.
-struct Felt {
-    /// Milliseconds.
-    p99: f64,
-    /// Messages each second.
-    rate: f64,
-}
-
-/// Lets healthy flows play ping-pong for a while.
-fn measure(network: &Network, targets: Targets) -> Result<Felt> {
-    let mut trips = network.clients.within(|| -> Result<Vec<f64>> {
-        runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-            let mut flows = JoinSet::new();
-            for number in 0..HEALTHY {
-                let mut stream = open(targets.chat).await.context("a healthy client is not let in")?;
-                stream.write_all(b"E").await?;
-                flows.spawn(async move {
-                    let (message, mut echo, mut trips) = ([number as u8; MESSAGE], [0; MESSAGE], Vec::new());
-                    // The first second is that of all others' beginning.
-                    let (begun, whole) = (Instant::now(), MEASURE + Duration::from_secs(1));
-                    while begun.elapsed() < whole {
-                        let sent = Instant::now();
-                        stream.write_all(&message).await?;
-                        stream.read_exact(&mut echo).await?;
-                        ensure!(echo == message, "another message came back");
-                        if begun.elapsed() > Duration::from_secs(1) {
-                            trips.push(sent.elapsed().as_secs_f64() * 1e3);
-                        }
-                    }
-                    Ok(trips)
-                });
-            }
-            let mut all = Vec::new();
-            while let Some(flow) = flows.join_next().await {
-                all.extend(flow??);
-            }
-            Ok(all)
-        })
-    })?;
-    trips.sort_by(f64::total_cmp);
-    let p99 = *trips.get(trips.len() * 99 / 100).context("no message came back")?;
-    Ok(Felt { p99, rate: trips.len() as f64 / MEASURE.as_secs_f64() })
 }
 
 /// How many attackers are in place.
@@ -236,11 +173,13 @@ fn attack(
         }
         for number in 0..SLOWLORIS {
             let count = crowd.slowloris.clone();
+            // One source has no more places in inspection than it leaves to others.
+            let ip = Ipv4Addr::new(10, 86, (number / 250) as u8, (number % 250) as u8 + 1);
             attackers.spawn(async move {
                 // Not all at once, so that they do not return all at once either.
                 sleep(TRICKLE * number as u32 / SLOWLORIS as u32).await;
                 loop {
-                    let Ok(mut stream) = open(targets.media).await else {
+                    let Ok(mut stream) = open_from(ip.into(), targets.media).await else {
                         sleep(Duration::from_millis(100)).await;
                         continue;
                     };
