@@ -204,7 +204,8 @@ const LIMITS: &[Key] = keys! {
     /// When a reload raises it, the kernel path has room for as many as before, and the others go through userspace.
     key("connections", Form::Number(POSITIVE)),
     /// At once from one source. Behind a carrier's NAT thousands of phones may be one source. The networks of a source are
-    /// counted as well: an IPv4 /24 may have 16 times as many, an IPv6 /56 4 and a /48 16 times as many as a /64.
+    /// counted as well: an IPv4 /24 may have 16 times as many, an IPv6 /56 4 and a /48 16 times as many as a /64. None has more
+    /// than a half of the connections, where that is more than 512.
     key("per_source", Form::Number(LIMIT)),
     /// New ones each second from one source, after a burst of ten times as many; for its networks as above. An attempt that
     /// is refused counts.
@@ -212,7 +213,8 @@ const LIMITS: &[Key] = keys! {
     /// Sources to which neither applies, such as a load balancer that sends no PROXY headers.
     key("exempt", Form::Texts(RANGE)),
     /// At once in inspection or handshake. By default at least 64. When all are, whoever has been silent for longest is
-    /// closed for the next; one source has as many as there are places left, 32 at least.
+    /// closed for the next; one source has as many as there are places left, 32 at
+    /// least, and a network that it is in twice as many, or a quarter of all.
     key("pending", Form::Number(POSITIVE)),
     /// Bytes that all flows together may have on their way in the kernel. By default a sixteenth of the memory, at
     /// most 256 MiB.

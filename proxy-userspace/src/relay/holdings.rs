@@ -33,8 +33,14 @@ const MESSAGES: u64 = 16 * 1024;
 const LITTLE: u64 = 64 * 1024;
 /// A flow moves as long as it moves one part in so many of what it holds from one look to the next.
 const PART: u64 = 4;
-/// A flow stalls that has not moved so much for so long, milliseconds.
+/// A flow stalls that has not moved so much for so long, and at the rate at which it moved meanwhile would hold what it
+/// holds for longer than that, milliseconds.
 const STALLED: u64 = 1_000;
+const SLOW: u128 = 10_000;
+/// At which rate who has shown none yet is taken to read, bytes a second; and who was accounted before, and held nothing
+/// when he was looked at.
+const UNKNOWN: u64 = 16 * 1024;
+const KNOWN: u64 = 256 * 1024;
 
 static HOLDINGS: LazyLock<Holdings> = LazyLock::new(Holdings::default);
 /// From when on time is counted.
@@ -77,9 +83,12 @@ struct Accounts {
 #[derive(Debug)]
 struct Entry {
     bytes: u64,
-    /// When it was seen to move last, and how much it had moved by then.
+    /// When it was seen to move last, and how much it had moved by then; at the beginning, how much it will have moved once
+    /// its buffers are full, which is no reading.
     since: u64,
     seen: u64,
+    /// At which rate it moved before that, bytes a second.
+    rate: u64,
     flow: Arc<Flow>,
 }
 
@@ -115,7 +124,8 @@ impl Holding {
         if self.open.is_none() {
             let waker = cx.waker().clone();
             let flow = Arc::new(Flow { moved: moved.into(), condemned: false.into(), waker });
-            let number = HOLDINGS.lock().open(flow.clone(), bytes, now());
+            let is_known = self.settled > 0;
+            let number = HOLDINGS.lock().open(flow.clone(), bytes, is_known, now());
             self.open = Some(Opened { number, flow, bytes });
         }
     }
@@ -179,12 +189,13 @@ impl Default for Accounts {
 }
 
 impl Accounts {
-    fn open(&mut self, flow: Arc<Flow>, bytes: u64, now: u64) -> u64 {
+    fn open(&mut self, flow: Arc<Flow>, bytes: u64, is_known: bool, now: u64) -> u64 {
         let number = self.next;
         self.next += 1;
-        let seen = flow.moved.load(Ordering::Relaxed);
+        let moved = flow.moved.load(Ordering::Relaxed);
+        let (seen, rate) = if is_known { (moved, KNOWN) } else { (moved + bytes, UNKNOWN) };
         self.total += bytes;
-        self.entries.insert(number, Entry { bytes, since: now, seen, flow });
+        self.entries.insert(number, Entry { bytes, since: now, seen, rate, flow });
         self.relieve(now);
         number
     }
@@ -207,9 +218,10 @@ impl Accounts {
     fn look(&mut self, number: u64, held: u64, allowance: u64, now: u64) -> Option<u64> {
         let Some(entry) = self.entries.get_mut(&number) else { return Some(held) };
         let moved = entry.flow.moved.load(Ordering::Relaxed);
-        let progress = moved - entry.seen;
+        let progress = moved.saturating_sub(entry.seen);
         let moves = progress > 0 && progress >= held / PART;
         if moves {
+            entry.rate = progress * 1_000 / now.saturating_sub(entry.since).max(1);
             (entry.seen, entry.since) = (moved, now);
         }
         if held <= LITTLE && progress < MESSAGES {
@@ -226,8 +238,9 @@ impl Accounts {
         while self.total > self.bounds.soft {
             let urgent = self.total > self.bounds.hard;
             let candidates = self.entries.iter().filter(|(_, entry)| urgent || entry.stalls(now));
-            let worst = candidates.max_by_key(|(_, entry)| entry.burden(now));
-            let Some((number, entry)) = worst.filter(|(_, entry)| entry.burden(now) > 0) else { return };
+            let worst =
+                candidates.filter(|(_, entry)| entry.bytes > 0).max_by_key(|(_, entry)| entry.lasts(now));
+            let Some((number, entry)) = worst else { return };
             let (number, flow) = (*number, entry.flow.clone());
             self.close(number);
             flow.condemned.store(true, Ordering::Relaxed);
@@ -242,13 +255,23 @@ impl Entry {
     }
 
     fn stalls(&self, now: u64) -> bool {
-        now.saturating_sub(self.since) >= STALLED && self.progress() < self.bytes / PART
+        let time = now.saturating_sub(self.since);
+        time >= STALLED && lasts(self.bytes, time, self.progress()) >= SLOW
     }
 
-    /// How much it holds, times how long it takes for each byte that it moves.
-    fn burden(&self, now: u64) -> u128 {
-        u128::from(self.bytes) * u128::from(now.saturating_sub(self.since)) / u128::from(self.progress() + 1)
+    /// How long it would take to get rid of what it holds, milliseconds: at the rate of lately, which for who has just been
+    /// looked at is that of before, and for who stalls is not.
+    fn lasts(&self, now: u64) -> u128 {
+        let before = if self.stalls(now) { 0 } else { STALLED };
+        let time = now.saturating_sub(self.since) + before;
+        let moved = self.progress() + self.rate * before / 1_000;
+        lasts(self.bytes, time, moved)
     }
+}
+
+/// How long bytes last for who moved so many in so many milliseconds.
+fn lasts(bytes: u64, time: u64, moved: u64) -> u128 {
+    u128::from(bytes) * u128::from(time.max(1)) / u128::from(moved + 1)
 }
 
 /// Milliseconds since [`BEGIN`].
@@ -286,13 +309,13 @@ mod tests {
         let flows = [(); 4].map(|()| flow());
         let mut numbers = [0; 4];
         for (at, kib) in [300, 500, 100, 50].into_iter().enumerate() {
-            numbers[at] = accounts.open(flows[at].clone(), kib * KIB, 0);
+            numbers[at] = accounts.open(flows[at].clone(), kib * KIB, true, 0);
         }
         // The largest reads on.
         moves(&flows[1], 200 * KIB);
         accounts.look(numbers[1], 500 * KIB, 500 * KIB, 1_500);
         let late = flow();
-        accounts.open(late.clone(), 200 * KIB, 2_000);
+        accounts.open(late.clone(), 200 * KIB, true, 2_000);
         assert_eq!(flows.each_ref().map(|flow| must_go(flow)), [true, false, false, false]);
         assert_eq!(accounts.total, 850 * KIB);
         // Nothing comes of it that it is told to go twice, or speaks of itself meanwhile.
@@ -307,14 +330,14 @@ mod tests {
         let mut accounts = accounts(1000 * KIB, 1500 * KIB);
         let flows: Vec<_> = (0..16).map(|_| flow()).collect();
         for flow in &flows[..14] {
-            accounts.open(flow.clone(), 100 * KIB, 0);
+            accounts.open(flow.clone(), 100 * KIB, true, 0);
         }
         // All of them are young, one has moved on.
         moves(&flows[0], 300 * KIB);
         assert!(!flows.iter().any(|flow| must_go(flow)));
-        accounts.open(flows[14].clone(), 100 * KIB, 20);
+        accounts.open(flows[14].clone(), 100 * KIB, true, 20);
         assert!(!flows.iter().any(|flow| must_go(flow)));
-        accounts.open(flows[15].clone(), 100 * KIB, 20);
+        accounts.open(flows[15].clone(), 100 * KIB, true, 20);
         assert_eq!(flows.iter().filter(|flow| must_go(flow)).count(), 1);
         assert!(!must_go(&flows[0]) && !must_go(&flows[15]));
         assert_eq!(accounts.total, 1500 * KIB);
@@ -324,13 +347,55 @@ mod tests {
     fn who_holds_little_and_moves_nothing_is_not_accounted() {
         let mut accounts = accounts(1000 * KIB, 1500 * KIB);
         let flow = flow();
-        let number = accounts.open(flow.clone(), 384 * KIB, 0);
+        let number = accounts.open(flow.clone(), 384 * KIB, true, 0);
         moves(&flow, MESSAGES);
         assert_eq!(accounts.look(number, 0, 384 * KIB, 1_000), Some(384 * KIB), "it moves");
         moves(&flow, KIB);
         assert_eq!(accounts.look(number, 100 * KIB, 384 * KIB, 2_000), Some(100 * KIB));
         assert_eq!(accounts.look(number, LITTLE, 384 * KIB, 3_000), None);
         assert_eq!((accounts.total, accounts.entries.len()), (0, 0));
+    }
+
+    /// To fill buffers is no reading: who came last, and many of them, do not have those go who read all the time.
+    #[test]
+    fn readers_stay_when_many_come_who_read_little() {
+        let mut accounts = accounts(42 * 1024 * KIB, 64 * 1024 * KIB);
+        let readers: Vec<_> = (0..10).map(|_| flow()).collect();
+        let trickles: Vec<_> = (0..400).map(|_| flow()).collect();
+        let numbers: Vec<_> =
+            readers.iter().map(|flow| accounts.open(flow.clone(), 384 * KIB, false, 0)).collect();
+        let mut open: Vec<Option<u64>> = vec![None; trickles.len()];
+        for tick in 1..240_u64 {
+            let now = tick * 100;
+            for (at, reader) in readers.iter().enumerate() {
+                moves(reader, 25 * KIB);
+                if tick % 10 == at as u64 {
+                    accounts.look(numbers[at], 300 * KIB, 384 * KIB, now);
+                }
+            }
+            if tick < 40 {
+                continue;
+            }
+            for (at, trickle) in trickles.iter().enumerate() {
+                match open[at] {
+                    // It has filled its buffers by the time of the next tick.
+                    None if !must_go(trickle) => {
+                        open[at] = Some(accounts.open(trickle.clone(), 384 * KIB, false, now));
+                        moves(trickle, 384 * KIB);
+                    }
+                    Some(number) => {
+                        moves(trickle, KIB + KIB / 2);
+                        if tick % 10 == at as u64 % 10 {
+                            accounts.look(number, 300 * KIB, 384 * KIB, now);
+                        }
+                    }
+                    None => {}
+                }
+            }
+        }
+        assert_eq!(readers.iter().filter(|flow| must_go(flow)).count(), 0);
+        assert!(trickles.iter().filter(|flow| must_go(flow)).count() > 200);
+        assert!(accounts.total <= 64 * 1024 * KIB);
     }
 
     #[derive(Debug, Clone)]
@@ -369,7 +434,7 @@ mod tests {
                     Step::Wait(time) => now += time,
                     Step::Open(bytes) => {
                         let flow = flow();
-                        open.push((accounts.open(flow.clone(), bytes, now), flow));
+                        open.push((accounts.open(flow.clone(), bytes, true, now), flow));
                     }
                     Step::Close(index) => if let Some((number, _)) = at(index) {
                         accounts.close(number);
@@ -391,7 +456,7 @@ mod tests {
                     prop_assert_eq!(must_go(flow), !accounts.entries.contains_key(number));
                 }
                 if grows && accounts.total > 6000 * KIB {
-                    prop_assert!(accounts.entries.values().all(|entry| entry.burden(now) == 0));
+                    prop_assert!(accounts.entries.values().all(|entry| entry.bytes == 0));
                 }
             }
         }

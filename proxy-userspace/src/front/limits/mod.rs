@@ -203,7 +203,9 @@ impl Permit {
         let most = Most {
             open: bounds.per_source,
             rate: bounds.per_source_rate,
-            pending: bounds.pending.saturating_sub(self.limits.places.taken()),
+            connections: bounds.connections,
+            places: bounds.pending,
+            left: bounds.pending.saturating_sub(self.limits.places.taken()),
         };
         for source in Source::of(ip) {
             self.sources.push(self.limits.sources.charge(source, &most, now)?);
@@ -363,12 +365,47 @@ mod tests {
         let greedy: Vec<_> = (0..200).map_while(|_| limits.admit(&v4(1), now).ok()).collect();
         // As many as were left to others.
         assert_eq!(greedy.len(), 50);
-        let others: Vec<_> = (0..100).map(|other| limits.admit(&v4(1000 * other), now).unwrap()).collect();
+        let neighbour = limits.admit(&v4(2), now).unwrap();
+        let others: Vec<_> = (1..100).map(|other| limits.admit(&v4(1000 * other), now).unwrap()).collect();
+        let others: Vec<_> = others.into_iter().chain([neighbour]).collect();
         assert_eq!(limits.pending_now(), 100, "the silent of the first have given up theirs");
         for other in &others {
             other.voice().heard();
         }
         assert_eq!(refused(&limits, v4(1_000_000), now), Refused::Pending);
+    }
+
+    /// Who has spoken stays: on a small machine two networks that speak would have all places.
+    #[test]
+    fn networks_that_speak_leave_places_to_others() {
+        let (limits, now) = (limits(1000, 0, 0, 341), Instant::now());
+        let mut greedy = Vec::new();
+        for at in 0..2_000 {
+            // Addresses of two /24s, and /64s of a /48.
+            let all = [v4(at % 100), v4(256 + at % 100), v6(0x2001_0db8_0001_0000 + u64::from(at), 1)];
+            for client in all {
+                if let Ok(permit) = limits.admit(&client, now) {
+                    permit.voice().heard();
+                    greedy.push(permit);
+                }
+            }
+        }
+        assert!(greedy.len() > 200 && limits.pending_now() <= 341 * 6 / 7 + 3, "{}", limits.pending_now());
+        assert!(limits.admit(&v4(70_000), now).is_ok());
+    }
+
+    #[test]
+    fn no_network_has_more_than_half() {
+        let (limits, now) = (limits(2_000, 4_096, 0, 2_000), Instant::now());
+        let mut held = Vec::new();
+        for at in 0..4_000 {
+            if let Ok(mut permit) = limits.admit(&v6(0x2001_0db8_0001_0000 + at, 1), now) {
+                permit.settled();
+                held.push(permit);
+            }
+        }
+        assert_eq!(held.len(), 1_000);
+        assert!(limits.admit(&v6(0x2001_0db8_0002_0000, 1), now).is_ok());
     }
 
     #[test]

@@ -24,9 +24,13 @@ const REMEMBERED: usize = 1024;
 /// A source that was quiet may make as many connections at once as its rate gives in this time.
 const BURST: Duration = Duration::from_secs(10);
 
-/// As many in inspection or handshake each source may have, however few places are free: a carrier's address is that of
-/// many.
+/// As many in inspection or handshake one client may have, however few places are free: a carrier's address is that of
+/// many. The networks that it is in may have as many times that as they are clients, but no more than one part in so many
+/// of all places: whoever has spoken stays, so that a few networks could take all.
 const PENDING: u32 = 32;
+const PART: u32 = 4;
+/// No source has more than a half of all connections, if that is more than so many.
+const HALF: u32 = 512;
 
 /// What one client may have.
 #[derive(Debug, Clone, Copy)]
@@ -35,8 +39,27 @@ pub(super) struct Most {
     pub(super) open: Option<NonZero<u32>>,
     /// New ones each second.
     pub(super) rate: Option<NonZero<u32>>,
-    /// In inspection or handshake, [`PENDING`] at least: as many as there are places left.
-    pub(super) pending: u32,
+    /// Connections of all.
+    pub(super) connections: u32,
+    /// Places in inspection or handshake, all of them and those that are left.
+    pub(super) places: u32,
+    pub(super) left: u32,
+}
+
+impl Most {
+    /// Connections that a source may have at once.
+    fn open(&self, source: Source) -> u32 {
+        let all = (self.connections / 2).max(HALF);
+        self.open.map_or(u32::MAX, |open| open.get().saturating_mul(source.shares).min(all))
+    }
+
+    /// Those in inspection or handshake: as many as there are places left, and of a network twice as many, so that one
+    /// client does not keep its neighbours out.
+    fn pending(&self, source: Source) -> u32 {
+        let left = if source.shares == 1 { self.left } else { self.left.saturating_mul(2) };
+        let least = PENDING.saturating_mul(source.shares).min((self.places / PART).max(PENDING));
+        left.max(least)
+    }
 }
 
 /// All sources.
@@ -98,10 +121,10 @@ impl Sources {
             }
             account.clear_at = clear_at;
         }
-        if most.open.is_some_and(|most| account.open >= most.get().saturating_mul(source.shares)) {
+        if account.open >= most.open(source) {
             return Err(Refused::PerSource);
         }
-        if account.pending >= most.pending.max(PENDING.saturating_mul(source.shares)) {
+        if account.pending >= most.pending(source) {
             return Err(Refused::Pending);
         }
         if account.open == 0 {
@@ -190,7 +213,8 @@ mod tests {
     fn charge(sources: &Sources, host: u64, rate: u32, now: Instant) -> Result<SourceKey, Refused> {
         let ip = std::net::Ipv6Addr::from_bits(u128::from(host) << 64);
         let source = Source::of(ip.into()).next().unwrap();
-        sources.charge(source, &Most { open: None, rate: NonZero::new(rate), pending: u32::MAX }, now)
+        let most = Most { open: None, rate: NonZero::new(rate), connections: 0, places: 0, left: u32::MAX };
+        sources.charge(source, &most, now)
     }
 
     /// Lets it go.
