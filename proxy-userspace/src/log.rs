@@ -32,6 +32,8 @@ const RESOLVER: &str = "hickory";
 const SILENT_RESOLVER: &str = "hickory_net=off,hickory_proto=off,hickory_resolver=off";
 /// What a module's path begins with.
 const CRATE: &str = "setu";
+/// What lines are of: setu, and the libraries that write any.
+const PARTS: [&str; 8] = [CRATE, "hickory", "rustls", "tokio", "hyper", "mio", "aya", "h2"];
 /// What it was before.
 const EARLIER: &str = "proxy_userspace";
 /// Lines that may wait to be written: a burst, and a bound to what a stopped reader costs.
@@ -173,28 +175,47 @@ fn write_all(to: &mut impl Write, mut line: &[u8], when_full: WhenFull) -> io::R
 
 /// What is to be logged. Filters of versions whose lines had another target are read as they were meant. [`EnvFilter`] takes a word that is no level for a module, and then logs nothing at all.
 fn parse(text: &str) -> Result<EnvFilter, String> {
-    let text = &*text.replace(EARLIER, CRATE);
-    for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
-        let (target, level) = match directive.rsplit_once('=') {
-            Some((target, level)) => (Some(target), Some(level)),
-            None if directive.parse::<LevelFilter>().is_ok() => (None, None),
-            None => (Some(directive), None),
-        };
-        // Nothing parses as the level of errors.
-        if level.is_some_and(|level| level.trim().is_empty() || level.trim().parse::<LevelFilter>().is_err())
-            || level.is_none() && target.is_some_and(|target| !target.starts_with(CRATE))
+    let text = text.replace(EARLIER, CRATE);
+    let directives = text.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    let directives = directives.map(directive).collect::<Result<Vec<_>, _>>()?;
+    let wanted = if directives.is_empty() { DEFAULT.to_owned() } else { directives.join(",") };
+    let is_off = directives.iter().any(|directive| directive == "off");
+    // What goes wrong is told, whichever part is asked for; the later of two directives for the same holds.
+    let wanted = if is_off { wanted } else { format!("{CRATE}=error,{wanted}") };
+    Ok(if wanted.contains(RESOLVER) { EnvFilter::new(wanted) } else { quiet(&wanted) })
+}
+
+/// One directive as [`EnvFilter`] takes it: a level, a part, or a part and its level.
+fn directive(text: &str) -> Result<String, String> {
+    let level = |text: &str| {
+        let text = text.trim();
+        // Nothing at all parses as the level of errors.
+        if text.parse::<LevelFilter>().is_ok() && text.starts_with(|first: char| first.is_ascii_alphabetic())
         {
-            let wrong = level.unwrap_or(directive);
-            return Err(format!(
-                "{wrong:?} is no level; write error, warn, info, debug, trace or off, alone or as {CRATE}::module=level"
-            ));
+            return Ok(text.to_lowercase());
         }
+        Err(format!(
+            "{text:?} is no level; write error, warn, info, debug, trace or off, alone or as {CRATE}::module=level"
+        ))
+    };
+    let part = |text: &str| {
+        let text = text.trim();
+        let first = text.split("::").next().unwrap_or_default();
+        let is_path = text.chars().all(|sign| sign.is_ascii_alphanumeric() || "_:".contains(sign));
+        if is_path && PARTS.iter().any(|part| first == *part || first.starts_with(&format!("{part}_"))) {
+            return Ok(text.to_owned());
+        }
+        Err(format!(
+            "{text:?} is no part of setu; write {CRATE}, {CRATE}::module, or one of its libraries: {PARTS:?}"
+        ))
+    };
+    match text.split_once('=') {
+        Some((name, value)) => {
+            let level = level(value)?;
+            Ok(format!("{}={level}", part(name)?))
+        }
+        None => level(text).or_else(|slip| part(text).map_err(|_| slip)),
     }
-    let text = if text.trim().is_empty() { DEFAULT } else { text };
-    if text.contains(RESOLVER) {
-        return EnvFilter::try_new(text).map_err(|error| error.to_string());
-    }
-    Ok(quiet(text))
 }
 
 /// The filter of these directives, of which each is right, without what the resolver says.
@@ -226,6 +247,28 @@ mod tests {
         }
         assert!(parse("warning").unwrap_err().contains("\"warning\""));
         assert!(parse("setu=loud").unwrap_err().contains("\"loud\""));
+        for wrong in ["setup=debug", "log=info", "info;setu=debug", "setu[a=debug", "setu:=info,x=warn"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// However it is written, and whichever part is asked for, errors come through.
+    #[test]
+    fn errors_are_always_told() {
+        for (text, most) in [
+            (" info", LevelFilter::INFO),
+            ("debug\n", LevelFilter::DEBUG),
+            ("setu = debug", LevelFilter::DEBUG),
+            ("setu::upstream=warn", LevelFilter::WARN),
+            ("setu::upstream::dns=error", LevelFilter::ERROR),
+            ("tokio=off", LevelFilter::ERROR),
+            ("off", LevelFilter::OFF),
+        ] {
+            let filter = parse(text).unwrap_or_else(|slip| panic!("{text}: {slip}"));
+            assert_eq!(filter.max_level_hint(), Some(most), "{text}");
+            let is_told = filter.to_string().contains("setu=error");
+            assert!(is_told || text != "tokio=off", "{filter}");
+        }
     }
 
     /// Gives each answer in turn.

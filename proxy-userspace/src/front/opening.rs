@@ -13,7 +13,7 @@ use crate::{
             LIMIT,
             client_hello::{self, ClientHello, ServerName},
             first_bytes::{self, Chat, Protocol},
-            peek::{Bounds, More, Undecided, peek, peek_message},
+            peek::{Bounds, More, Undecided, discard, or_leave, peek, peek_message},
         },
         limits::Voice,
         tls::{self, Acceptor, Terminated},
@@ -91,31 +91,34 @@ impl Rules<'_> {
         match self.mode {
             Mode::Chat { gate: false, .. } => {
                 if self.dial == Dial::FirstByte {
-                    peek(&client, bounds, self.hearing(has_spoken)).await?;
+                    or_leave(&client, peek(&client, bounds, self.hearing(has_spoken))).await?;
                 }
                 Ok((Stream::Plain(client), Wish::Chat))
             }
             Mode::Chat { gate: true, .. } => {
-                let is_chat = peek(&client, bounds, self.hearing(is_chat)).await?;
+                let is_chat = or_leave(&client, peek(&client, bounds, self.hearing(is_chat))).await?;
                 Ok((Stream::Plain(client), if is_chat { Wish::Chat } else { Wish::Other }))
             }
             Mode::ChatTls { gate, .. } => self.terminate(client, gate).await,
-            Mode::Media { .. } => match peek_message(&client, bounds, self.hearing(hello)).await? {
-                ClientHello::NotTls { at } => {
-                    tracing::debug!(at, "not TLS");
-                    tls::refuse_plain(&mut client, deadline).await;
-                    Err(CloseReason::NotTls)
+            Mode::Media { .. } => {
+                match or_leave(&client, peek_message(&client, bounds, self.hearing(hello))).await? {
+                    ClientHello::NotTls { at } => {
+                        tracing::debug!(at, "not TLS");
+                        tls::refuse_plain(&mut client, deadline).await;
+                        Err(CloseReason::NotTls)
+                    }
+                    ClientHello::Malformed { at, what } => {
+                        tracing::debug!(at, what, "malformed ClientHello");
+                        discard(&client);
+                        Err(CloseReason::MalformedHello)
+                    }
+                    ClientHello::Found(name) => Ok((Stream::Plain(client), Wish::Media(Name::Known(name)))),
+                    ClientHello::IpLiteral => Ok((Stream::Plain(client), Wish::Media(Name::Address))),
+                    ClientHello::Absent | ClientHello::Incomplete { .. } => {
+                        Ok((Stream::Plain(client), Wish::Media(Name::Absent)))
+                    }
                 }
-                ClientHello::Malformed { at, what } => {
-                    tracing::debug!(at, what, "malformed ClientHello");
-                    Err(CloseReason::MalformedHello)
-                }
-                ClientHello::Found(name) => Ok((Stream::Plain(client), Wish::Media(Name::Known(name)))),
-                ClientHello::IpLiteral => Ok((Stream::Plain(client), Wish::Media(Name::Address))),
-                ClientHello::Absent | ClientHello::Incomplete { .. } => {
-                    Ok((Stream::Plain(client), Wish::Media(Name::Absent)))
-                }
-            },
+            }
             Mode::Auto { gate, .. } => self.tell_apart(client, bounds, gate).await,
         }
     }
@@ -128,8 +131,8 @@ impl Rules<'_> {
         gate: bool,
     ) -> Result<(Stream, Wish), CloseReason> {
         let other = if gate { Wish::Clear } else { Wish::Chat };
-        match peek(&client, bounds, self.hearing(protocol)).await {
-            Ok(Protocol::Tls) => match peek_message(&client, bounds, hello).await {
+        match or_leave(&client, peek(&client, bounds, self.hearing(protocol))).await {
+            Ok(Protocol::Tls) => match or_leave(&client, peek_message(&client, bounds, hello)).await {
                 Ok(ClientHello::Found(name)) if self.media.allows(name.as_str()) => {
                     Ok((Stream::Plain(client), Wish::Media(Name::Known(name))))
                 }

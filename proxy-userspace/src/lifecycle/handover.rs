@@ -51,6 +51,10 @@ use crate::{
 
 /// How long each side waits for the other. Starting takes a second or two, with the kernel path's self-test.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long for what is answered at once.
+const PROMPT: Duration = Duration::from_secs(5);
+/// How long a successor may take to say the secret: others wait behind it.
+const BRIEF: Duration = Duration::from_secs(1);
 /// Descriptors in one message; the kernel takes 253 (`SCM_MAX_FD`).
 const AT_ONCE: usize = 64;
 const ASK: &[u8] = b"sockets?";
@@ -85,7 +89,7 @@ impl Predecessor {
         if !user.is_root() && user != geteuid() && user.as_raw() != fs::metadata(state_dir)?.uid() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(PROMPT))?;
         // One of a version that had no secrets wants none.
         let secret = match StateDir::there(state_dir)?.read(HANDOVER_SECRET) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -177,8 +181,9 @@ fn pass(
     if !user.is_root() && user != geteuid() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    set_socket_timeout(successor, Timeout::Recv, Some(PATIENCE))?;
+    set_socket_timeout(successor, Timeout::Recv, Some(BRIEF))?;
     let message = hear(successor)?;
+    set_socket_timeout(successor, Timeout::Recv, Some(PATIENCE))?;
     if message.is_empty() {
         // It only wanted to know whether somebody is here.
         return Ok(false);
@@ -189,7 +194,7 @@ fn pass(
     let (reply, sockets) = blocking::channel();
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
     requests.send(Request::Sockets(reply)).map_err(|_| io::ErrorKind::BrokenPipe)?;
-    let all = sockets.recv_timeout(PATIENCE).map_err(gone)?;
+    let all = sockets.recv_timeout(PROMPT).map_err(gone)?;
     info!("a successor takes over");
     for bound in &all {
         for part in bound.sockets.chunks(AT_ONCE) {

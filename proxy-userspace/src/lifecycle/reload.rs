@@ -3,7 +3,7 @@
 //! Whatever can fail comes first and changes nothing; what changes cannot fail. Connections are not touched: each keeps
 //! the [`Shared`] under which it was accepted.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 use anyhow::Context as _;
 use tracing::{info, warn};
@@ -29,6 +29,10 @@ impl Server {
     /// # Errors
     /// What is wrong. Then everything is as it was.
     pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
+        // A pipe was read once, and would be waited for.
+        if let Some(file) = self.args.file().filter(|file| fs::metadata(file).is_ok_and(|is| !is.is_file())) {
+            anyhow::bail!("{}: it is no file, and cannot be read again; restart setu", file.display());
+        }
         let mut config = self.args.config()?;
         let take_restart: Vec<_> = config.takes_restart(&self.shared.config).collect();
         config.keep_until_restart(&self.shared.config);

@@ -45,6 +45,8 @@ impl StateDir {
     /// # Errors
     /// It cannot be made or opened, or is that of another user, who could give this process any key.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        // What it lies in is as any folder: its user has to get there.
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         Self::there(path)
     }
@@ -105,9 +107,9 @@ impl StateDir {
         let mut new = File::from(openat(&self.folder, &*temporary, flags, Mode::RUSR | Mode::WUSR)?);
         let written = (|| {
             new.write_all(bytes)?;
-            if geteuid().is_root() {
+            let folder = self.folder.metadata()?;
+            if geteuid().is_root() && folder.uid() != 0 {
                 // A setu that is root no longer is to read it.
-                let folder = self.folder.metadata()?;
                 fchown(&new, Some(folder.uid()), Some(folder.gid()))?;
             }
             new.sync_all()?;
@@ -226,6 +228,7 @@ mod tests {
         }
         assert_eq!(fs::metadata(path.join(CERTIFICATE)).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        assert_ne!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o001, 0, "its user gets there");
         // A folder cannot be written over.
         fs::create_dir(path.join(HANDOVER_SECRET)).unwrap();
         state.write(HANDOVER_SECRET, b"x").unwrap_err();

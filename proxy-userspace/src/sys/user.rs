@@ -93,13 +93,14 @@ fn entries(passwd: &str) -> impl Iterator<Item = User> {
         let mut fields = line.split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
         let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        Some(User { name: name.into(), uid, gid })
+        Some(User { name: name.into(), uid, gid }).filter(|user| ![user.uid, user.gid].contains(&u32::MAX))
     })
 }
 
 /// A user by its name or its number, which need not be in the file.
 fn find(passwd: &str, wanted: &str) -> Option<User> {
-    let number = wanted.parse().ok();
+    // The last number is no user's: to the kernel it means that nothing is to change (setresuid(2)).
+    let number = wanted.parse().ok().filter(|uid| *uid != u32::MAX);
     entries(passwd)
         .find(|user| user.name == wanted || Some(user.uid) == number)
         .or_else(|| number.map(|uid| User { name: wanted.into(), uid, gid: uid }))
@@ -118,6 +119,7 @@ mod tests {
         assert_eq!(find(passwd, "7"), Some(User { name: "7".into(), uid: 7, gid: 7 }));
         assert_eq!(find(passwd, "bad"), None);
         assert_eq!(find("", "setu"), None);
+        assert_eq!(find("", "4294967295"), None);
     }
 
     #[test]

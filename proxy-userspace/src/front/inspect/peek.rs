@@ -166,6 +166,27 @@ impl Drop for Threshold<'_> {
     }
 }
 
+/// What comes of a look that was the last. If that is nothing, what is unread is thrown away: a close would be an RST
+/// instead of the FIN that the silent get, and tell that setu waited for more.
+///
+/// # Errors
+/// As the look's.
+pub async fn or_leave<T>(
+    stream: &TcpStream,
+    look: impl Future<Output = Result<T, Undecided>>,
+) -> Result<T, Undecided> {
+    let outcome = look.await;
+    if outcome.is_err() {
+        discard(stream);
+    }
+    outcome
+}
+
+/// Throws away what a client has sent, so that the close is a FIN.
+pub(crate) fn discard(stream: &TcpStream) {
+    sys::discard(stream.as_fd(), LIMIT);
+}
+
 /// Takes out bytes that were looked at: a PROXY header, which is not the client's.
 ///
 /// A segment that held more is left partly read, and a socket must not enter a sockhash so: the kernel would send the

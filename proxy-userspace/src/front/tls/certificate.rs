@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    fmt, fs, io,
+    fmt,
+    fs::{self, OpenOptions},
+    io::{self, Read as _},
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -39,6 +41,9 @@ const RENEW: Duration = Duration::from_secs(30 * 86_400);
 /// The beginning of 2026, in seconds since 1970: a clock that shows less is not set yet, as that of a small machine without
 /// a battery, and no certificate is given up for it.
 const UNSET: Duration = Duration::from_secs(1_767_225_600);
+
+/// Bytes of a file, at most: many times what any chain has.
+const MOST: u64 = 1 << 20;
 
 /// What some editors put before a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -231,7 +236,7 @@ fn read(chain: &Path, key: &Path, source: Source) -> Result<Certificate, Certifi
     let bytes = |path: &Path| {
         let bytes = match &source {
             Source::Own(file) => read_own(file),
-            _ => fs::read(path),
+            _ => read_file(path),
         };
         bytes.map_err(|error| CertificateError::Unreadable {
             path: path.into(),
@@ -244,6 +249,17 @@ fn read(chain: &Path, key: &Path, source: Source) -> Result<Certificate, Certifi
         })
     };
     parse(&bytes(chain)?, &bytes(key)?, chain, key, source)
+}
+
+/// Reads an operator's file, which must be one: what is a pipe would be waited for, and with it all that this thread does.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MOST).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Reads what setu has kept.

@@ -18,7 +18,7 @@ use crate::{
     account::{CloseReason, Side},
     front::inspect::{
         client_hello::{self, ClientHello, LIMIT},
-        peek::{Bounds, More, Undecided, peek_message},
+        peek::{Bounds, More, Undecided, discard, peek_message},
     },
 };
 
@@ -139,7 +139,10 @@ async fn offer(stream: &TcpStream, deadline: Instant, heard: impl Fn()) -> Resul
     });
     match offer.await {
         Ok(offer) => Ok(offer),
-        Err(Undecided::TimedOut) => Err(TlsFailure::TimedOut),
+        Err(Undecided::TimedOut) => {
+            discard(stream);
+            Err(TlsFailure::TimedOut)
+        }
         Err(Undecided::Io(error)) => Err(TlsFailure::ClientGone(error)),
         Err(Undecided::Ended { .. }) => Ok(Offer::Other),
         Err(Undecided::TooLong) => Ok(Offer::TooLong),

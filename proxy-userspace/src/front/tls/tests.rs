@@ -148,6 +148,24 @@ fn errors_name_the_file_and_the_fix() {
     assert!(matches!(renew(&files.settings), Err(CertificateError::Operators(_))));
 }
 
+/// Nobody may write into a pipe, and what never ends is no certificate.
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    let files = Files::new();
+    let path = files.directory.path().join("cert.pem");
+    fs::remove_file(&path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let error = Acceptor::new(files.settings.clone()).unwrap_err().to_string();
+    assert!(error.contains("cert.pem: cannot be read: it is no file"), "{error}");
+    for other in [std::path::Path::new("/dev/zero"), files.directory.path()] {
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(other, &path).unwrap();
+        let error = Acceptor::new(files.settings.clone()).unwrap_err().to_string();
+        assert!(error.contains("it is no file"), "{error}");
+    }
+}
+
 #[test]
 fn a_locked_key_is_called_so_and_a_byte_order_mark_does_not_matter() {
     let files = Files::new();
