@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    config::{ConfigError, FileArgs, RunArgs},
-    front::tls::TlsSettings,
+    config::{Config, ConfigError, FileArgs, RunArgs},
     lifecycle::ServeArgs,
     operator::{
         reload::ReloadArgs,
@@ -94,12 +93,12 @@ pub struct ShareArgs {
 }
 
 impl CertArgs {
-    /// The certificate that these arguments are about.
+    /// The configuration whose certificate it is.
     ///
     /// # Errors
     /// What is wrong in the file.
-    pub fn settings(&self) -> Result<TlsSettings, ConfigError> {
-        Ok(TlsSettings::from(&self.file.load()?.tls))
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        self.file.load()
     }
 }
 

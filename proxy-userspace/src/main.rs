@@ -9,7 +9,7 @@ use clap::Parser as _;
 use setu::{
     cli::{CertCommand, Cli, Command},
     config::ConfigError,
-    front::tls::{self, CertificateError},
+    front::tls::{self, CertificateError, TlsSettings},
     lifecycle::{self, privilege::PrivilegeError},
     log,
     operator::{check, doctor, reload, status},
@@ -66,7 +66,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Cert(args) => {
-            let settings = args.settings()?;
+            let config = args.config()?;
+            let settings = TlsSettings::from(&config.tls);
+            if matches!(args.command, CertCommand::New) {
+                // As `run` would: what is refused there is not written into here.
+                lifecycle::privilege::refuse_shared(&config)?;
+            }
             let description = match args.command {
                 CertCommand::Show => tls::show(&settings),
                 CertCommand::New => tls::renew(&settings),

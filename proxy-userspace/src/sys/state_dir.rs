@@ -8,7 +8,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -29,6 +29,8 @@ pub(crate) const HANDOVER_SECRET: &str = "handover.secret";
 const LOST_AND_FOUND: &str = "lost+found";
 /// Bytes of a file of setu's, at most.
 const MOST: u64 = 1 << 20;
+/// Links on the way to the folder, at most (path_resolution(7)).
+const LINKS: u32 = 40;
 /// Others than the owner and the group may write.
 const OTHERS_WRITE: u32 = 0o002;
 
@@ -152,11 +154,14 @@ impl StateDir {
     }
 }
 
-/// Why a folder is not one to give to a user, as far as it is there: it is shared with others.
+/// Why a folder is not one to give to a user, as far as it is there: it is shared with others, or others say where it is.
 ///
 /// # Errors
 /// It cannot be looked at.
 pub(crate) fn why_not_given(path: &Path, user: &User) -> io::Result<Option<String>> {
+    if let Some(link) = foreign_link(path, LINKS)? {
+        return Ok(Some(format!("is behind the link {}, which is not root's", link.display())));
+    }
     let metadata = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         metadata => metadata?,
@@ -175,6 +180,29 @@ pub(crate) fn why_not_given(path: &Path, user: &User) -> io::Result<Option<Strin
         if !is_own(&name) {
             return Ok(Some(format!("has {name:?} in it, which is not setu's")));
         }
+    }
+    Ok(None)
+}
+
+/// A link on the way to a folder that another than root, or who this is, can point elsewhere. At most so many are followed.
+fn foreign_link(path: &Path, most: u32) -> io::Result<Option<PathBuf>> {
+    let path = std::path::absolute(path)?;
+    let mut way = PathBuf::new();
+    let mut parts = path.components();
+    while let Some(part) = parts.next() {
+        way.push(part);
+        // What is not there yet is made by root.
+        let Ok(is) = fs::symlink_metadata(&way) else { return Ok(None) };
+        if !is.is_symlink() {
+            continue;
+        }
+        if ![0, geteuid().as_raw()].contains(&is.uid()) {
+            return Ok(Some(way));
+        }
+        let most = most.checked_sub(1).ok_or(Errno::LOOP)?;
+        let target = fs::read_link(&way)?;
+        way.pop();
+        return foreign_link(&way.join(target).join(parts.as_path()), most);
     }
     Ok(None)
 }
@@ -294,6 +322,29 @@ mod tests {
         assert_eq!(why(54_321).unwrap(), "can be written by everybody");
         assert_eq!(why_not_given(&path.join("none"), &user(1)).unwrap(), None);
         assert_eq!(why_not_given(&path.join("passwd"), &user(1)).unwrap().unwrap(), "is no folder");
+    }
+
+    #[test]
+    fn a_folder_behind_anothers_link_is_not_given() {
+        if !is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (roots, link) = (folder.path().join("roots"), folder.path().join("link"));
+        fs::create_dir(&roots).unwrap();
+        symlink(&roots, &link).unwrap();
+        assert_eq!(why_not_given(&link.join("state"), &user(54_321)).unwrap(), None, "root's");
+        std::os::unix::fs::lchown(&link, Some(54_321), None).unwrap();
+        for path in [&link, &link.join("state")] {
+            let why = why_not_given(path, &user(54_321)).unwrap().unwrap();
+            assert!(why.contains("behind the link") && why.contains("not root's"), "{why}");
+        }
+        assert_eq!(why_not_given(&roots, &user(54_321)).unwrap(), None);
+        // Behind one of root's as well.
+        symlink(&link, folder.path().join("first")).unwrap();
+        assert!(why_not_given(&folder.path().join("first/state"), &user(54_321)).unwrap().is_some());
+        symlink(folder.path().join("loop"), folder.path().join("loop")).unwrap();
+        why_not_given(&folder.path().join("loop"), &user(54_321)).unwrap_err();
     }
 
     #[test]

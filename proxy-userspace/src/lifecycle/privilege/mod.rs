@@ -57,11 +57,21 @@ pub(crate) fn user(config: &Config) -> Result<Option<User>, PrivilegeError> {
     Ok(user)
 }
 
+/// Refuses a state directory that setu would not start with.
+///
+/// # Errors
+/// As at the start.
+pub fn refuse_shared(config: &Config) -> Result<(), PrivilegeError> {
+    user(config).map(drop)
+}
+
 /// Gives the state directory to the user that setu becomes, before anything of its own is read or written there.
 pub(crate) fn give_state(config: &Config, user: Option<&User>) {
     let path = &config.tls.state_dir;
     let given = user.map_or(Ok(()), |user| StateDir::open(path)?.give(user));
-    if let Err(error) = given {
+    // In a container root may not even look into what is its user's, and has written nothing there.
+    let has_it = user.is_some_and(|user| state_dir::owner(path) == Some(user.uid));
+    if let Err(error) = given.or_else(|error| if has_it { Ok(()) } else { Err(error) }) {
         warn!(state_dir = %path.display(), %error, "setu's user will not be able to write there");
     }
 }
