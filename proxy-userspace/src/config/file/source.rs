@@ -143,7 +143,17 @@ impl Source<'_> {
         let mut bind: Vec<SocketAddr> = Vec::new();
         for text in raw.get_ref() {
             let address = self.read(key, text, schema::BIND, |text| {
-                text.parse().map_err(|_| "is no address with a port")
+                let address: SocketAddr = text.parse().map_err(|_| "is no address with a port")?;
+                match address {
+                    SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => {
+                        Err("is of one link only, and needs its number, as in [fe80::1%2]:443 (`ip link`)")
+                    }
+                    // The IPv4 address that is mapped: IPv6 sockets of setu take no IPv4.
+                    address if address.ip().to_canonical().is_ipv4() => {
+                        Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
+                    }
+                    address => Ok(address),
+                }
             })?;
             if let Some(other) = taken.iter().chain(&bind).find(|other| overlap(**other, address)) {
                 let problem = format!("{address} is bound already, by {other}");

@@ -73,7 +73,7 @@ pub enum CertificateError {
         path: PathBuf,
     },
     /// The file is not PEM, or what it is for is not in it.
-    #[error("{}: no {what} in it: {problem}; it must be PEM, with a line -----BEGIN {line}-----", .path.display())]
+    #[error("{}: no {what} in it: {problem}; it must be PEM, with a line -----BEGIN {line}-----{found}", .path.display())]
     NotPem {
         /// The file.
         path: PathBuf,
@@ -83,6 +83,8 @@ pub enum CertificateError {
         problem: pem::Error,
         /// What to look for.
         line: &'static str,
+        /// What is there, if that is known.
+        found: &'static str,
     },
     /// The certificate cannot be understood.
     #[error("{}: not an X.509 certificate: {problem}; replace it", .path.display())]
@@ -262,6 +264,33 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What is in a file in place of what should be, and what to do about it.
+fn found(bytes: &[u8]) -> &'static str {
+    const KINDS: [(&[u8], &str); 7] = [
+        (b"-----BEGIN OPENSSH PRIVATE KEY", ". It has a key of OpenSSH: ssh-keygen -p -m PEM -f FILE"),
+        (
+            b"CERTIFICATE REQUEST-----",
+            ". It has a certificate request: take the certificate that was made of it",
+        ),
+        (b"-----BEGIN TRUSTED CERTIFICATE", ". It has openssl's own form: openssl x509 -in FILE -out NEW"),
+        (b"-----BEGIN PUBLIC KEY", ". It has a public key"),
+        (b"PRIVATE KEY-----", ". It has a private key: are tls.certificate and tls.key swapped?"),
+        (b"-----BEGIN CERTIFICATE", ". It has a certificate: are tls.certificate and tls.key swapped?"),
+        (b"-----BEGIN", ""),
+    ];
+    match bytes {
+        [] => return ". It is empty",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return ". It is UTF-16: save it as plain text",
+        [0x30, 0x80..=0xff, ..] => {
+            return ". It is binary: openssl x509 (or pkey) -inform der -in FILE -out NEW, or for PKCS #12 openssl pkcs12 \
+                    -nodes -in FILE -out NEW";
+        }
+        _ => {}
+    }
+    let has = |sign: &[u8]| bytes.windows(sign.len()).any(|part| part == sign);
+    KINDS.into_iter().find(|(sign, _)| has(sign)).map_or("", |(_, what)| what)
+}
+
 /// Reads what setu has kept.
 fn read_own(file: &Path) -> io::Result<Vec<u8>> {
     StateDir::there(file.parent().ok_or(io::ErrorKind::NotFound)?)?.read(CERTIFICATE)
@@ -279,12 +308,14 @@ fn parse(
         what: "certificate",
         problem,
         line: "CERTIFICATE",
+        found: found(chain_pem),
     };
     let no_key = |problem| CertificateError::NotPem {
         path: key.into(),
         what: "private key",
         problem,
         line: "PRIVATE KEY",
+        found: found(key_pem),
     };
     let [chain_pem, key_pem] =
         [chain_pem, key_pem].map(|pem| pem.strip_prefix(BYTE_ORDER_MARK).unwrap_or(pem));

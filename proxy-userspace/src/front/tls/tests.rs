@@ -148,6 +148,43 @@ fn errors_name_the_file_and_the_fix() {
     assert!(matches!(renew(&files.settings), Err(CertificateError::Operators(_))));
 }
 
+#[test]
+fn what_is_there_instead_is_named() {
+    let files = Files::new();
+    let both = fs::read_to_string(files.directory.path().join("cert.pem")).unwrap();
+    let (key, certificate) = both.split_at(both.find("-----BEGIN CERTIFICATE").unwrap());
+    for (file, text, named) in [
+        (
+            "key.pem",
+            "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n",
+            "ssh-keygen",
+        ),
+        (
+            "cert.pem",
+            "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
+            "a request",
+        ),
+        (
+            "cert.pem",
+            "-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n",
+            "openssl x509",
+        ),
+        ("key.pem", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "a public key"),
+        ("cert.pem", key, "swapped"),
+        ("key.pem", certificate, "swapped"),
+        ("cert.pem", "", "It is empty"),
+    ] {
+        files.write("cert.pem", certificate);
+        files.write("key.pem", key);
+        files.write(file, text);
+        let error = Acceptor::new(files.settings.clone()).unwrap_err().to_string();
+        let named = named.replace("a request", "a certificate request");
+        assert!(error.contains(file) && error.contains(&named), "{named}: {error}");
+    }
+    fs::write(files.directory.path().join("cert.pem"), [0x30, 0x82, 1, 2]).unwrap();
+    assert!(Acceptor::new(files.settings.clone()).unwrap_err().to_string().contains("It is binary"));
+}
+
 /// Nobody may write into a pipe, and what never ends is no certificate.
 #[test]
 fn what_is_no_file_is_not_waited_for() {
