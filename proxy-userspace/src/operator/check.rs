@@ -1,17 +1,10 @@
 //! `setu check`: the effective configuration, and what this machine can do for it.
 
-use std::{
-    fmt::Write as _,
-    fs, io,
-    net::SocketAddr,
-    num::NonZero,
-    path::{Path, PathBuf},
-    thread,
-    time::SystemTime,
-};
+use std::{fmt::Write as _, fs, io, net::SocketAddr, num::NonZero, path::Path, thread, time::SystemTime};
 
 use procfs::process::Process;
 
+use super::running::Running;
 use crate::{
     config::{Config, PathChoice},
     front::{
@@ -131,28 +124,7 @@ fn passed(lines: &mut Lines, address: SocketAddr, file: Option<&Path>) {
 
 /// Whether a process is a setu that was started with this file, or as this check without any.
 fn serves(holder: &Holder, file: Option<&Path>) -> bool {
-    let arguments = || {
-        let process = Process::new(holder.pid).ok()?;
-        Some((process.cmdline().ok()?, process.cwd().ok()))
-    };
-    let Some((arguments, folder)) = arguments() else { return false };
-    let own = Process::myself().and_then(|process| process.stat());
-    let is_namesake = own.is_ok_and(|own| own.comm == holder.name);
-    let is_run = arguments.iter().any(|argument| argument == "run");
-    let mut after = arguments.iter().skip_while(|argument| !argument.starts_with("--config"));
-    let theirs = after.next().and_then(|argument| match argument.split_once('=') {
-        Some((_, file)) => Some(PathBuf::from(file)),
-        None => after.next().map(PathBuf::from),
-    });
-    let theirs = theirs.map(|theirs| folder.unwrap_or_default().join(theirs));
-    let real = |file: &Path| file.canonicalize().ok();
-    is_namesake
-        && is_run
-        && match (theirs, file) {
-            (None, None) => true,
-            (Some(theirs), Some(file)) => real(&theirs).is_some_and(|theirs| Some(theirs) == real(file)),
-            _ => false,
-        }
+    Running::look(holder.pid).is_some_and(|process| process.is_setu() && process.has(file))
 }
 
 /// Whom setu becomes, and whether that user may have the state directory.
