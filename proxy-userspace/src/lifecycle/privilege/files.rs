@@ -10,7 +10,7 @@ use landlock::{
     RulesetStatus, Scope, path_beneath_rules,
 };
 
-use crate::{config::Config, sys};
+use crate::{config::Config, sys::sandbox};
 
 /// What is denied unless a rule allows it, as far as the kernel knows of it. Later versions are about the sockets of
 /// services such as systemd's, which setu does talk to.
@@ -57,8 +57,7 @@ pub(super) fn restrict(readable: &[PathBuf], state_dir: &Path) -> Result<(), Str
 fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus, RulesetError> {
     let named = readable.iter().map(PathBuf::as_path).chain([Path::new(RESOLV_CONF)]);
     let folders: Vec<_> = named.flat_map(folders).chain(READABLE.map(PathBuf::from)).collect();
-    let real = |folder: &Path| folder.canonicalize().ok();
-    let allowed = folders.iter().map(PathBuf::as_path).chain([state_dir]).filter_map(real).collect();
+    let allowed = folders.iter().map(PathBuf::as_path).chain([state_dir]).filter_map(sandbox::place).collect();
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = read
         | AccessFs::WriteFile
@@ -74,7 +73,7 @@ fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus,
         .add_rules(path_beneath_rules([state_dir], write))?
         .restrict_self()?;
     if status.ruleset != RulesetStatus::NotEnforced {
-        sys::sandbox::confined_to(allowed);
+        sandbox::confined_to(allowed);
     }
     Ok(status.ruleset)
 }
