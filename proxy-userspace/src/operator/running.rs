@@ -7,7 +7,7 @@ use std::{
 };
 
 use procfs::{
-    net::TcpState,
+    net::{TcpNetEntry, TcpState},
     process::{self, FDTarget, Process},
 };
 use rustix::process::geteuid;
@@ -23,6 +23,7 @@ pub(super) struct Running {
     arguments: Vec<String>,
     /// `None` when this process may not see it.
     folder: Option<PathBuf>,
+    pub(super) user: Option<u32>,
 }
 
 impl Running {
@@ -44,6 +45,7 @@ impl Running {
             name: process.stat().ok()?.comm,
             arguments: process.cmdline().unwrap_or_default(),
             folder: process.cwd().ok(),
+            user: process.status().ok().map(|status| status.euid),
         })
     }
 
@@ -70,35 +72,42 @@ impl Running {
     }
 }
 
-/// Where a process listens. Where its descriptors cannot be seen, but those of this process's user: in the packaged unit a
-/// process of setu's may not look at another.
-pub(super) fn listens(pid: i32) -> BTreeSet<SocketAddr> {
-    let sockets = || {
-        let descriptors = Process::new(pid).ok()?.fd().ok()?;
-        let inodes = descriptors.flatten().filter_map(|descriptor| match descriptor.target {
-            FDTarget::Socket(inode) => Some(inode),
-            _ => None,
-        });
-        Some(inodes.collect::<BTreeSet<_>>())
-    };
-    let (sockets, user) = (sockets(), geteuid().as_raw());
-    let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
-    let listening = entries.filter(|entry| entry.state == TcpState::Listen);
-    let own = listening.filter(|entry| match &sockets {
-        Some(sockets) => sockets.contains(&entry.inode),
-        None => entry.uid == user,
+/// Where a process listens, if this one may see that.
+pub(super) fn listens(pid: i32) -> Option<BTreeSet<SocketAddr>> {
+    let descriptors = Process::new(pid).ok()?.fd().ok()?;
+    let inodes = descriptors.flatten().filter_map(|descriptor| match descriptor.target {
+        FDTarget::Socket(inode) => Some(inode),
+        _ => None,
     });
-    own.map(|entry| entry.local_address).collect()
+    let inodes: BTreeSet<_> = inodes.collect();
+    Some(listening(|entry| inodes.contains(&entry.inode)))
 }
 
-/// Where a setu may have its admin endpoint that was started with another `admin.bind`: where it listens for no clients.
+fn listening(is_wanted: impl Fn(&TcpNetEntry) -> bool) -> BTreeSet<SocketAddr> {
+    let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
+    let wanted = entries.filter(|entry| entry.state == TcpState::Listen && is_wanted(entry));
+    wanted.map(|entry| entry.local_address).collect()
+}
+
+/// Where a setu may have its admin endpoint that was started with another `admin.bind`: where it listens for no clients, or
+/// what has its user does: in the packaged unit a process of setu's may not look at another.
 pub(super) fn doors(pid: i32, config: &Config) -> impl Iterator<Item = SocketAddr> + use<> {
     let clients: BTreeSet<_> =
         config.listeners.iter().flat_map(|listener| listener.bind.iter().copied()).collect();
-    let mut doors: Vec<_> = listens(pid).into_iter().filter(|address| !clients.contains(address)).collect();
+    let user = geteuid().as_raw();
+    let all = listens(pid).unwrap_or_else(|| listening(|entry| entry.uid == user));
+    let mut doors: Vec<_> = all.into_iter().filter(|address| !clients.contains(address)).collect();
     // By default it is there.
     doors.sort_by_key(|address| !address.ip().is_loopback());
     doors.into_iter()
+}
+
+/// The setu that serves what this configuration says, and where it listens.
+pub(super) fn serving(config: &Config, file: Option<&Path>) -> Option<(Running, BTreeSet<SocketAddr>)> {
+    let wanted: Vec<_> = config.listeners.iter().flat_map(|listener| &listener.bind).collect();
+    let with_listens = |running: Running| listens(running.pid).map(|listens| (running, listens));
+    let all = Running::with(file).into_iter().filter_map(with_listens);
+    all.into_iter().find(|(_, listens)| wanted.iter().any(|address| listens.contains(address)))
 }
 
 /// What the setu says whose admin endpoint is at an address.

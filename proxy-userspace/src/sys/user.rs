@@ -1,6 +1,12 @@
 //! Whom root becomes.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use procfs::process::{self, Process};
 use rustix::{
@@ -73,6 +79,20 @@ impl User {
         set_thread_groups(&groups)?;
         set_thread_res_gid(gid, gid, gid)?;
         Ok(set_thread_res_uid(uid, uid, uid)?)
+    }
+
+    /// Which of these files it has no right to read. None where this process cannot find out, by becoming this user for a
+    /// moment.
+    pub(crate) fn cannot_read(&self, files: &[PathBuf]) -> Vec<PathBuf> {
+        let is_refused = |file: &&PathBuf| {
+            // A pipe would be waited for.
+            let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file);
+            opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        };
+        let look = || self.assume().map(|()| files.iter().filter(is_refused).cloned().collect());
+        // A thread of its own: each has its user.
+        let refused = thread::scope(|scope| scope.spawn(look).join());
+        refused.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 

@@ -30,6 +30,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
+    operator::check,
     sys::{
         state_dir::{self, StateDir},
         user::User,
@@ -96,7 +97,7 @@ fn alone() -> Result<(), PrivilegeError> {
 
 /// As [`drop_all`], for the calling thread.
 fn restrict(config: &Config, file: Option<&Path>, user: Option<&User>) -> Result<(), PrivilegeError> {
-    let readable = files::named(config, file);
+    let readable = check::named(config, file);
     // Needs CAP_SETPCAP, which goes with the user.
     bound_capabilities();
     let name = match user {
