@@ -3,7 +3,7 @@
 //! Whatever can fail comes first and changes nothing; what changes cannot fail. Connections are not touched: each keeps
 //! the [`Shared`] under which it was accepted.
 
-use std::{fs, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use tracing::{info, warn};
@@ -13,13 +13,14 @@ use super::{
     service,
 };
 use crate::{
-    config::Config,
+    config::{Config, ConfigError},
     front::{
         listener::{self, BindError, Bound},
         tls::TlsSettings,
     },
     relay::holdings,
     serve::shared::Shared,
+    sys::sandbox,
     upstream::Upstreams,
 };
 
@@ -33,7 +34,7 @@ impl Server {
         if let Some(file) = self.args.file().filter(|file| fs::metadata(file).is_ok_and(|is| !is.is_file())) {
             anyhow::bail!("{}: it is no file, and cannot be read again; restart setu", file.display());
         }
-        let mut config = self.args.config()?;
+        let mut config = self.args.config().map_err(|error| unreadable(error, self.args.file()))?;
         let take_restart: Vec<_> = config.takes_restart(&self.shared.config).collect();
         config.keep_until_restart(&self.shared.config);
         let bound = listener::bind_all(&config, self.workers.len(), &self.bound)
@@ -88,6 +89,17 @@ impl Server {
         self.serve(shares).await;
         self.bound = bound;
         Ok(())
+    }
+}
+
+/// Why the file cannot be read: it may lie, or be a link to, where the sandbox does not reach.
+fn unreadable(error: ConfigError, file: Option<&Path>) -> anyhow::Error {
+    let is_barred = |file: &Path| fs::File::open(file).is_err_and(|error| sandbox::is_to_blame(file, &error));
+    match error {
+        ConfigError::Unreadable { place, error } if file.is_some_and(is_barred) => {
+            anyhow::anyhow!("{place}: cannot be read: {error}; {}", sandbox::REMEDY)
+        }
+        error => error.into(),
     }
 }
 

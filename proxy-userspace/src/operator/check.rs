@@ -1,9 +1,10 @@
 //! `setu check`: the effective configuration, and what this machine can do for it.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZero,
     path::{Path, PathBuf},
     thread,
@@ -11,7 +12,9 @@ use std::{
 };
 
 use procfs::process::Process;
+use tokio::runtime;
 
+use super::running::{self, Running, listens};
 use crate::{
     config::{Config, PathChoice},
     front::{
@@ -24,6 +27,7 @@ use crate::{
         ports,
     },
     sys::{
+        sandbox,
         state_dir::{self, StateDir},
         user::User,
     },
@@ -77,6 +81,7 @@ pub fn report(config: &Config, file: Option<&Path>) -> Report {
     if config.ends_tls() {
         certificate(&mut lines, config);
     }
+    reload(&mut lines, config, file);
     let mut text = format!("# The effective configuration\n{config}\n# This machine\n");
     for (verdict, what) in &lines.0 {
         let verdict = match verdict {
@@ -100,12 +105,7 @@ fn addresses(lines: &mut Lines, config: &Config, file: Option<&Path>) {
     for obstacle in obstacles {
         match &obstacle {
             BindError::InUse { address, holder: Some(holder), .. } if serves(holder, file) => {
-                let Holder { name, pid } = holder;
-                lines.fine(&format!(
-                    "port {} of {} is served by {name} (pid {pid}), which runs with this configuration",
-                    address.port(),
-                    address.ip()
-                ));
+                served(lines, *address, holder, "served by");
             }
             BindError::InUse { address, holder: Some(Holder { name, pid: 1 }), .. } if name == "systemd" => {
                 passed(lines, *address, file);
@@ -119,9 +119,7 @@ fn addresses(lines: &mut Lines, config: &Config, file: Option<&Path>) {
 fn passed(lines: &mut Lines, address: SocketAddr, file: Option<&Path>) {
     let (port, ip) = (address.port(), address.ip());
     match listener::holders(address).into_iter().find(|holder| serves(holder, file)) {
-        Some(Holder { name, pid }) => lines.fine(&format!(
-            "port {port} of {ip} is passed by systemd to {name} (pid {pid}), which runs with this configuration"
-        )),
+        Some(holder) => served(lines, address, &holder, "passed by systemd to"),
         None => lines.note(&format!(
             "port {port} of {ip} is held by systemd (pid 1), for a socket unit: that is fine if it passes it to setu, as \
              setu.socket does; if it is for another service, stop that. `systemctl list-sockets` tells"
@@ -129,30 +127,32 @@ fn passed(lines: &mut Lines, address: SocketAddr, file: Option<&Path>) {
     }
 }
 
+/// An address in the hands of the setu that runs with this configuration, or which that is in its own way to.
+fn served(lines: &mut Lines, address: SocketAddr, holder: &Holder, how: &str) {
+    let Holder { name, pid } = holder;
+    let (port, ip) = (address.port(), address.ip());
+    let whose = format!("{name} (pid {pid}), which runs with this configuration");
+    if listens(*pid).is_none_or(|listens| has(&listens, address)) {
+        lines.fine(&format!("port {port} of {ip} is {how} {whose}"));
+    } else {
+        lines.note(&format!(
+            "port {port} is that of {whose}, but not of {ip}: a change between one address and all of them takes a restart"
+        ));
+    }
+}
+
+/// Whether an address is one of those at which a setu listens.
+fn has(listens: &BTreeSet<SocketAddr>, wanted: SocketAddr) -> bool {
+    // A socket that was passed may be for both families; setu's own never are.
+    let of_both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, wanted.port()));
+    let has_own = || listens.iter().any(|address| address.is_ipv4() && address.port() == wanted.port());
+    listens.contains(&wanted)
+        || (wanted.ip() == Ipv4Addr::UNSPECIFIED && listens.contains(&of_both) && !has_own())
+}
+
 /// Whether a process is a setu that was started with this file, or as this check without any.
 fn serves(holder: &Holder, file: Option<&Path>) -> bool {
-    let arguments = || {
-        let process = Process::new(holder.pid).ok()?;
-        Some((process.cmdline().ok()?, process.cwd().ok()))
-    };
-    let Some((arguments, folder)) = arguments() else { return false };
-    let own = Process::myself().and_then(|process| process.stat());
-    let is_namesake = own.is_ok_and(|own| own.comm == holder.name);
-    let is_run = arguments.iter().any(|argument| argument == "run");
-    let mut after = arguments.iter().skip_while(|argument| !argument.starts_with("--config"));
-    let theirs = after.next().and_then(|argument| match argument.split_once('=') {
-        Some((_, file)) => Some(PathBuf::from(file)),
-        None => after.next().map(PathBuf::from),
-    });
-    let theirs = theirs.map(|theirs| folder.unwrap_or_default().join(theirs));
-    let real = |file: &Path| file.canonicalize().ok();
-    is_namesake
-        && is_run
-        && match (theirs, file) {
-            (None, None) => true,
-            (Some(theirs), Some(file)) => real(&theirs).is_some_and(|theirs| Some(theirs) == real(file)),
-            _ => false,
-        }
+    Running::look(holder.pid).is_some_and(|process| process.is_setu() && process.has(file))
 }
 
 /// Whom setu becomes, and whether that user may have the state directory.
@@ -200,6 +200,63 @@ fn certificate(lines: &mut Lines, config: &Config) {
         }
         Err(error) => lines.note(&format!("setu will make another TLS certificate: {error}")),
     }
+}
+
+/// What keeps a setu that runs from taking this configuration up, as far as that is seen from here: it has given up its
+/// rights, and reads what its user and its sandbox let it. A start takes no notice of these.
+fn reload(lines: &mut Lines, config: &Config, file: Option<&Path>) {
+    let (named, serving) = (named(config, file), running::serving(config, file));
+    // A unit may have made it another user.
+    let user = serving.as_ref().and_then(|(running, _)| running.user).map(|user| user.to_string());
+    let user =
+        User::wanted(user.as_deref().or(config.user.as_deref()), state_dir::owner(&config.tls.state_dir));
+    for (path, name) in user.ok().flatten().iter().flat_map(|user| {
+        let refused = user.cannot_read(&named).into_iter();
+        refused.map(|path| (path, user.name.clone()))
+    }) {
+        lines.note(&format!(
+            "{}: setu's user {name} cannot read it: a reload will fail; let that user read it",
+            path.display()
+        ));
+    }
+    let Some((Running { pid, name, .. }, listens)) = serving else { return };
+    let privileged = first_unprivileged();
+    let all = config.listeners.iter().flat_map(|listener| &listener.bind);
+    for address in all.filter(|address| (1..privileged).contains(&address.port())) {
+        // One in its own way is told of already.
+        if !listens.iter().any(|held| listener::in_the_way(*held, *address)) {
+            lines.note(&format!(
+                "port {} of {}: {name} (pid {pid}), which runs with this configuration, has given up the right to bind it: \
+                 restart setu to take it up",
+                address.port(),
+                address.ip()
+            ));
+        }
+    }
+    let ask = |at| running::ask(at, &runtime::Builder::new_current_thread().enable_all().build().ok()?);
+    let status = config.admin.iter().find(|at| listens.contains(at)).and_then(|at| ask(*at));
+    for path in &named {
+        let places = status.as_ref().and_then(|status| status.sandbox.as_deref());
+        if places.is_some_and(|places| sandbox::is_within(path, places).is_ok_and(|is_within| !is_within)) {
+            lines.note(&format!(
+                "{} lies outside of what {name} (pid {pid}) may read, which runs with this configuration: restart setu to \
+                 take it up",
+                path.display()
+            ));
+        }
+    }
+}
+
+/// The files that a reload reads, the configuration's own included.
+pub(crate) fn named(config: &Config, file: Option<&Path>) -> Vec<PathBuf> {
+    let certificate = config.tls.files.iter().flat_map(|files| [&files.certificate, &files.key]);
+    certificate.map(PathBuf::from).chain(file.map(PathBuf::from)).collect()
+}
+
+/// The first port that everybody may bind (ip-sysctl).
+fn first_unprivileged() -> u16 {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
 }
 
 /// What this machine can do for setu; whether its addresses are free is another matter.

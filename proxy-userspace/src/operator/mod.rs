@@ -4,6 +4,7 @@ pub mod admin;
 pub mod check;
 pub mod doctor;
 pub mod reload;
+mod running;
 pub mod share;
 pub mod status;
 mod text;

@@ -1,9 +1,19 @@
 //! Whom root becomes.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use procfs::process::{self, Process};
-use rustix::process::geteuid;
+use rustix::{
+    fs::{Gid, Uid},
+    process::geteuid,
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
 use thiserror::Error;
 
 use super::process::random;
@@ -56,6 +66,50 @@ impl User {
         };
         Ok((user.uid != geteuid().as_raw()).then_some(user))
     }
+
+    /// Makes the calling thread one of this user, with its groups, as initgroups(3) does.
+    ///
+    /// # Errors
+    /// This thread may not.
+    pub(crate) fn assume(&self) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        let groups = groups(&fs::read_to_string("/etc/group").unwrap_or_default(), self);
+        let groups: Vec<_> = groups.into_iter().map(Gid::from_raw).collect();
+        // The groups first: they need the privilege that goes with the user.
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(gid, gid, gid)?;
+        Ok(set_thread_res_uid(uid, uid, uid)?)
+    }
+
+    /// Which of these files it has no right to read. None where this process cannot find out, by becoming this user for a
+    /// moment.
+    pub(crate) fn cannot_read(&self, files: &[PathBuf]) -> Vec<PathBuf> {
+        let is_refused = |file: &&PathBuf| {
+            // A pipe would be waited for.
+            let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file);
+            opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        };
+        let look = || self.assume().map(|()| files.iter().filter(is_refused).cloned().collect());
+        // A thread of its own: each has its user.
+        let refused = thread::scope(|scope| scope.spawn(look).join());
+        refused.ok().and_then(Result::ok).unwrap_or_default()
+    }
+}
+
+/// The groups that name a user as a member, without its own. Those of root, which would read what is root's alone, are not
+/// taken along.
+fn groups(file: &str, user: &User) -> Vec<u32> {
+    let is_member = |members: &str| members.trim().split(',').any(|member| member == user.name);
+    let of_line = |line: &str| {
+        let mut fields = line.split(':').skip(2);
+        let gid = fields.next()?.parse().ok()?;
+        fields.next().filter(|members| is_member(members)).map(|_| gid)
+    };
+    let mut groups: Vec<_> = file.lines().filter_map(of_line).collect();
+    groups.retain(|gid| ![0, user.gid].contains(gid));
+    groups.sort_unstable();
+    groups.dedup();
+    groups
 }
 
 /// A user without a name: `owner`, or one drawn, that is not used.
@@ -113,13 +167,24 @@ mod tests {
     #[test]
     fn users_are_found_by_name_and_number() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\n# no entry\nsetu:x:998:997::/:/none\nbad:x:x:1\n";
-        let setu = Some(User { name: "setu".into(), uid: 998, gid: 997 });
+        let user = |name: &str, uid, gid| Some(User { name: name.into(), uid, gid });
+        let setu = user("setu", 998, 997);
         assert_eq!(find(passwd, "setu"), setu);
         assert_eq!(find(passwd, "998"), setu);
-        assert_eq!(find(passwd, "7"), Some(User { name: "7".into(), uid: 7, gid: 7 }));
+        assert_eq!(find(passwd, "7"), user("7", 7, 7));
         assert_eq!(find(passwd, "bad"), None);
         assert_eq!(find("", "setu"), None);
         assert_eq!(find("", "4294967295"), None);
+    }
+
+    #[test]
+    fn groups_are_those_that_name_the_user_but_roots() {
+        let file = "root:x:0:setu\nsetu:x:997:\ncerts:x:50:a,setu\nx:x:51:setux,asetu\nssl:x:49:setu,b\n\
+                    own:x:997:setu\n# no group\nbad:x:y:setu\nshort:x:52\nagain:x:50:setu\n";
+        let user = |name: &str| User { name: name.into(), uid: 998, gid: 997 };
+        assert_eq!(groups(file, &user("setu")), [49, 50]);
+        assert_eq!(groups(file, &user("998")), [0; 0]);
+        assert_eq!(groups(file, &user("")), [0; 0]);
     }
 
     #[test]

@@ -280,6 +280,49 @@ fn a_certificate_beyond_the_sandbox_takes_a_restart() {
     assert_eq!(subject(at), "near.test", "{}", setu.tail());
 }
 
+/// A folder that was removed and made anew is not the one that the rule is for, whatever its name.
+#[test]
+fn a_folder_that_was_made_anew_is_beyond_the_sandbox() {
+    if !is_root() {
+        println!("skipped: the sandbox is made as root");
+        return;
+    }
+    let (around, state) = (folder(), folder());
+    let (removed, deep) = (around.path().join("p/q"), around.path().join("p/q/r"));
+    certificate(&deep, "one.test");
+    let text = tls(state.path(), &files(&deep));
+    let mut setu = Setu::start(&text);
+    fs::remove_dir_all(removed).unwrap();
+    certificate(&deep, "two.test");
+    setu.reload(&text);
+    let said = setu.lines(|line| line.contains("not reloaded"));
+    assert!(said.len() == 1 && said[0].contains("does not reach there: restart setu"), "{}", setu.tail());
+}
+
+/// The configuration and resolv.conf may become links as well.
+#[test]
+fn other_files_beyond_the_sandbox_take_a_restart() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    const SAID: &str = "the sandbox that setu made at its start does not reach there: restart setu";
+    let (machine, beyond) = (Machine::new(), folder());
+    put(&machine.etc.path().join("resolv.conf"), GOOD);
+    let mut setu = machine.start();
+    assert!(machine.is_served(setu.address("chat")));
+    put(&beyond.path().join("resolv.conf"), DEAD);
+    repoint(&machine.etc.path().join("resolv.conf"), beyond.path().join("resolv.conf"));
+    assert!(eventually(|| setu.count(SAID) == 1), "{}", setu.tail());
+    assert!(setu.lines(|line| line.contains(SAID))[0].contains("/etc/resolv.conf cannot be read"));
+
+    let text = fs::read_to_string(setu.configuration()).unwrap();
+    put(&beyond.path().join("setu.toml"), &text);
+    repoint(setu.configuration(), beyond.path().join("setu.toml"));
+    setu.reload(&text);
+    let said = setu.lines(|line| line.contains("not reloaded"));
+    assert!(said.len() == 1 && said[0].contains(SAID), "{said:?}");
+}
+
 /// setu is in its own way, and says so.
 #[test]
 fn a_reload_between_a_wildcard_and_one_address_takes_a_restart() {

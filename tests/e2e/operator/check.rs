@@ -1,6 +1,6 @@
 //! `setu check`: what this machine can do for setu, and what is missing.
 
-use std::{io::Write as _, process::Command};
+use std::{io::Write as _, os::unix::fs::PermissionsExt as _, process::Command};
 
 use setu_tests::{Path, Setu, config, machine::is_root, netns::Netns, nobody::Nobody};
 use tempfile::NamedTempFile;
@@ -90,6 +90,106 @@ fn check_of_what_is_served_is_fine_and_of_anothers_ports_is_not() {
     std::fs::copy(file.path(), running.configuration()).unwrap();
     let (fine, text) = check(running.configuration());
     assert!(fine && text.contains("which runs with this configuration"), "{text}");
+}
+
+/// What a setu that runs does not take, since it has given up its rights, a check that runs as root would not notice.
+#[test]
+fn check_tells_what_takes_a_restart() {
+    if !is_root() {
+        println!("skipped: without root there is no right to give up, and none to look");
+        return;
+    }
+    let network = Netns::alone();
+    let (near, beyond) = (tempdir_for_all("/tmp"), tempdir_for_all("/var/tmp"));
+    let certificate = setu_tests::tls::Certificate::new(&["one.test"]);
+    for folder in [near.path(), beyond.path()] {
+        std::fs::copy(certificate.chain(), folder.join("tls.crt")).unwrap();
+        std::fs::copy(certificate.key(), folder.join("tls.key")).unwrap();
+        for name in ["tls.crt", "tls.key"] {
+            readable(&folder.join(name), 0o644);
+        }
+    }
+    let text = |binds: &str, folder: &std::path::Path| {
+        let more = format!(
+            "[tls]\ncertificate = {:?}\nkey = {:?}\n",
+            folder.join("tls.crt"),
+            folder.join("tls.key")
+        );
+        config(Path::Userspace, "127.0.0.1:1", &more)
+            .replace("[admin]\nbind = []", "[admin]\nbind = [\"127.0.0.1:8199\"]")
+            .replace("\"127.0.0.1:0\"", binds)
+            .replace("\"chat\"\n", "\"chat-tls\"\n")
+    };
+    let two = "\"127.0.0.1:5222\", \"127.0.0.1:443\"";
+    let setu = Setu::start_in(&text(two, near.path()), Some(&network));
+    let file = setu.configuration().to_owned();
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let mut command = network.command(&Setu::binary().display().to_string());
+        let output = command.args(["check", "--config"]).arg(&file).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let restart = |said: &str| -> Vec<String> {
+        let lines = said.lines().filter(|line| line.starts_with("note ") && !line.contains("memory"));
+        lines
+            .filter(|line| line.contains("restart") || line.contains("a reload will fail"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let same = check(&text(two, near.path()));
+    assert_eq!(restart(&same), [""; 0], "{same}");
+    assert_eq!(same.matches("is served by setu (pid ").count(), 3, "{same}");
+
+    let low = check(&text(&format!("{two}, \"127.0.0.1:81\", \"[::1]:8081\""), near.path()));
+    assert!(
+        matches!(&restart(&low)[..], [only] if only.contains("port 81 of 127.0.0.1: setu (pid ") && only.contains("restart setu")),
+        "{low}"
+    );
+    let wildcard = check(&text("\"0.0.0.0:5222\", \"127.0.0.1:443\"", near.path()));
+    assert!(
+        matches!(&restart(&wildcard)[..], [only] if only.contains("port 5222 is that of setu (pid ")
+            && only.contains("but not of 0.0.0.0: a change between one address and all of them takes a restart")),
+        "{wildcard}"
+    );
+    assert!(!wildcard.contains("port 5222 of 0.0.0.0 is served"), "{wildcard}");
+
+    let elsewhere = check(&text(two, beyond.path()));
+    let notes = restart(&elsewhere);
+    assert_eq!(notes.len(), 2, "{elsewhere}");
+    for (note, name) in notes.iter().zip(["tls.crt", "tls.key"]) {
+        assert!(note.contains(name) && note.contains("lies outside of what setu (pid "), "{note}");
+    }
+    readable(&near.path().join("tls.key"), 0o600);
+    let refused = check(&text(two, near.path()));
+    let is_of_key = |note: &str| {
+        note.contains("tls.key: setu's user ") && note.contains(" cannot read it: a reload will fail")
+    };
+    assert!(matches!(&restart(&refused)[..], [only] if is_of_key(only)), "{refused}");
+    readable(near.path(), 0o700);
+    assert_eq!(restart(&check(&text(two, near.path()))).len(), 2, "a folder keeps users out as well");
+    readable(near.path(), 0o755);
+
+    // The next start makes other rules, and binds what it likes.
+    drop(setu);
+    let next = NamedTempFile::new().unwrap();
+    readable(next.path(), 0o644);
+    std::fs::write(next.path(), text(&format!("{two}, \"127.0.0.1:81\""), beyond.path())).unwrap();
+    let mut command = network.command(&Setu::binary().display().to_string());
+    let output = command.args(["check", "--config"]).arg(next.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && restart(&said).is_empty(), "{said}");
+}
+
+fn readable(path: &std::path::Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn tempdir_for_all(folder: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir_in(folder).unwrap();
+    readable(folder.path(), 0o755);
+    folder
 }
 
 #[test]

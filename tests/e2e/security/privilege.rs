@@ -84,6 +84,55 @@ fn a_user_can_be_named() {
     assert_eq!(of_all_threads(&setu, "Gid"), only(["54321 54321 54321 54321"]));
 }
 
+/// Certificates are given to those who need them by a group.
+#[test]
+fn a_named_user_has_its_groups_but_roots() {
+    if !is_root() {
+        println!("skipped: only root becomes another user");
+        return;
+    }
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let etc = folder.path().join("etc");
+    fs::create_dir(&etc).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(etc.join("passwd"), "root:x:0:0::/:/none\nproxy:x:54321:54320::/:/none\n").unwrap();
+    fs::write(etc.join("group"), "root:x:0:proxy\nproxy:x:54320:\ncerts:x:54322:www,proxy\n").unwrap();
+    let made = Command::new("openssl")
+        .args(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=one.test"
+                .split(' '),
+        )
+        .args(["-keyout", "tls.key", "-out", "tls.crt"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let key = folder.path().join("tls.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    chown(&key, Some(0), Some(54_322)).unwrap();
+
+    let upstream = Upstream::new();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let keys = format!(
+        "[tls]\nstate_dir = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\n",
+        file("state"),
+        file("tls.crt"),
+        file("tls.key")
+    );
+    let text = config(Path::Userspace, &upstream.address(), &keys)
+        .replace("mode = \"chat\"", "mode = \"chat-tls\"")
+        .replace("[security]", "[security]\nuser = \"proxy\"");
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$0\" /etc; exec \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", script]).arg(etc).arg(Setu::binary());
+    let mut setu = Setu::start_by(command, &text, &[]);
+    assert_eq!(of_all_threads(&setu, "Gid"), only(["54320 54320 54320 54320"]));
+    assert_eq!(of_all_threads(&setu, "Groups"), only(["54322"]));
+    assert_eq!(setu.count("cannot read it any more"), 0, "{}", setu.tail());
+    setu.reload(&text);
+    assert_eq!(setu.count("not reloaded"), 0, "{}", setu.tail());
+}
+
 #[test]
 fn the_state_directory_goes_with_the_user() {
     if !is_root() {

@@ -243,7 +243,7 @@ fn read(chain: &Path, key: &Path, source: Source) -> Result<Certificate, Certifi
         bytes.map_err(|error| CertificateError::Unreadable {
             path: path.into(),
             remedy: if sys::sandbox::is_to_blame(path, &error) {
-                "the sandbox that setu made at its start does not reach there: restart setu"
+                sys::sandbox::REMEDY
             } else {
                 "let setu's user read it, or correct the path"
             },

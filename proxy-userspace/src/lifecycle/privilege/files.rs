@@ -10,7 +10,7 @@ use landlock::{
     RulesetStatus, Scope, path_beneath_rules,
 };
 
-use crate::{config::Config, sys};
+use crate::sys::sandbox;
 
 /// What is denied unless a rule allows it, as far as the kernel knows of it. Later versions are about the sockets of
 /// services such as systemd's, which setu does talk to.
@@ -36,12 +36,6 @@ const READABLE: [&str; 10] = [
 /// Usually a link to where a service keeps it.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Read because the configuration names them: what a reload reads, the configuration's own file included.
-pub(super) fn named(config: &Config, file: Option<&Path>) -> Vec<PathBuf> {
-    let certificate = config.tls.files.iter().flat_map(|files| [&files.certificate, &files.key]);
-    certificate.map(PathBuf::from).chain(file.map(PathBuf::from)).collect()
-}
-
 /// Allows reading beside `readable`, writing in `state_dir`, and nothing else.
 ///
 /// # Errors
@@ -57,8 +51,8 @@ pub(super) fn restrict(readable: &[PathBuf], state_dir: &Path) -> Result<(), Str
 fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus, RulesetError> {
     let named = readable.iter().map(PathBuf::as_path).chain([Path::new(RESOLV_CONF)]);
     let folders: Vec<_> = named.flat_map(folders).chain(READABLE.map(PathBuf::from)).collect();
-    let real = |folder: &Path| folder.canonicalize().ok();
-    let allowed = folders.iter().map(PathBuf::as_path).chain([state_dir]).filter_map(real).collect();
+    let allowed =
+        folders.iter().map(PathBuf::as_path).chain([state_dir]).filter_map(sandbox::place).collect();
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = read
         | AccessFs::WriteFile
@@ -74,7 +68,7 @@ fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus,
         .add_rules(path_beneath_rules([state_dir], write))?
         .restrict_self()?;
     if status.ruleset != RulesetStatus::NotEnforced {
-        sys::sandbox::confined_to(allowed);
+        sandbox::confined_to(allowed);
     }
     Ok(status.ruleset)
 }

@@ -20,17 +20,17 @@ use std::{
 };
 
 use rustix::{
-    fs::{Gid, Uid},
     process::{DumpableBehavior, set_dumpable_behavior},
     thread::{
         CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-        set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+        set_capabilities, set_no_new_privs,
     },
 };
 use tracing::{info, warn};
 
 use crate::{
     config::Config,
+    operator::check,
     sys::{
         state_dir::{self, StateDir},
         user::User,
@@ -107,7 +107,7 @@ fn alone() -> Result<(), PrivilegeError> {
 
 /// As [`drop_all`], for the calling thread.
 fn restrict(config: &Config, file: Option<&Path>, user: Option<&User>) -> Result<(), PrivilegeError> {
-    let readable = files::named(config, file);
+    let readable = check::named(config, file);
     // Needs CAP_SETPCAP, which goes with the user.
     bound_capabilities();
     let name = match user {
@@ -138,14 +138,9 @@ fn restrict(config: &Config, file: Option<&Path>, user: Option<&User>) -> Result
 /// Becomes a user, and returns its name. Without `must` it may also not be allowed, as in a container that lacks CAP_SETUID
 /// or has one user only: that is said in a warning.
 fn assume(user: &User, must: bool) -> Result<Option<&str>, PrivilegeError> {
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    // The groups first: they need the privilege that goes with the user.
-    let result = set_thread_groups(&[])
-        .and_then(|()| set_thread_res_gid(gid, gid, gid))
-        .and_then(|()| set_thread_res_uid(uid, uid, uid));
-    match result {
+    match user.assume() {
         Ok(()) => Ok(Some(&user.name)),
-        Err(error) if must => Err(PrivilegeError::User { user: user.name.clone(), error: error.into() }),
+        Err(error) if must => Err(PrivilegeError::User { user: user.name.clone(), error }),
         Err(error) => {
             warn!(user = user.name, %error, "setu stays root, without its privileges; start it as another user");
             Ok(None)

@@ -24,6 +24,7 @@ use crate::{
     },
     relay::{Refusal, sockmap::Handle},
     serve::shared::Shared,
+    sys::sandbox,
     upstream,
 };
 
@@ -148,6 +149,7 @@ impl Instance {
                 .as_ref()
                 .map(|acceptor| Certificate { not_after: seconds(acceptor.description().not_after) }),
             process: process(),
+            sandbox: sandbox::reach().map(<[_]>::to_vec),
             history: self.history.lock().unwrap_or_else(PoisonError::into_inner).samples(),
         }
     }

@@ -57,6 +57,9 @@ pub struct Status {
     pub certificate: Option<Certificate>,
     /// See [`Process`].
     pub process: Process,
+    /// What it may read with all that is below: devices and inodes. Absent without a sandbox.
+    #[serde(default)]
+    pub sandbox: Option<Vec<(u64, u64)>>,
     /// The last hour, oldest minute first.
     pub history: Vec<Sample>,
 }

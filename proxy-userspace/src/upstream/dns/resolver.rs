@@ -33,6 +33,7 @@ use super::{
     answer::NameFailure,
     system::{Files, Hosts, Resolvers, Source, Versions},
 };
+use crate::sys::sandbox;
 
 /// How long UDP is silent before the question is asked by TCP as well: firewalls drop the one or the other.
 const TCP_AFTER: Duration = Duration::from_secs(2);
@@ -147,6 +148,10 @@ fn load(servers: &[SocketAddr], files: Files<'_>) -> (Vec<Source>, Arc<Hosts>, O
                 None
             }
             Ok(resolvers) => Some(resolvers),
+            Err(error) if sandbox::is_to_blame(files.resolv_conf, &error) => {
+                warn!(%error, "{file} cannot be read: {}; until then {advice}", sandbox::REMEDY);
+                None
+            }
             Err(error) => {
                 warn!(%error, "{file} cannot be read: {advice}");
                 None
