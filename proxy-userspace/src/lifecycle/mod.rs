@@ -51,6 +51,7 @@ use crate::{
 use handover::{Door, Predecessor};
 use server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate};
 use serving::{Signals, Told};
+use strangers::Strangers;
 
 /// Arguments of `setu run`.
 #[derive(Debug, Args)]
@@ -196,6 +197,8 @@ impl Prepared {
         if let Some(acceptor) = &server.shared.acceptor {
             watch_certificate(acceptor.clone());
         }
+        // Before anybody is let in, so that all who come are seen.
+        let strangers = Strangers::new(&server.shared, &server.bound);
         server.serve(shares).await;
         for bound in &server.bound {
             let listener = &server.shared.listeners[bound.listener].name;
@@ -224,7 +227,7 @@ impl Prepared {
         let orders = server.workers.iter().map(|worker| worker.orders.downgrade()).collect();
         tokio::spawn(service::watchdog(orders, server.kernel.as_ref().map(Running::handle)));
         service::ready(&format!("serving, {path} path"));
-        let told = server.until_told(&mut signals, received, door.ok()).await;
+        let told = server.until_told(&mut signals, received, door.ok(), strangers).await;
         if told == Told::Succeeded {
             // The successor has an admin endpoint of its own, on the same address.
             admin.abort();

@@ -42,10 +42,10 @@ impl Server {
         signals: &mut Signals,
         mut requests: mpsc::UnboundedReceiver<Request>,
         mut door: Option<Door>,
+        mut strangers: Strangers,
     ) -> Told {
         let mut forget = interval(FORGET);
         let (mut look, mut crowd) = (interval(LOOK), Crowd::default());
-        let mut strangers = Strangers::new(&self.shared, &self.bound);
         loop {
             tokio::select! {
                 () = signals.end.recv() => {
