@@ -1,62 +1,21 @@
-//! Looks names up in the hosts file and, by way of hickory, asks DNS servers. Nothing is cached here: [`super::Names`]
-//! remembers, with its own idea of when an answer is too old.
+//! Looks names up in the hosts file, and asks DNS servers. Nothing is cached here: [`super::Names`] remembers, with its own
+//! idea of when an answer is too old.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    num::NonZero,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use hickory_resolver::{
-    Resolver as Hickory,
-    config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts, ServerOrderingStrategy},
-    lookup::Lookup,
-    net::{
-        NetError,
-        runtime::{RuntimeProvider, TokioRuntimeProvider},
-    },
-    proto::rr::RecordType,
-};
-use socket2::{Domain, Socket, Type};
-use tokio::{
-    net::UdpSocket,
-    time::{sleep, timeout},
-};
 use tracing::warn;
 
 use super::{
-    answer::NameFailure,
+    answer::{Found, NameFailure},
+    servers::Dns,
     system::{Files, Hosts, Resolvers, Source, Versions},
 };
 
-/// How long UDP is silent before the question is asked by TCP as well: firewalls drop the one or the other.
-const TCP_AFTER: Duration = Duration::from_secs(2);
-/// For a lookup in all, whatever the system's configuration allows.
-const LOOKUP_MAX: Duration = Duration::from_secs(20);
-/// How long the answer for one family is held back when the other's is not there.
-const SECOND_FAMILY: Duration = Duration::from_millis(500);
-/// How long an answer is worth something of which one family is missing because nobody answered in time: it must not be
-/// hidden for as long as the other is good for.
-const HALF: Duration = Duration::from_secs(30);
 /// How long what the hosts file says is worth something; it is read anew when it changes.
 const HOSTS: Duration = Duration::from_secs(60);
 /// Where the configuration names the servers: for one attempt, and how many there are.
 const ATTEMPT: Duration = Duration::from_secs(3);
 const ATTEMPTS: usize = 2;
-
-/// What a lookup found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
-    /// Of both families, IPv6 first.
-    pub(super) addresses: Vec<IpAddr>,
-    /// The shortest of all records.
-    pub(super) ttl: Duration,
-}
 
 /// Where names are looked up.
 pub(super) struct Resolver<'a> {
@@ -68,16 +27,6 @@ pub(super) struct Resolver<'a> {
     hosts: Arc<Hosts>,
     /// `None` when there is no way to ask anyone.
     dns: Option<Dns>,
-}
-
-/// Name servers, by both protocols.
-#[derive(Clone)]
-struct Dns {
-    /// `None` when only TCP is wanted.
-    udp: Option<Hickory<Zoned>>,
-    tcp: Hickory<Zoned>,
-    /// For a lookup in all.
-    patience: Duration,
 }
 
 impl<'a> Resolver<'a> {
@@ -176,199 +125,17 @@ impl Resolvers {
     }
 }
 
-impl Dns {
-    fn new(resolvers: &Resolvers) -> Result<Self, NetError> {
-        let by = |connections: &[fn() -> ConnectionConfig]| {
-            let server = |address: &SocketAddr| {
-                let mut server = NameServerConfig::udp_and_tcp(address.ip());
-                let at_port = |connection: &fn() -> ConnectionConfig| {
-                    let mut connection = connection();
-                    connection.port = address.port();
-                    connection
-                };
-                server.connections = connections.iter().map(at_port).collect();
-                server
-            };
-            let servers = resolvers.servers.iter().map(server).collect();
-            let config = ResolverConfig::from_parts(None, resolvers.search.clone(), servers);
-            let mut options = ResolverOpts::default();
-            options.cache_size = 0;
-            options.ndots = resolvers.ndots;
-            options.timeout = resolvers.timeout;
-            // Those after the first.
-            options.attempts = resolvers.attempts.saturating_sub(1);
-            if resolvers.rotate {
-                options.server_ordering_strategy = ServerOrderingStrategy::RoundRobin;
-            }
-            let provider = Zoned::new(&resolvers.servers);
-            Hickory::builder_with_config(config, provider).with_options(options).build()
-        };
-        let udp =
-            if resolvers.tcp { None } else { Some(by(&[ConnectionConfig::udp, ConnectionConfig::tcp])?) };
-        let attempts = u32::try_from(resolvers.attempts).unwrap_or(u32::MAX);
-        let patience = resolvers.timeout.saturating_mul(attempts) + TCP_AFTER;
-        Ok(Self { udp, tcp: by(&[ConnectionConfig::tcp])?, patience: patience.min(LOOKUP_MAX) })
-    }
-
-    async fn both_families(&self, name: &str, early: &mut impl FnMut(Found)) -> Result<Found, NameFailure> {
-        let v6 = self.ask(name, RecordType::AAAA);
-        let v4 = self.ask(name, RecordType::A);
-        tokio::pin!(v6, v4);
-        // The family that comes first does not wait long for the other, unless it has nothing.
-        let (v6, v4) = tokio::select! {
-            v6 = &mut v6 => {
-                let v4 = second(&v6, v4, early).await;
-                (v6, v4)
-            }
-            v4 = &mut v4 => {
-                let v6 = second(&v4, v6, early).await;
-                (v6, v4)
-            }
-        };
-        found(&[&v6, &v4])
-    }
-
-    /// Asks for one family.
-    async fn ask(&self, name: &str, family: RecordType) -> Result<Lookup, NetError> {
-        let asked = async {
-            let by_tcp = self.tcp.lookup(name, family);
-            let Some(udp) = &self.udp else { return by_tcp.await };
-            let by_udp = udp.lookup(name, family);
-            let by_tcp = async {
-                sleep(TCP_AFTER).await;
-                by_tcp.await
-            };
-            tokio::pin!(by_udp, by_tcp);
-            tokio::select! {
-                answer = &mut by_udp => match answer {
-                    Err(NetError::Timeout | NetError::Io(_) | NetError::NoConnections) => by_tcp.await,
-                    answer => answer,
-                },
-                answer = &mut by_tcp => match answer {
-                    Err(error) if !error.is_no_records_found() => by_udp.await,
-                    answer => answer,
-                },
-            }
-        };
-        timeout(self.patience, asked).await.unwrap_or(Err(NetError::Timeout))
-    }
-}
-
-/// Waits for the second family. If the first has something, and the second is late, `early` is told of the first.
-async fn second(
-    first: &Result<Lookup, NetError>,
-    mut second: Pin<&mut impl Future<Output = Result<Lookup, NetError>>>,
-    early: &mut impl FnMut(Found),
-) -> Result<Lookup, NetError> {
-    if let Ok(answer) = timeout(SECOND_FAMILY, &mut second).await {
-        return answer;
-    }
-    if let Ok(found) = found(&[first, &Err(NetError::Timeout)]) {
-        early(found);
-    }
-    second.await
-}
-
-/// What the answers for both families come to.
-fn found(answers: &[&Result<Lookup, NetError>]) -> Result<Found, NameFailure> {
-    let mut found = Found { addresses: Vec::new(), ttl: Duration::MAX };
-    let mut failure = NameFailure::NoSuchName;
-    for answer in answers {
-        match answer {
-            Ok(lookup) => found.add(lookup),
-            Err(error) if error.is_no_records_found() => {}
-            Err(_) => {
-                failure = NameFailure::Unanswered;
-                found.ttl = found.ttl.min(HALF);
-            }
-        }
-    }
-    if found.addresses.is_empty() { Err(failure) } else { Ok(found) }
-}
-
-impl Found {
-    fn add(&mut self, lookup: &Lookup) {
-        let before = self.addresses.len();
-        self.addresses.extend(lookup.answers().iter().filter_map(|record| record.data.ip_addr()));
-        if self.addresses.len() > before {
-            // With the aliases on the way (CNAME): the first that ends, ends all.
-            let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or(0);
-            self.ttl = self.ttl.min(Duration::from_secs(ttl.into()));
-        }
-    }
-}
-
-/// Connects to name servers, also to those whose addresses mean something only in a zone, which hickory does not know.
-#[derive(Clone)]
-struct Zoned {
-    plain: TokioRuntimeProvider,
-    /// Interfaces by address.
-    zones: Arc<HashMap<Ipv6Addr, NonZero<u32>>>,
-}
-
-impl Zoned {
-    fn new(servers: &[SocketAddr]) -> Self {
-        let zone = |server: &SocketAddr| match server {
-            SocketAddr::V6(server) => Some((*server.ip(), NonZero::new(server.scope_id())?)),
-            SocketAddr::V4(_) => None,
-        };
-        let zones = servers.iter().filter_map(zone).collect();
-        Self { plain: TokioRuntimeProvider::default(), zones: Arc::new(zones) }
-    }
-
-    fn zone(&self, server: SocketAddr) -> Option<NonZero<u32>> {
-        match server {
-            SocketAddr::V6(server) => self.zones.get(server.ip()).copied(),
-            SocketAddr::V4(_) => None,
-        }
-    }
-}
-
-type Pending<T> = Pin<Box<dyn Send + Future<Output = io::Result<T>>>>;
-
-impl RuntimeProvider for Zoned {
-    type Handle = <TokioRuntimeProvider as RuntimeProvider>::Handle;
-    type Tcp = <TokioRuntimeProvider as RuntimeProvider>::Tcp;
-    type Timer = <TokioRuntimeProvider as RuntimeProvider>::Timer;
-    type Udp = UdpSocket;
-
-    fn create_handle(&self) -> Self::Handle {
-        self.plain.create_handle()
-    }
-
-    fn connect_tcp(
-        &self,
-        mut server: SocketAddr,
-        local: Option<SocketAddr>,
-        patience: Option<Duration>,
-    ) -> Pending<Self::Tcp> {
-        let zone = self.zone(server);
-        if let (SocketAddr::V6(server), Some(zone)) = (&mut server, zone) {
-            server.set_scope_id(zone.get());
-        }
-        self.plain.connect_tcp(server, local, patience)
-    }
-
-    fn bind_udp(&self, local: SocketAddr, server: SocketAddr) -> Pending<Self::Udp> {
-        let Some(zone) = self.zone(server) else { return self.plain.bind_udp(local, server) };
-        Box::pin(async move {
-            // hickory sends to the address alone; a socket of the interface needs no more.
-            let socket = Socket::new(Domain::for_address(local), Type::DGRAM.nonblocking(), None)?;
-            socket.bind_device_by_index_v6(Some(zone))?;
-            socket.bind(&local.into())?;
-            UdpSocket::from_std(socket.into())
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::PathBuf};
+    use std::{fs, net::IpAddr, path::PathBuf};
 
     use setu_tests::dns::{Answer as Says, DnsServer};
     use tempfile::TempDir;
 
-    use super::*;
+    use super::{
+        super::servers::{HALF, SECOND_FAMILY},
+        *,
+    };
 
     /// The system's files, as a test wants them.
     struct Machine {
@@ -433,6 +200,25 @@ mod tests {
         fs::remove_file(&machine.paths[0]).unwrap();
         assert!(resolver.refresh());
         assert_eq!(look(&resolver, "a.test").await, Err(NameFailure::NoSuchName));
+    }
+
+    #[tokio::test]
+    async fn servers_take_turns_only_where_the_file_says_so() {
+        let both = [DnsServer::new(), DnsServer::new()];
+        for server in &both {
+            server.set("a.test", Says::addresses(&["157.240.1.1"], 60));
+        }
+        for rotate in [false, true] {
+            let before = both.each_ref().map(DnsServer::queries);
+            let servers = both.each_ref().map(DnsServer::address).to_vec();
+            let dns = Dns::new(&Resolvers { rotate, ..Resolvers::named(&servers) }).unwrap();
+            for _ in 0..4 {
+                dns.both_families("a.test.", &mut |_| panic!("not early")).await.unwrap();
+            }
+            let now = both.each_ref().map(DnsServer::queries);
+            let asked = [now[0] - before[0], now[1] - before[1]];
+            assert_eq!(asked, if rotate { [4, 4] } else { [8, 0] });
+        }
     }
 
     #[tokio::test]
