@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{
     answer::{Found, NameFailure},
     servers::Dns,
-    system::{Files, Hosts, Resolvers, Source, Versions},
+    system::{Files, Hosts, Resolvers, Source, Step, Versions, interface},
 };
 
 /// How long what the hosts file says is worth something; it is read anew when it changes.
@@ -22,29 +22,35 @@ pub(super) struct Resolver<'a> {
     /// None: those of the system.
     servers: &'a [SocketAddr],
     files: Files<'a>,
-    read: Versions,
-    order: Vec<Source>,
+    versions: Versions,
+    read: Read,
+}
+
+/// What the system's files say.
+struct Read {
+    order: Vec<Step>,
     hosts: Arc<Hosts>,
-    /// `None` when there is no way to ask anyone.
+    /// `None` when they cannot be asked at all.
     dns: Option<Dns>,
+    /// Interfaces that name servers are behind, and the numbers that they had.
+    zones: Vec<(String, Option<u32>)>,
 }
 
 impl<'a> Resolver<'a> {
     /// Asks `servers`, or where there are none those that the system names.
     pub(super) fn new(servers: &'a [SocketAddr], files: Files<'a>) -> Self {
-        let read = files.versions();
-        let (order, hosts, dns) = load(servers, files);
-        Self { servers, files, read, order, hosts, dns }
+        Self { servers, files, versions: files.versions(), read: Read::new(servers, files) }
     }
 
-    /// Reads the system's files again if one was written since, and returns whether that was so: a machine may start setu
-    /// before its network, and may move to another.
+    /// Reads the system's files again if one was written since, or an interface came that they name, and returns whether
+    /// that was so: a machine may start setu before its network, and may move to another.
     pub(super) fn refresh(&mut self) -> bool {
-        let read = self.files.versions();
-        let is_new = read != self.read;
+        let versions = self.files.versions();
+        let moved = self.read.zones.iter().any(|(name, number)| interface(name) != *number);
+        let is_new = versions != self.versions || moved;
         if is_new {
-            self.read = read;
-            (self.order, self.hosts, self.dns) = load(self.servers, self.files);
+            self.versions = versions;
+            self.read = Read::new(self.servers, self.files);
         }
         is_new
     }
@@ -55,29 +61,29 @@ impl<'a> Resolver<'a> {
         name: &str,
         mut early: E,
     ) -> impl Future<Output = Result<Found, NameFailure>> + use<E> {
-        let (order, hosts, dns) = (self.order.clone(), self.hosts.clone(), self.dns.clone());
+        let Read { order, hosts, dns, .. } = &self.read;
+        let (order, hosts, dns) = (order.clone(), hosts.clone(), dns.clone());
         // A name with a dot is whole: a search list would hand it to whoever owns the list's domains.
         let dot = if name.contains('.') && !name.ends_with('.') { "." } else { "" };
         let name = format!("{name}{dot}");
         async move {
             let mut failure = NameFailure::NoSuchName;
-            for source in order {
-                match source {
-                    Source::Files => {
-                        if let Some(addresses) = hosts.addresses(&name) {
-                            return Ok(Found { addresses: addresses.into(), ttl: HOSTS });
-                        }
-                    }
-                    Source::Dns => {
-                        let found = match &dns {
-                            Some(dns) => dns.both_families(&name, &mut early).await,
-                            None => Err(NameFailure::Unanswered),
-                        };
-                        match found {
-                            Ok(found) => return Ok(found),
-                            Err(error) => failure = error,
-                        }
-                    }
+            for step in order {
+                let found = match (step.source, &dns) {
+                    (Source::Files, _) => match hosts.addresses(&name) {
+                        Some(addresses) => Ok(Found { addresses: addresses.into(), ttl: HOSTS }),
+                        None if step.denies => return Err(failure),
+                        None => continue,
+                    },
+                    (Source::Dns, Some(dns)) => dns.both_families(&name, &mut early).await,
+                    (Source::Dns, None) => Err(NameFailure::Unanswered),
+                };
+                match found {
+                    Err(error) => failure = error,
+                    found => return found,
+                }
+                if if failure == NameFailure::NoSuchName { step.denies } else { step.blocks } {
+                    break;
                 }
             }
             Err(failure)
@@ -85,29 +91,12 @@ impl<'a> Resolver<'a> {
     }
 }
 
-fn load(servers: &[SocketAddr], files: Files<'_>) -> (Vec<Source>, Arc<Hosts>, Option<Dns>) {
-    let resolvers = if servers.is_empty() {
-        let file = files.resolv_conf.display();
-        let advice =
-            "only addresses and names of /etc/hosts can be dialed; name one there, or in [dns] servers";
-        match files.resolvers() {
-            Ok(resolvers) if resolvers.servers.is_empty() => {
-                warn!("{file} names no resolver: {advice}");
-                None
-            }
-            Ok(resolvers) => Some(resolvers),
-            Err(error) => {
-                warn!(%error, "{file} cannot be read: {advice}");
-                None
-            }
-        }
-    } else {
-        Some(Resolvers::named(servers))
-    };
-    let dns = resolvers.and_then(|resolvers| {
-        Dns::new(&resolvers).inspect_err(|error| warn!(%error, "names cannot be resolved")).ok()
-    });
-    (files.order(), Arc::new(files.hosts()), dns)
+impl Read {
+    fn new(servers: &[SocketAddr], files: Files<'_>) -> Self {
+        let resolvers = if servers.is_empty() { files.resolvers() } else { Resolvers::named(servers) };
+        let dns = Dns::new(&resolvers).inspect_err(|error| warn!(%error, "names cannot be resolved")).ok();
+        Self { order: files.order(), hosts: Arc::new(files.hosts()), dns, zones: resolvers.zones }
+    }
 }
 
 impl Resolvers {
@@ -115,6 +104,7 @@ impl Resolvers {
     fn named(servers: &[SocketAddr]) -> Self {
         Self {
             servers: servers.into(),
+            zones: Vec::new(),
             search: Vec::new(),
             ndots: 1,
             timeout: ATTEMPT,
@@ -168,16 +158,52 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_resolver_names_fail_until_one_is_named() {
+    async fn without_a_resolver_this_machine_is_asked_until_one_is_named() {
+        let local: SocketAddr = "127.0.0.1:53".parse().unwrap();
         let machine = Machine::new("127.0.0.1 localhost\n", "", "");
         let mut resolver = Resolver::new(&[], machine.files());
-        // Fails at once: there is nobody to ask.
-        assert_eq!(look(&resolver, "a.test").await, Err(NameFailure::Unanswered));
         assert_eq!(look(&resolver, "localhost").await, ips(&["127.0.0.1"]));
         assert!(!resolver.refresh());
-        fs::write(&machine.paths[1], "nameserver 127.0.0.1\n").unwrap();
-        assert!(resolver.refresh() && resolver.dns.is_some());
+        for text in ["", "search a.test\n", "nameserver nobody\n"] {
+            fs::write(&machine.paths[1], text).unwrap();
+            assert_eq!(machine.files().resolvers().servers, [local], "{text}");
+        }
+        fs::write(&machine.paths[1], "\u{feff}nameserver 192.0.2.1\n").unwrap();
+        assert!(resolver.refresh());
         assert!(!resolver.refresh());
+        assert_eq!(machine.files().resolvers().servers, ["192.0.2.1:53".parse().unwrap()]);
+        fs::remove_file(&machine.paths[1]).unwrap();
+        assert_eq!(machine.files().resolvers().servers, [local]);
+    }
+
+    #[tokio::test]
+    async fn what_nsswitch_calls_the_last_word_is_the_last() {
+        let server = DnsServer::new();
+        server.set("dns.test", Says::addresses(&["157.240.1.1"], 60));
+        server.set("both.test", Says::addresses(&["157.240.1.1"], 60));
+        server.set("fails.test", Says::Fails);
+        let hosts = "192.0.2.1 files.test both.test fails.test\n";
+        let (in_hosts, in_dns) = (ips(&["192.0.2.1"]), ips(&["157.240.1.1"]));
+        let (absent, unanswered) = (Err(NameFailure::NoSuchName), Err(NameFailure::Unanswered));
+        for (order, name, wanted) in [
+            ("files [NOTFOUND=return] dns", "both.test", &in_hosts),
+            ("files [NOTFOUND=return] dns", "dns.test", &absent),
+            ("dns [NOTFOUND=return] files", "both.test", &in_dns),
+            ("dns [NOTFOUND=return] files", "files.test", &absent),
+            ("dns [NOTFOUND=return] files", "fails.test", &in_hosts),
+            ("dns [!UNAVAIL=return] files", "fails.test", &unanswered),
+            ("dns files", "both.test", &in_dns),
+            ("dns files", "files.test", &in_hosts),
+            ("dns", "files.test", &absent),
+        ] {
+            let machine = Machine::new(hosts, "", &format!("hosts: {order}\n"));
+            let servers = [server.address()];
+            assert_eq!(
+                &look(&Resolver::new(&servers, machine.files()), name).await,
+                wanted,
+                "{order}: {name}"
+            );
+        }
     }
 
     #[tokio::test]

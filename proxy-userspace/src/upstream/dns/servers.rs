@@ -17,7 +17,7 @@ use std::{
 
 use hickory_resolver::{
     Resolver as Hickory,
-    config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts},
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     lookup::Lookup,
     net::{
         NetError,
@@ -189,6 +189,8 @@ impl Server {
             options.timeout = resolvers.timeout;
             // The others come before it is asked again.
             options.attempts = 0;
+            // Its turn is up to nsswitch.conf.
+            options.use_hosts_file = ResolveHosts::Never;
             Hickory::builder_with_config(config, Zoned::new(address)).with_options(options).build()
         };
         let udp =
