@@ -28,6 +28,8 @@ pub enum Answer {
     NoSuchName,
     /// The server cannot say (SERVFAIL).
     Fails,
+    /// This code, and no records (RFC 1035, section 4.1.1).
+    Code(u8),
     /// Nothing at all.
     Silence,
 }
@@ -229,6 +231,7 @@ fn reply(query: &[u8], kind: u16, answer: &Answer) -> Option<Vec<u8>> {
         | Answer::LateFour(addresses, ttl, _) => (0, addresses, *ttl),
         Answer::NoSuchName => (3, &[], 0),
         Answer::Fails => (2, &[], 0),
+        Answer::Code(code) => (*code, &[], 0),
         Answer::Silence => return None,
     };
     let fitting: Vec<_> = addresses.iter().filter(|ip| kind == if ip.is_ipv4() { A } else { AAAA }).collect();

@@ -246,7 +246,8 @@ const TLS: &[Key] = keys! {
 };
 
 const DNS: &[Key] = keys! {
-    /// Resolvers to ask, at port 53 if none is named; without any those of the system.
+    /// Resolvers to ask, at port 53 if none is named, each when those before it fail or are silent; without any those of
+    /// the system.
     key("servers", Form::Texts(SERVER)),
 };
 

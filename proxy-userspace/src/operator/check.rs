@@ -31,6 +31,7 @@ use crate::{
         state_dir::{self, StateDir},
         user::User,
     },
+    upstream::useless_sources,
 };
 
 /// Whether eBPF programs are compiled to machine code.
@@ -77,6 +78,9 @@ pub(crate) enum Verdict {
 pub fn report(config: &Config, file: Option<&Path>) -> Report {
     let mut lines = machine(config);
     addresses(&mut lines, config, file);
+    for what in ports::used(config).flat_map(useless_sources) {
+        lines.note(&what);
+    }
     user(&mut lines, config);
     if config.ends_tls() {
         certificate(&mut lines, config);

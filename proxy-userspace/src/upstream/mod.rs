@@ -13,9 +13,11 @@ mod happy_eyeballs;
 mod health;
 mod history;
 mod pool;
+mod sources;
 mod status;
 mod upstreams;
 
 pub(crate) use pool::Lease;
+pub(crate) use sources::useless_sources;
 pub(crate) use status::{EndpointStatus, Standing};
 pub(crate) use upstreams::{Background, Examined, Upstreams};

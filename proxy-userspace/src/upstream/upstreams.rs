@@ -12,7 +12,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant as Deadline, timeout_at},
 };
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     destinations::Destinations,
@@ -20,6 +20,7 @@ use super::{
     happy_eyeballs::{self, Sources},
     history::History,
     pool::{Lease, Pool},
+    sources::useless_sources,
     status::EndpointStatus,
 };
 use crate::{
@@ -106,6 +107,9 @@ impl Upstreams {
         };
         let used =
             (0..config.upstreams.len()).map(UpstreamId).filter(|id| config.is_used(*id)).collect::<Vec<_>>();
+        for what in used.iter().flat_map(|id| useless_sources(config.upstream(*id))) {
+            warn!("{what}");
+        }
         let endpoints = used.iter().flat_map(|id| &config.upstream(*id).endpoints);
         let configured = endpoints.filter_map(|endpoint| match &endpoint.host {
             Host::Name(name) => Some(name.clone()),

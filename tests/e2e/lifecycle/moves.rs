@@ -4,7 +4,7 @@
 use std::{
     fs::{self, Permissions},
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, SocketAddrV6, TcpStream},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path as File,
     thread,
@@ -64,7 +64,8 @@ struct Machine {
     upstream: String,
 }
 
-const GOOD: &str = "nameserver 127.0.0.1\n";
+/// Not 127.0.0.1, which is asked when none is named.
+const GOOD: &str = "nameserver 127.0.0.53\n";
 /// Where a service keeps it.
 const TARGET: &str = "/run/service/stub/resolv.conf";
 /// Nobody is there.
@@ -72,6 +73,10 @@ const DEAD: &str = "nameserver 127.0.0.77\n";
 
 impl Machine {
     fn new() -> Self {
+        Self::with_resolver("127.0.0.53")
+    }
+
+    fn with_resolver(ip: &str) -> Self {
         let (network, etc, run) = (Netns::alone(), folder(), folder());
         for file in ["passwd", "group"] {
             fs::copy(format!("/etc/{file}"), etc.path().join(file)).unwrap();
@@ -82,7 +87,7 @@ impl Machine {
             let upstream = Upstream::new();
             let port = upstream.address().rsplit_once(':').unwrap().1.to_owned();
             upstream.echo();
-            (DnsServer::at("127.0.0.1:53".parse().unwrap()), format!("chat.test:{port}"))
+            (DnsServer::at(format!("{ip}:53").parse().unwrap()), format!("chat.test:{port}"))
         });
         dns.set("chat.test", Answer::addresses(&["127.0.0.1"], 60));
         Self { network, etc, run, _dns: dns, upstream }
@@ -158,6 +163,77 @@ fn a_resolv_conf_that_comes_or_moves_is_followed() {
         }
         later(&link, &target);
         assert!(eventually(|| machine.is_served(at)), "{name}: {}", setu.tail());
+    }
+}
+
+/// As glibc does it.
+#[test]
+fn without_a_resolver_this_machine_is_asked() {
+    if !is_root() {
+        println!("skipped: mounts and a network of its own take root");
+        return;
+    }
+    for text in [None, Some(""), Some("search a.test\nnameserver nobody\n")] {
+        let machine = Machine::with_resolver("127.0.0.1");
+        if let Some(text) = text {
+            put(&machine.etc.path().join("resolv.conf"), text);
+        }
+        let setu = machine.start();
+        let at = setu.address("chat");
+        assert!(eventually(|| machine.is_served(at)), "{text:?}: {}", setu.tail());
+    }
+}
+
+/// A router's link-local address is often that of a resolver, and an interface may come when setu runs already.
+#[test]
+fn a_resolver_behind_an_interface_is_asked_once_that_is_there() {
+    if !is_root() {
+        println!("skipped: mounts and a network of its own take root");
+        return;
+    }
+    for comes_late in [false, true] {
+        let machine = Machine::new();
+        put(&machine.etc.path().join("resolv.conf"), "nameserver fe80::1%uplink\n");
+        let come = || {
+            machine.network.ip("link add uplink type veth peer name router");
+            machine.network.ip("link set router up");
+            machine.network.ip("link set uplink up");
+            machine.network.ip("address add fe80::1/64 dev uplink nodad");
+            machine.network.within(|| {
+                let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+                let line = addresses.lines().find(|line| line.ends_with(" uplink")).unwrap();
+                let number = u32::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
+                let dns = DnsServer::at(SocketAddrV6::new("fe80::1".parse().unwrap(), 53, 0, number).into());
+                dns.set("chat.test", Answer::addresses(&["127.0.0.1"], 60));
+                dns
+            })
+        };
+        let there = (!comes_late).then(come);
+        let setu = machine.start();
+        let at = setu.address("chat");
+        let there = there.unwrap_or_else(|| {
+            assert!(!machine.is_served(at), "there is no such interface yet");
+            come()
+        });
+        assert!(eventually(|| machine.is_served(at)), "late: {comes_late}: {}", setu.tail());
+        assert!(there.queries() > 0);
+    }
+}
+
+#[test]
+fn the_hosts_file_has_the_turn_that_nsswitch_gives_it() {
+    if !is_root() {
+        println!("skipped: mounts and a network of its own take root");
+        return;
+    }
+    for (order, is_served) in [("files dns", false), ("dns files", true), ("dns", true)] {
+        let machine = Machine::new();
+        put(&machine.etc.path().join("resolv.conf"), GOOD);
+        put(&machine.etc.path().join("nsswitch.conf"), &format!("hosts: {order}\n"));
+        // Nobody is there.
+        put(&machine.etc.path().join("hosts"), "127.0.0.9 chat.test\n");
+        let setu = machine.start();
+        assert_eq!(machine.is_served(setu.address("chat")), is_served, "{order}: {}", setu.tail());
     }
 }
 

@@ -212,3 +212,24 @@ fn check_reads_the_certificate_as_run_does() {
     let (fine, text) = check(std::path::Path::new("/nowhere/chain.pem"), &other.key());
     assert!(!fine && text.contains("/nowhere/chain.pem: cannot be read"), "{text}");
 }
+
+/// Clients would be told that the server does not answer.
+#[test]
+fn a_source_that_this_machine_does_not_have_is_told() {
+    let told = "source 203.0.113.7 of upstream \"test\" is no address of this machine";
+    for (source, is_told) in [("203.0.113.7", true), ("127.0.0.2", false)] {
+        let setup = config(Path::Userspace, "127.0.0.1:1", "");
+        let setup =
+            setup.replace("[upstream.test]\n", &format!("[upstream.test]\nsources = [\"{source}\"]\n"));
+        assert!(setup.contains(source), "{setup}");
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(setup.as_bytes()).unwrap();
+        let output =
+            Command::new(Setu::binary()).args(["check", "--config"]).arg(file.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text.contains(&format!("note  {told}")), is_told, "{text}");
+        assert!(output.status.success(), "{text}");
+        let setu = Setu::start(&setup);
+        assert_eq!(setu.count(told), usize::from(is_told), "{}", setu.log());
+    }
+}

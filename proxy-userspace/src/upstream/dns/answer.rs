@@ -1,6 +1,6 @@
 //! What comes of a question for a name's addresses.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// Why a name has no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,3 +33,12 @@ impl NameFailure {
 /// Addresses of a name, shared with the table.
 pub(crate) type Addresses = Arc<[IpAddr]>;
 pub(super) type Answer = Result<Addresses, NameFailure>;
+
+/// What a lookup found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Of both families, IPv6 first.
+    pub(super) addresses: Vec<IpAddr>,
+    /// The shortest of all records.
+    pub(super) ttl: Duration,
+}

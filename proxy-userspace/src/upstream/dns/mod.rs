@@ -10,6 +10,7 @@
 mod answer;
 mod entry;
 mod resolver;
+mod servers;
 mod system;
 
 use std::{
@@ -33,9 +34,9 @@ use tracing::{debug, info, warn};
 pub(crate) use answer::NameFailure;
 
 use super::{destinations::Destinations, happy_eyeballs::alternate};
-use answer::{Addresses, Answer};
+use answer::{Addresses, Answer, Found};
 use entry::{Entry, Known, TTL_MAX};
-use resolver::{Found, Resolver};
+use resolver::Resolver;
 use system::Files;
 
 /// How long a client waits for a fresh answer when there is a stale one (RFC 8767, section 5).

@@ -14,6 +14,8 @@ use std::{
 use hickory_resolver::proto::rr::Name;
 use tracing::warn;
 
+use crate::sys::sandbox;
+
 /// The port of DNS.
 const PORT: u16 = 53;
 /// Bounds of `options timeout:` and `attempts:`, as glibc has them.
@@ -44,6 +46,16 @@ pub(super) enum Source {
     Dns,
 }
 
+/// One source of several, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) source: Source,
+    /// None is asked after it when it knows no such name (`[NOTFOUND=return]`).
+    pub(super) denies: bool,
+    /// Nor when it does not answer (`[TRYAGAIN=return]`).
+    pub(super) blocks: bool,
+}
+
 /// The addresses that `/etc/hosts` has, by name in lower case.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Hosts(HashMap<String, Vec<IpAddr>>);
@@ -52,6 +64,8 @@ pub(super) struct Hosts(HashMap<String, Vec<IpAddr>>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Resolvers {
     pub(super) servers: Vec<SocketAddr>,
+    /// Interfaces that are named there, and the number that each had, if it was there.
+    pub(super) zones: Vec<(String, Option<u32>)>,
     pub(super) search: Vec<Name>,
     pub(super) ndots: usize,
     /// For one attempt.
@@ -84,7 +98,7 @@ impl Files<'_> {
     }
 
     /// Where to look, in this order. Without a file, or a line for it: as glibc does.
-    pub(super) fn order(&self) -> Vec<Source> {
+    pub(super) fn order(&self) -> Vec<Step> {
         read(self.nsswitch).map_or_else(|_| order(""), |text| order(&text))
     }
 
@@ -92,29 +106,52 @@ impl Files<'_> {
         read(self.hosts).map_or_else(|_| Hosts::default(), |text| Hosts::parse(&text))
     }
 
-    /// Whom to ask.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub(super) fn resolvers(&self) -> io::Result<Resolvers> {
-        let (resolvers, skipped) = Resolvers::parse(&read(self.resolv_conf)?, interface);
+    /// Whom to ask. Where the file names nobody, or cannot be read, glibc asks this machine.
+    pub(super) fn resolvers(&self) -> Resolvers {
+        let file = self.resolv_conf.display();
+        let instead = "127.0.0.1 is asked, as others on this machine do";
+        let text = read(self.resolv_conf);
+        let (mut resolvers, skipped) = Resolvers::parse(text.as_deref().unwrap_or_default(), interface);
         if !skipped.is_empty() {
-            let file = self.resolv_conf.display();
             warn!(skipped = skipped.join(", "), "{file}: what cannot be used is left out");
         }
-        Ok(resolvers)
+        if resolvers.servers.is_empty() {
+            match text {
+                Ok(_) => warn!("{file} names no resolver: {instead}"),
+                Err(error) if sandbox::is_to_blame(self.resolv_conf, &error) => {
+                    warn!(%error, "{file} cannot be read: {}; until then {instead}", sandbox::REMEDY);
+                }
+                Err(error) => warn!(%error, "{file} cannot be read: {instead}"),
+            }
+            resolvers.servers.push((Ipv4Addr::LOCALHOST, PORT).into());
+        }
+        resolvers
     }
 }
 
-/// A comment may be in any encoding.
+/// A comment may be in any encoding; editors of Windows begin with a mark of theirs.
 fn read(path: &Path) -> io::Result<String> {
-    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-fn order(nsswitch: &str) -> Vec<Source> {
+fn order(nsswitch: &str) -> Vec<Step> {
     let mut lines = nsswitch.lines().filter_map(|line| line.split('#').next()?.trim().strip_prefix("hosts:"));
-    let mut order: Vec<Source> = Vec::new();
-    for word in lines.next_back().unwrap_or("files dns").split_whitespace() {
+    let mut order: Vec<Step> = Vec::new();
+    let mut rest = lines.next_back().unwrap_or("files dns").trim_start();
+    // Whether what is in brackets is about the last of `order`.
+    let mut is_new = false;
+    while !rest.is_empty() {
+        if let Some(inside) = rest.strip_prefix('[') {
+            let (actions, after) = inside.split_once(']').unwrap_or((inside, ""));
+            if let Some(step) = order.last_mut().filter(|_| is_new) {
+                step.heed(actions);
+            }
+            rest = after.trim_start();
+            continue;
+        }
+        let end = rest.find(|letter: char| letter.is_whitespace() || letter == '[').unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
         let sources: &[Source] = match word {
             "files" => &[Source::Files],
             "dns" => &[Source::Dns],
@@ -122,14 +159,41 @@ fn order(nsswitch: &str) -> Vec<Source> {
             "resolve" => &[Source::Files, Source::Dns],
             _ => &[],
         };
+        is_new = false;
         for source in sources {
-            if !order.contains(source) {
-                order.push(*source);
+            if order.iter().all(|step| step.source != *source) {
+                order.push(Step::new(*source));
+                is_new = true;
+            }
+        }
+        rest = after.trim_start();
+    }
+    // Whoever took both out has something else in mind, which setu does not know.
+    if order.is_empty() { [Source::Files, Source::Dns].map(Step::new).into() } else { order }
+}
+
+impl Step {
+    fn new(source: Source) -> Self {
+        Self { source, denies: false, blocks: false }
+    }
+
+    /// Takes in what is in brackets after a source: `!UNAVAIL=return`, and perhaps more of the kind.
+    fn heed(&mut self, actions: &str) {
+        let actions = actions.replace('=', " = ").replace('!', " ! ");
+        let mut words = actions.split_whitespace();
+        while let Some(word) = words.next() {
+            let is_negated = word == "!";
+            let status = if is_negated { words.next() } else { Some(word) };
+            let (Some(status), Some("="), Some(action)) = (status, words.next(), words.next()) else {
+                return;
+            };
+            for (name, is_last) in [("NOTFOUND", &mut self.denies), ("TRYAGAIN", &mut self.blocks)] {
+                if status.eq_ignore_ascii_case(name) != is_negated {
+                    *is_last = action.eq_ignore_ascii_case("return");
+                }
             }
         }
     }
-    // Whoever took both out has something else in mind, which setu does not know.
-    if order.is_empty() { vec![Source::Files, Source::Dns] } else { order }
 }
 
 impl Hosts {
@@ -161,13 +225,18 @@ impl Resolvers {
         let mut skipped = Vec::new();
         // Whose own reading of `nameserver` knows no zone like `br-lan`. Of what it does not know most is not for setu.
         let (parsed, _) = resolv_conf::Config::parse_with_errors(text.as_bytes());
-        let mut servers = Vec::new();
+        let (mut servers, mut zones) = (Vec::new(), Vec::new());
+        let mut zone = |name: &str| {
+            let number = zone(name);
+            zones.push((name.to_owned(), number));
+            number
+        };
         for line in text.lines() {
             let mut words = line.split_whitespace();
             if words.next() != Some("nameserver") {
                 continue;
             }
-            match words.next().and_then(|word| server(word, &zone)) {
+            match words.next().and_then(|word| server(word, &mut zone)) {
                 Some(server) => servers.push(server),
                 None => skipped.push(line.trim().to_owned()),
             }
@@ -181,6 +250,7 @@ impl Resolvers {
         }
         let resolvers = Self {
             servers,
+            zones,
             search,
             ndots: parsed.ndots as usize,
             timeout: Duration::from_secs(parsed.timeout.clamp(1, TIMEOUT_MAX).into()),
@@ -193,12 +263,12 @@ impl Resolvers {
 }
 
 /// An address, in IPv6 perhaps with a zone. The unspecified one is this machine.
-fn server(word: &str, zone: impl Fn(&str) -> Option<u32>) -> Option<SocketAddr> {
+fn server(word: &str, zone: impl FnOnce(&str) -> Option<u32>) -> Option<SocketAddr> {
     let (ip, zone) = match word.split_once('%') {
         Some((ip, name)) => (ip, name.parse().ok().or_else(|| zone(name))?),
         None => (word, 0),
     };
-    match ip.parse().ok()? {
+    match parse_v4(ip).map_or_else(|| ip.parse().ok(), |ip| Some(IpAddr::V4(ip)))? {
         IpAddr::V4(_) if zone != 0 => None,
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Some((Ipv4Addr::LOCALHOST, PORT).into()),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Some((Ipv6Addr::LOCALHOST, PORT).into()),
@@ -207,10 +277,43 @@ fn server(word: &str, zone: impl Fn(&str) -> Option<u32>) -> Option<SocketAddr> 
     }
 }
 
-/// The number of an interface that has an address.
-fn interface(name: &str) -> Option<u32> {
-    let interfaces = if_addrs::get_if_addrs().ok()?;
-    interfaces.into_iter().find(|interface| interface.name == name)?.index
+/// As inet_aton(3) does, which knows shorter forms: the last of fewer than four numbers fills what is left, and any may be
+/// octal or hexadecimal.
+fn parse_v4(text: &str) -> Option<Ipv4Addr> {
+    let number = |part: &str| {
+        let lower = part.to_ascii_lowercase();
+        let (digits, radix) = match lower.strip_prefix("0x") {
+            Some(digits) => (digits, 16),
+            None => (lower.as_str(), if lower.starts_with('0') { 8 } else { 10 }),
+        };
+        let is_plain = digits.chars().all(|digit| digit.is_digit(radix));
+        if is_plain { u32::from_str_radix(digits, radix).ok() } else { None }
+    };
+    let parts = text.split('.').map(number).collect::<Option<Vec<_>>>()?;
+    let (last, first) = parts.split_last()?;
+    if first.len() > 3 || first.iter().any(|part| *part > 0xff) {
+        return None;
+    }
+    let room = 32 - 8 * first.len() as u32;
+    if room < 32 && last >> room != 0 {
+        return None;
+    }
+    let high = first.iter().enumerate().fold(0, |high, (at, part)| high | part << (24 - 8 * at));
+    Some((high | last).into())
+}
+
+/// The number of an interface that has an address. To ask the kernel for it takes ioctl(2), which the sandbox forbids.
+pub(super) fn interface(name: &str) -> Option<u32> {
+    numbered(&fs::read_to_string("/proc/self/net/if_inet6").ok()?, name)
+}
+
+/// A line of it has an address, the interface's number, the length of the prefix, scope, flags, and the interface's name.
+fn numbered(if_inet6: &str, name: &str) -> Option<u32> {
+    let mut lines = if_inet6.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.find_map(|words| match words[..] {
+        [_, number, _, _, _, found] if found == name => u32::from_str_radix(number, 16).ok(),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -295,7 +398,68 @@ mod tests {
             ("hosts: dns", vec![Dns]),
             ("hosts: ldap", vec![Files, Dns]),
         ] {
-            assert_eq!(order(text), wanted, "{text}");
+            let sources: Vec<_> = order(text).iter().map(|step| step.source).collect();
+            assert_eq!(sources, wanted, "{text}");
         }
+    }
+
+    #[test]
+    fn actions_are_about_the_source_before_them() {
+        for (text, wanted) in [
+            ("files dns", [(false, false), (false, false)]),
+            ("files [NOTFOUND=return] dns", [(true, false), (false, false)]),
+            ("files[notfound = RETURN]dns [ TRYAGAIN=continue ]", [(true, false), (false, false)]),
+            ("files mdns4_minimal [NOTFOUND=return] dns", [(false, false), (false, false)]),
+            ("files dns [!UNAVAIL=return] files", [(false, false), (true, true)]),
+            ("files dns files [NOTFOUND=return]", [(false, false), (false, false)]),
+            (
+                "files [TRYAGAIN=return NOTFOUND=return NOTFOUND=continue] dns",
+                [(false, true), (false, false)],
+            ),
+            ("files [SUCCESS=return UNAVAIL=return] dns", [(false, false), (false, false)]),
+            ("files [NOTFOUND=return", [(true, false), (false, false)]),
+            ("files [NOTFOUND] dns [=]", [(false, false), (false, false)]),
+        ] {
+            let steps = order(&format!("hosts: {text}"));
+            let actions: Vec<_> = steps.iter().map(|step| (step.denies, step.blocks)).collect();
+            assert_eq!(actions, wanted[..steps.len()], "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_may_be_short() {
+        for (text, wanted) in [
+            ("127.1", Some([127, 0, 0, 1])),
+            ("127.0.1", Some([127, 0, 0, 1])),
+            ("10.1.258", Some([10, 1, 1, 2])),
+            ("2130706433", Some([127, 0, 0, 1])),
+            ("0x7f.010.1.1", Some([127, 8, 1, 1])),
+            ("192.0.2.255", Some([192, 0, 2, 255])),
+            ("192.0.2.256", None),
+            ("192.0.65536", None),
+            ("256.1", None),
+            ("4294967296", None),
+            ("1.2.3.4.5", None),
+            ("1..2", None),
+            ("+1.2", None),
+            ("08.1", None),
+            ("0x.1", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_v4(text), wanted.map(Ipv4Addr::from), "{text}");
+        }
+        let (resolvers, _) = parse("nameserver 127.1\n");
+        assert_eq!(resolvers.servers, ["127.0.0.1:53".parse().unwrap()]);
+    }
+
+    #[test]
+    fn interfaces_have_the_numbers_that_the_kernel_tells() {
+        let told = "fe80000000000000bc1f8dfffe000001 1a 40 20 80     eth0\n\
+                    00000000000000000000000000000001 01 80 10 80       lo\n";
+        assert_eq!(numbered(told, "eth0"), Some(26));
+        assert_eq!(numbered(told, "eth"), None);
+        let (resolvers, skipped) = parse("nameserver fe80::1%nowhere\nnameserver fe80::1%br-lan\n");
+        assert_eq!(resolvers.zones, [("nowhere".into(), None), ("br-lan".into(), Some(7))]);
+        assert_eq!(skipped, ["nameserver fe80::1%nowhere"]);
     }
 }

@@ -322,3 +322,49 @@ async fn a_dead_resolver_does_not_stop_a_living_one() {
     })
     .await;
 }
+
+/// Codes of servers that cannot say, or will not: FORMERR, SERVFAIL, NOTIMP, REFUSED, NOTAUTH.
+const UNABLE: [u8; 5] = [1, 2, 4, 5, 9];
+
+#[tokio::test]
+async fn the_second_server_is_not_asked_while_the_first_answers() {
+    let slow = Duration::from_millis(50);
+    let unable = UNABLE.map(Says::Code);
+    for other in [Says::NoSuchName, Says::addresses(&[], 60)].into_iter().chain(unable) {
+        let (first, second) = (DnsServer::new(), DnsServer::new());
+        first.set("a.test", Says::LateFour(vec!["157.240.1.1".parse().unwrap()], 60, slow));
+        second.set("a.test", other.clone());
+        second.set("absent.test", Says::addresses(&["157.240.1.2"], 60));
+        with(&[], &[first.address(), second.address()], false, async |names| {
+            assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]), "{other:?}");
+            assert_eq!(names.addresses("absent.test").await, Err(NameFailure::NoSuchName));
+        })
+        .await;
+        assert_eq!(second.queries(), 0, "{other:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_say_hands_over_to_the_next() {
+    for code in UNABLE {
+        let (first, second) = (DnsServer::new(), DnsServer::new());
+        first.set("a.test", Says::Code(code));
+        second.set("a.test", Says::addresses(&["157.240.1.1"], 60));
+        with(&[], &[first.address(), second.address()], false, async |names| {
+            assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]), "{code}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn no_such_name_from_the_second_does_not_outrun_the_first() {
+    let (first, second) = (DnsServer::new(), DnsServer::new());
+    let slow = Duration::from_millis(2_500);
+    first.set("a.test", Says::LateFour(vec!["157.240.1.1".parse().unwrap()], 60, slow));
+    with(&[], &[first.address(), second.address()], false, async |names| {
+        assert_eq!(names.addresses("a.test").await, ips(&["157.240.1.1"]));
+    })
+    .await;
+    assert!(second.queries() > 0);
+}
