@@ -131,7 +131,7 @@ fn passed(lines: &mut Lines, address: SocketAddr, file: Option<&Path>) {
     }
 }
 
-/// An address in the hands of the setu that runs with this configuration, or which that is in its own way to.
+/// An address that the setu of this configuration has, or that another of its own keeps it from having.
 fn served(lines: &mut Lines, address: SocketAddr, holder: &Holder, how: &str) {
     let Holder { name, pid } = holder;
     let (port, ip) = (address.port(), address.ip());
@@ -212,16 +212,15 @@ fn reload(lines: &mut Lines, config: &Config, file: Option<&Path>) {
     let (named, serving) = (named(config, file), running::serving(config, file));
     // A unit may have made it another user.
     let user = serving.as_ref().and_then(|(running, _)| running.user).map(|user| user.to_string());
-    let user =
-        User::wanted(user.as_deref().or(config.user.as_deref()), state_dir::owner(&config.tls.state_dir));
-    for (path, name) in user.ok().flatten().iter().flat_map(|user| {
-        let refused = user.cannot_read(&named).into_iter();
-        refused.map(|path| (path, user.name.clone()))
-    }) {
-        lines.note(&format!(
-            "{}: setu's user {name} cannot read it: a reload will fail; let that user read it",
-            path.display()
-        ));
+    let user = user.as_deref().or(config.user.as_deref());
+    if let Ok(Some(user)) = User::wanted(user, state_dir::owner(&config.tls.state_dir)) {
+        for path in user.cannot_read(&named) {
+            lines.note(&format!(
+                "{}: setu's user {} cannot read it: a reload will fail; let that user read it",
+                path.display(),
+                user.name
+            ));
+        }
     }
     let Some((Running { pid, name, .. }, listens)) = serving else { return };
     let privileged = first_unprivileged();

@@ -102,9 +102,10 @@ pub(super) fn doors(pid: i32, config: &Config) -> impl Iterator<Item = SocketAdd
     doors.into_iter()
 }
 
-/// The setu that serves what this configuration says, and where it listens.
+/// The setu that runs with this configuration and listens at one of its addresses at least, and where it listens.
 pub(super) fn serving(config: &Config, file: Option<&Path>) -> Option<(Running, BTreeSet<SocketAddr>)> {
-    let wanted: Vec<_> = config.listeners.iter().flat_map(|listener| &listener.bind).collect();
+    let clients = config.listeners.iter().flat_map(|listener| &listener.bind);
+    let wanted: Vec<_> = clients.chain(&config.admin).collect();
     let with_listens = |running: Running| listens(running.pid).map(|listens| (running, listens));
     let all = Running::with(file).into_iter().filter_map(with_listens);
     all.into_iter().find(|(_, listens)| wanted.iter().any(|address| listens.contains(address)))

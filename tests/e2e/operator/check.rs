@@ -142,6 +142,8 @@ fn check_tells_what_takes_a_restart() {
     assert_eq!(restart(&same), [""; 0], "{same}");
     assert_eq!(same.matches("is served by setu (pid ").count(), 3, "{same}");
 
+    let alone = check(&text("\"127.0.0.1:81\"", near.path()));
+    assert_eq!(restart(&alone).len(), 1, "also without any port of before: {alone}");
     let low = check(&text(&format!("{two}, \"127.0.0.1:81\", \"[::1]:8081\""), near.path()));
     assert!(
         matches!(&restart(&low)[..], [only] if only.contains("port 81 of 127.0.0.1: setu (pid ") && only.contains("restart setu")),
