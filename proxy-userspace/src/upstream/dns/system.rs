@@ -113,7 +113,9 @@ impl Files<'_> {
         if !skipped.is_empty() {
             warn!(skipped = skipped.join(", "), "{file}: what cannot be used is left out");
         }
-        if resolvers.servers.is_empty() {
+        // One behind an interface that is not there yet is waited for.
+        let is_waited_for = resolvers.zones.iter().any(|(_, number)| number.is_none());
+        if resolvers.servers.is_empty() && !is_waited_for {
             match text {
                 Ok(_) => warn!("{file} names no resolver: {instead}"),
                 Err(error) => warn!(%error, "{file} cannot be read: {instead}"),
