@@ -168,6 +168,10 @@ mod tests {
             fs::write(&machine.paths[1], text).unwrap();
             assert_eq!(machine.files().resolvers().servers, [local], "{text}");
         }
+        fs::write(&machine.paths[1], "nameserver fe80::1%nowhere\n").unwrap();
+        assert!(resolver.refresh());
+        assert_eq!(look(&resolver, "a.test").await, Err(NameFailure::Unanswered));
+        assert_eq!(machine.files().resolvers().servers, []);
         fs::write(&machine.paths[1], "\u{feff}nameserver 192.0.2.1\n").unwrap();
         assert!(resolver.refresh());
         assert!(!resolver.refresh());

@@ -115,7 +115,9 @@ impl Files<'_> {
         if !skipped.is_empty() {
             warn!(skipped = skipped.join(", "), "{file}: what cannot be used is left out");
         }
-        if resolvers.servers.is_empty() {
+        // One behind an interface that is not there yet is waited for.
+        let is_waited_for = resolvers.zones.iter().any(|(_, number)| number.is_none());
+        if resolvers.servers.is_empty() && !is_waited_for {
             match text {
                 Ok(_) => warn!("{file} names no resolver: {instead}"),
                 Err(error) if sandbox::is_to_blame(self.resolv_conf, &error) => {
