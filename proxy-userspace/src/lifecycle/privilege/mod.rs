@@ -127,7 +127,10 @@ fn restrict(config: &Config, file: Option<&Path>, user: Option<&User>) -> Result
     }
     for path in &readable {
         if let Err(error) = fs::metadata(path).and_then(|_| fs::File::open(path)) {
-            warn!(file = %path.display(), %error, "setu's user cannot read it any more: a reload will fail; let the user of security.user read it");
+            warn!(
+                file = %path.display(), %error,
+                "setu's user cannot read it any more: a reload will fail; let the user of security.user read it"
+            );
         }
     }
     let user = name.unwrap_or("unchanged");
