@@ -212,7 +212,6 @@ impl Prepared {
             server.kernel.as_ref().map(Running::handle),
             files,
         )));
-        info!(%path, "ready");
         // What starting took and nobody needs again, the self-test's above all.
         sys::trim_heap();
 
@@ -221,6 +220,8 @@ impl Prepared {
         let door = Door::open(state_dir, predecessor.is_some(), requests).inspect_err(|error| {
             info!(state_dir = %state_dir.display(), %error, "no successor can take over from this setu");
         });
+        // Whoever waits for this may want to replace it.
+        info!(%path, "ready");
         if let Some(predecessor) = predecessor {
             predecessor.drain();
         }

@@ -147,6 +147,9 @@ impl Logging {
         for _ in 0..20 {
             let (client, server) = self.upstream.connect(self.chat);
             exchange(&client, &server, b"hello");
+            // Who ends first must be seen first.
+            drop(client);
+            assert_eq!(end_of(&server).unwrap(), 0);
         }
         assert!(self.child.try_wait().unwrap().is_none(), "setu ended");
     }
