@@ -327,10 +327,18 @@ fn stopping_waits_for_no_resolver(path: Path) {
     let server = DnsServer::new();
     server.set("chat.test", Answer::Silence);
     let more = format!("[dns]\nservers = [\"{}\"]\n[timeouts]\nconnect = \"1h\"\n", server.address());
-    let setu = Setu::start(&config(path, "chat.test:5222", &more));
+    let text = config(path, "chat.test:5222", &more);
+    let setu = Setu::start(&text.replace("[admin]\nbind = []", "[admin]\nbind = [\"127.0.0.1:0\"]"));
+    let admin = setu.admin();
     let _waiting: Vec<_> = (0..10).map(|_| call(setu.address("chat"))).collect();
     let deadline = Instant::now() + PATIENCE;
-    while server.queries() == 0 {
+    let all_wait = || {
+        let metrics = admin::get(admin, "/metrics").body;
+        let accepted = "setu_connections_total{listener=\"chat\"} ";
+        let accepted = metrics.lines().find_map(|line| line.strip_prefix(accepted));
+        server.queries() > 0 && accepted.unwrap().parse::<f64>().unwrap() == 10.0
+    };
+    while !all_wait() {
         assert!(Instant::now() < deadline, "nobody asks");
         thread::sleep(Duration::from_millis(10));
     }
