@@ -14,7 +14,7 @@ use setu_tests::{
     ONE_SOURCE, Path, Setu, config,
     machine::{available_kib, raise_file_limit},
     maps,
-    peers::{Manner, Upstream, exchange, fill, receive, receive_some, send},
+    peers::{Manner, Upstream, end_of, exchange, fill, receive, receive_some, send},
 };
 
 /// These tests look at the whole machine's memory: one at a time.
@@ -182,7 +182,9 @@ fn a_flow_goes_back_to_the_kernel_when_both_keep_up() {
         println!("4,000 messages after a stall: {switches} context switches");
         assert!(switches <= 40, "{switches} context switches: the flow is not in the kernel");
     }
+    // Who ends first must be seen first.
     drop(client);
+    assert_eq!(end_of(&server).unwrap(), 0);
     drop(server);
     setu.wait_count("closed reason=client_closed path=sockmap listener=chat", 1);
 }
