@@ -9,7 +9,7 @@ use crate::{
     lifecycle::ServeArgs,
     operator::{
         reload::ReloadArgs,
-        share::{self, Link, ShareError},
+        share::{self, Format, Link, Ports, ShareError},
         status::StatusArgs,
     },
 };
@@ -87,9 +87,24 @@ pub struct ShareArgs {
     /// The name or IPv4 address by which phones reach this server; without it the first of tls.names
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
-    /// Also write proxy.svg, and instruction cards to print (HTML) in several languages, into this directory
+    /// The port for chat, if a load balancer or NAT has another than setu
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    chat_port: Option<u16>,
+    /// The port for media, if a load balancer or NAT has another than setu
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    media_port: Option<u16>,
+    /// Whether chat is inside TLS; without it as the configuration has it on that port, and true on one that it does not have
+    #[arg(long, value_name = "true|false")]
+    chat_tls: Option<bool>,
+    /// Also write the code, and instruction cards to print (HTML) in all languages, into this directory
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// What the code is written as; may be a list, as in svg,png
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "svg", requires = "out")]
+    pub format: Vec<Format>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 impl CertArgs {
@@ -111,6 +126,7 @@ impl ShareArgs {
         let config = self.run.config()?;
         let named = || config.tls.names.first().map(ToString::to_string);
         let host = self.host.clone().or_else(named).ok_or(ShareError::NoHost)?;
-        Ok(share::link(&config, &host)?)
+        let ports = Ports { chat: self.chat_port, media: self.media_port, chat_tls: self.chat_tls };
+        Ok(share::link(&config, &host, &ports)?)
     }
 }

@@ -12,7 +12,7 @@ use setu::{
     front::tls::{self, CertificateError, TlsSettings},
     lifecycle::{self, privilege::PrivilegeError},
     log,
-    operator::{check, doctor, reload, status},
+    operator::{check, doctor, reload, share, status},
 };
 
 /// `EX_USAGE` of sysexits.h, here for a configuration that cannot be used.
@@ -57,11 +57,19 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args, &mut io::stdout()).map(|()| ExitCode::SUCCESS),
         Command::Share(args) => {
             let link = args.link()?;
+            for warning in link.warnings() {
+                writeln!(io::stderr(), "setu: warning: {warning}")?;
+            }
+            let files =
+                args.out.map(|out| share::write(&link, &args.format, &out)).transpose()?.unwrap_or_default();
             let mut stdout = io::stdout();
-            let code = link.terminal(stdout.is_terminal());
-            write!(stdout, "{}\n\n{code}", link.url())?;
-            for file in args.out.map(|out| link.write(&out)).transpose()?.unwrap_or_default() {
-                writeln!(stdout, "wrote {}", file.display())?;
+            if args.json {
+                writeln!(stdout, "{}", share::json(&link, &files)?)?;
+            } else {
+                write!(stdout, "{}\n\n{}", link.url(), link.terminal(stdout.is_terminal()))?;
+                for file in files {
+                    writeln!(stdout, "wrote {}", file.display())?;
+                }
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -340,7 +340,7 @@ fn made_circles_are_found() {
 /// errnos for instance.
 const PLACES: [(&str, &[&str]); 9] = [
     ("aya ::", &["relay/sockmap/"]),
-    ("toml ::", &["config/", "operator/share/"]),
+    ("toml ::", &["config/", "operator/languages/"]),
     // For clients nobody but `upstream` dials. The others ask the running setu, as its clients, and loopback.
     ("TcpSocket ::", &["upstream/happy_eyeballs.rs"]),
     (

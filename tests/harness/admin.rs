@@ -14,7 +14,7 @@ pub struct Answer {
     pub status: u16,
     /// The headers, in lower case.
     pub head: String,
-    /// What follows them.
+    /// What follows them, as text; bytes that are none are replaced.
     pub body: String,
 }
 
@@ -23,8 +23,9 @@ pub struct Answer {
 pub fn ask(at: SocketAddr, request: &str) -> Answer {
     let mut stream = connect(at);
     stream.write_all(request.as_bytes()).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     Answer { status, head: head.to_lowercase(), body: body.into() }

@@ -1,5 +1,5 @@
-// Looks at setu's status page in a browser as operators do: on a phone and on a desktop, light and dark, from right to
-// left, without scripts; and asks axe-core whether everyone can read it. The pages are those of a real setu, and others
+// Looks at setu's pages in a browser as operators do: on a phone and on a desktop, light and dark, from right to left,
+// without scripts; and asks axe-core whether everyone can read them. Cards are looked at, and printed, in each language. The pages are those of a real setu, and others
 // that were made of a status that a test cannot wait for.
 //
 //   node check.mjs SETU MODULES OUT PAGE.html...
@@ -78,12 +78,16 @@ function knock(address) {
   });
 }
 
-async function look(browser, url, name, { width, dark, rtl }) {
+async function look(browser, url, name, { width, dark, rtl, refused }) {
   const page = await browser.newPage();
   const label = `${name}-${width}${dark ? "-dark" : ""}${rtl ? "-rtl" : ""}`;
   const requests = [];
   page.on("request", (request) => requests.push(request.url()));
-  page.on("console", (message) => problems.push(`${label}: the console says ${message.text()}`));
+  page.on("console", (message) => {
+    // The page of an error is one for the browser too.
+    if (refused && message.text().startsWith("Failed to load resource")) return;
+    problems.push(`${label}: the console says ${message.text()}`);
+  });
   page.on("dialog", (dialog) => {
     problems.push(`${label}: a script ran`);
     dialog.dismiss();
@@ -98,7 +102,8 @@ async function look(browser, url, name, { width, dark, rtl }) {
   const { wide, scripts, styled } = await page.evaluate(() => ({
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     scripts: document.scripts.length,
-    styled: getComputedStyle(document.querySelector("section")).borderTopLeftRadius !== "0px",
+    // A style that the policy does not allow is none of the document's.
+    styled: [...document.styleSheets].some((sheet) => sheet.cssRules.length > 0),
   }));
   expect(wide <= 0, `${label}: it is ${wide} pixels wider than the screen`);
   expect(scripts === 0, `${label}: it has scripts`);
@@ -116,6 +121,15 @@ async function look(browser, url, name, { width, dark, rtl }) {
   const text = await page.evaluate(() => document.body.innerText);
   await page.close();
   return text;
+}
+
+// How many sheets of paper a document takes.
+async function sheets(browser, url, name) {
+  const page = await browser.newPage();
+  await page.goto(url, { waitUntil: "load", timeout: PATIENCE });
+  const pdf = await page.pdf({ path: join(out, `${name}.pdf`), preferCSSPageSize: true });
+  await page.close();
+  return Buffer.from(pdf).toString("latin1").match(/\/Type\s*\/Page\b/g)?.length ?? 0;
 }
 
 const folder = mkdtempSync(join(tmpdir(), "setu-page-"));
@@ -141,9 +155,28 @@ try {
   expect(failing.includes("Stop that"), "loading again cannot be switched off");
   const still = await look(browser, `${live}?refresh=off`, "still", { width: 390, dark: true });
   expect(still.includes("Load this page again"), "loading again cannot be switched on");
-  for (const view of [{ width: 390 }, { width: 1440, dark: true }, { width: 390, rtl: true }]) {
-    const share = await look(browser, `${live}share?host=proxy.example.org`, "share", view);
-    expect(share.includes("https://wa.me/proxy?host=proxy.example.org&chatPort="), `no link to share: ${share}`);
+  const share = `${live}share?host=proxy.example.org`;
+  for (const width of [390, 1440]) {
+    const form = await look(browser, `${live}share`, "share-form", { width });
+    expect(form.includes("Make the link") && !form.includes("wa.me"), `no form: ${form}`);
+    const wrong = `${live}share?host=proxy.example.org&chat_port=0`;
+    const error = await look(browser, wrong, "share-error", { width, dark: true, refused: true });
+    expect(error.includes("This cannot be used") && error.includes("from 1 to 65535"), `no error: ${error}`);
+    for (const view of [{ width }, { width, dark: true }]) {
+      const link = await look(browser, share, "share", view);
+      expect(link.includes("https://wa.me/proxy?host=proxy.example.org&chatPort="), `no link to share: ${link}`);
+    }
+    await look(browser, `${share}&lang=fa&media_port=x`, "share-error-fa", { width, refused: true });
+    await look(browser, `${share}&lang=ar`, "share-ar", { width });
+  }
+  const page = await (await fetch(share)).text();
+  const languages = [...page.matchAll(/share\/card\?lang=(\w+)/g)].map((match) => match[1]);
+  expect(languages.length === 16, `cards in ${languages}`);
+  for (const language of languages) {
+    const card = `${live}share/card?lang=${language}&host=proxy.example.org`;
+    for (const width of [390, 1440]) await look(browser, card, `card-${language}`, { width });
+    const count = await sheets(browser, card, `card-${language}`);
+    expect(count === 1, `card-${language}: it takes ${count} sheets`);
   }
   for (const file of files) {
     const [url, name] = [pathToFileURL(file).href, basename(file, ".html")];

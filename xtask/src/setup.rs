@@ -42,8 +42,10 @@ const FUZZ_PACKAGES: [(&str, &str); 2] = [
 const FUZZER: &str = "0.13.2";
 
 /// Debian packages to look at the status page with.
-const PAGE_PACKAGES: [(&str, &str); 3] = [
+const PAGE_PACKAGES: [(&str, &str); 5] = [
     ("chromium", "the browser that looks at the status page"),
+    ("fonts-droid-fallback", "the Chinese card"),
+    ("fonts-noto-core", "cards in all other scripts"),
     ("nodejs", "drives the browser"),
     ("npm", "fetches axe-core and puppeteer-core"),
 ];

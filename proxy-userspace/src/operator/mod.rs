@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod check;
 pub mod doctor;
+mod languages;
 pub mod reload;
 mod running;
 pub mod share;

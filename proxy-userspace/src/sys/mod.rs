@@ -5,6 +5,7 @@ mod epoll;
 mod filter;
 mod memory;
 mod process;
+mod replace_file;
 mod result;
 pub(crate) mod sandbox;
 mod shared;
@@ -19,6 +20,7 @@ pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use filter::{Instruction, MOST as FILTER_MOST, attach_filter, detach_filter};
 pub(crate) use memory::available_memory;
 pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, random, trim_heap, wipe_stack};
+pub(crate) use replace_file::{Readers, replace_file};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
     Pipe, bound_receive_buffer, cookie, discard, dropped, held, lock_receive_buffer, peek, queued, receive,

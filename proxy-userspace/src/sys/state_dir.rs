@@ -4,20 +4,22 @@
 
 use std::{
     ffi::OsString,
-    fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat},
+    fs::{AtFlags, Mode, OFlags, openat, unlinkat},
     io::Errno,
     process::geteuid,
 };
 
-use super::{process::random, user::User};
+use super::{
+    replace_file::{Readers, replace_file},
+    user::User,
+};
 
 /// The certificate that setu makes, and its key.
 pub(crate) const CERTIFICATE: &str = "certificate.pem";
@@ -99,30 +101,11 @@ impl StateDir {
     /// # Errors
     /// The kernel's. What was there is still there then.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut temporary = format!("{name}.");
-        for byte in *random::<8>() {
-            // Writing to a string cannot fail.
-            let _ = write!(temporary, "{byte:02x}");
-        }
-        temporary += ".tmp";
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut new = File::from(openat(&self.folder, &*temporary, flags, Mode::RUSR | Mode::WUSR)?);
-        let written = (|| {
-            new.write_all(bytes)?;
-            let folder = self.folder.metadata()?;
-            if geteuid().is_root() && folder.uid() != 0 {
-                // A setu that is root no longer is to read it.
-                fchown(&new, Some(folder.uid()), Some(folder.gid()))?;
-            }
-            new.sync_all()?;
-            renameat(&self.folder, &*temporary, &self.folder, name)?;
-            self.folder.sync_all()
-        })();
-        if written.is_err() {
-            // What cannot be removed was not made.
-            let _ = unlinkat(&self.folder, &*temporary, AtFlags::empty());
-        }
-        written
+        let folder = self.folder.metadata()?;
+        // A setu that is root no longer is to read it.
+        let given = geteuid().is_root() && folder.uid() != 0;
+        let owner = given.then(|| (folder.uid(), folder.gid()));
+        replace_file(&self.folder, name, bytes, Readers::Owner, owner)
     }
 
     /// Gives it to a user, with what root has written there. What another user had there before is not trusted: it is

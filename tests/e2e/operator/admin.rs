@@ -173,7 +173,7 @@ fn documents_are_read_only_and_shown_to_nobody_elses_page() {
     assert_eq!(get(admin, "/nothing").status, 404);
     // Its port changes with each start: there is nothing that a phone could be set to.
     let none = get(admin, "/share?host=proxy.example");
-    assert!(none.status == 404 && none.body.contains("no listener takes chat"), "{}", none.body);
+    assert!(none.status == 400 && none.body.contains("no listener takes chat"), "{}", none.body);
     let head = ask(admin, &format!("HEAD / HTTP/1.1\r\nHost: {admin}\r\n\r\n"));
     assert_eq!((head.status, head.body.as_str()), (200, ""));
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {

@@ -19,7 +19,7 @@ use crate::{
     account::{CloseReason, Path, Side},
     log,
     operator::{
-        share::{self, Link, ShareError},
+        share::{self, Link, Ports, ShareError},
         text::seconds,
     },
     relay::{Refusal, sockmap::Handle},
@@ -77,17 +77,16 @@ impl Instance {
         self.shared.borrow().config.admin_hosts.clone()
     }
 
-    /// The link for phones to the host that a query names (`host=HOST`), or else to the first of `tls.names`.
+    /// The link for phones to this host, or else to the first of `tls.names`, if there is one; with these ports.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) fn share(&self, query: Option<&str>) -> Result<Link, ShareError> {
+    pub(super) fn share(&self, host: Option<&str>, ports: &Ports) -> Result<Option<Link>, ShareError> {
         let shared = self.shared.borrow().clone();
         let config = &shared.config;
         let named = || config.tls.names.first().map(ToString::to_string);
-        let asked = query.and_then(|query| query.strip_prefix("host="));
-        let host = asked.map(ToOwned::to_owned).or_else(named).ok_or(ShareError::NoHost)?;
-        share::link(config, &host)
+        let host = host.map(ToOwned::to_owned).or_else(named);
+        host.map(|host| share::link(config, &host, ports)).transpose()
     }
 
     /// As it is now.

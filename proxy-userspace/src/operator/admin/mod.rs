@@ -10,6 +10,7 @@ mod instance;
 mod openmetrics;
 mod page;
 mod server;
+mod share;
 mod status;
 
 pub(crate) use fetch::reachable;

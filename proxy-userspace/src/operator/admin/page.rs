@@ -1,7 +1,7 @@
 //! `/`: a [`Status`] as one document for people, that needs nothing else: no script, no font, no second request.
 //!
 //! It says first whether setu works. Its only inline style is allowed by its hash, so that the policy of the page is
-//! "nothing, but this". Its layout has no left and no right: a translation sets `dir` and is done.
+//! "nothing, but this", and a form that asks setu itself. Its layout has no left and no right: a translation sets `dir` and is done.
 
 use std::fmt::{self, Write as _};
 
@@ -14,13 +14,10 @@ use super::{
 };
 use crate::{
     account::CloseReason,
-    operator::{
-        share::Link,
-        text::{Escaped, ago, bytes, grouped, moment},
-    },
+    operator::text::{Escaped, ago, bytes, grouped, moment},
 };
 
-const STYLE: &str = include_str!("page.css");
+pub(super) const STYLE: &str = include_str!("page.css");
 /// Between two loads. By a header, not by `<meta>`: what reads pages aloud takes that for a page that runs away, and here
 /// it can be switched off.
 pub(super) const REFRESH_SECONDS: &str = "15";
@@ -37,11 +34,11 @@ pub enum Refresh {
     Off,
 }
 
-/// The page's Content-Security-Policy.
-pub(super) fn policy() -> String {
-    let hash = BASE64_STANDARD.encode(Sha256::digest(STYLE));
+/// The Content-Security-Policy of a page with this style.
+pub(super) fn policy(style: &str) -> String {
+    let hash = BASE64_STANDARD.encode(Sha256::digest(style));
     format!(
-        "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
 }
 
@@ -54,30 +51,11 @@ pub fn page(status: &Status, refresh: Refresh) -> String {
     to
 }
 
-/// The page that sets a phone to this server. The code is drawn into it.
-pub(super) fn share(link: &Link) -> String {
-    let mut to = String::with_capacity(32 * 1024);
-    let url = Escaped(link.url());
-    // Writing to a string cannot fail.
-    let _ = head(&mut to, "share").and_then(|()| {
-        writeln!(
-            to,
-            "<header>\n<h1>Set a phone to this proxy</h1>\n</header>\n<main>\n\
-             <section aria-labelledby=\"code\" class=\"wide\">\n<h2 id=\"code\">Scan this with the phone’s camera</h2>\n\
-             <div class=\"code\">{}</div>\n\
-             <p>Or send this link: <a href=\"{url}\">{url}</a></p>\n\
-             <p>It sets WhatsApp to use this proxy. Calls do not go through a proxy.</p>\n</section>\n</main>\n\
-             <footer><p><a href=\"/\">Status</a></p></footer>\n</body>\n</html>",
-            link.svg()
-        )
-    });
-    to
-}
-
-fn head(to: &mut String, title: &str) -> fmt::Result {
+/// Up to the body, in a language that is written in a direction.
+pub(super) fn head(to: &mut String, (language, direction): (&str, &str), title: &str) -> fmt::Result {
     writeln!(
         to,
-        "<!DOCTYPE html>\n<html lang=\"en\" dir=\"ltr\">\n<head>\n<meta charset=\"utf-8\">\n\
+        "<!DOCTYPE html>\n<html lang=\"{language}\" dir=\"{direction}\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"robots\" content=\"noindex\">\n<title>setu: {title}</title>\n<style>{STYLE}</style>\n</head>\n<body>"
     )
@@ -85,7 +63,7 @@ fn head(to: &mut String, title: &str) -> fmt::Result {
 
 fn write(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
     let (_, word, _) = verdict(status);
-    head(to, word)?;
+    head(to, ("en", "ltr"), word)?;
     header(to, status)?;
     to.write_str("<main>\n")?;
     figures(to, status)?;

@@ -14,10 +14,14 @@ use std::{
     time::Duration,
 };
 
+use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::Incoming,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, REFRESH},
+    body::{Bytes, Incoming},
+    header::{
+        ACCEPT_LANGUAGE, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
+        REFRESH,
+    },
     server::conn::http1,
     service::service_fn,
 };
@@ -33,10 +37,12 @@ use tracing::{debug, info, warn};
 use super::{
     Instance, openmetrics,
     page::{self, Refresh},
+    share,
 };
 use crate::{
     config::Config,
     front::listener::{BindError, bind_admin},
+    operator::share::{CARD_STYLE, Format, ShareError},
 };
 
 /// Connections at once that have not asked yet, and documents that are being sent.
@@ -196,7 +202,7 @@ fn is_own_name(host: Option<&HeaderValue>, hosts: &[String]) -> bool {
         || hosts.iter().any(|host| name.eq_ignore_ascii_case(host))
 }
 
-fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
+fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -206,7 +212,7 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
         "/" => {
             let refresh =
                 if request.uri().query() == Some("refresh=off") { Refresh::Off } else { Refresh::On };
-            html(page::page(&instance.status(), refresh), refresh)
+            html(StatusCode::OK, page::STYLE, page::page(&instance.status(), refresh), refresh)
         }
         "/metrics" => match openmetrics::encode(instance.status()) {
             Ok(text) => document(StatusCode::OK, openmetrics::CONTENT_TYPE, text),
@@ -229,22 +235,45 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
             Ok(text) => document(StatusCode::OK, "application/json", text + "\n"),
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be written\n"),
         },
-        path @ ("/share" | "/share.svg") => match instance.share(request.uri().query()) {
-            Ok(link) if path == "/share" => html(page::share(&link), Refresh::Off),
-            Ok(link) => document(StatusCode::OK, "image/svg+xml", link.svg()),
-            Err(error) => plain(StatusCode::NOT_FOUND, &format!("{error}; here: /share?host=HOST\n")),
+        "/share" => {
+            let (status, text) = match share::page(instance, &asked(request)) {
+                Ok(text) => (StatusCode::OK, text),
+                Err(text) => (StatusCode::BAD_REQUEST, text),
+            };
+            html(status, page::STYLE, text, Refresh::Off)
+        }
+        "/share/card" => match share::card(instance, &asked(request)) {
+            Ok(text) => html(StatusCode::OK, CARD_STYLE, text, Refresh::Off),
+            Err(error) => no_link(&error),
         },
-        _ => plain(
-            StatusCode::NOT_FOUND,
-            "there are: / /metrics /healthz /readyz /status.json /share /share.svg\n",
-        ),
+        path => match Format::ALL.into_iter().find(|format| path == share::file(*format)) {
+            Some(format) => match share::code(instance, &asked(request), format) {
+                Ok(bytes) => document(StatusCode::OK, format.content_type(), bytes),
+                Err(error) => no_link(&error),
+            },
+            None => plain(
+                StatusCode::NOT_FOUND,
+                "there are: / /metrics /healthz /readyz /status.json /share /share/card /share.svg /share.png /share.pdf\n",
+            ),
+        },
     }
 }
 
-fn html(text: String, refresh: Refresh) -> Response<String> {
-    let mut response = document(StatusCode::OK, "text/html; charset=utf-8", text);
+/// What a request has to say of a link.
+fn asked<B>(request: &Request<B>) -> share::Asked {
+    let languages = request.headers().get(ACCEPT_LANGUAGE).and_then(|languages| languages.to_str().ok());
+    share::Asked::new(request.uri().query().unwrap_or_default(), languages.unwrap_or_default())
+}
+
+fn no_link(error: &ShareError) -> Response<Full<Bytes>> {
+    plain(StatusCode::BAD_REQUEST, &format!("{error}; /share has a form for it\n"))
+}
+
+/// With its only style.
+fn html(status: StatusCode, style: &str, text: String, refresh: Refresh) -> Response<Full<Bytes>> {
+    let mut response = document(status, "text/html; charset=utf-8", text);
     let headers = response.headers_mut();
-    if let Ok(policy) = HeaderValue::from_str(&page::policy()) {
+    if let Ok(policy) = HeaderValue::from_str(&page::policy(style)) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
     if refresh == Refresh::On {
@@ -253,13 +282,13 @@ fn html(text: String, refresh: Refresh) -> Response<String> {
     response
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<String> {
-    document(status, "text/plain; charset=utf-8", text.into())
+fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    document(status, "text/plain; charset=utf-8", text.to_owned())
 }
 
 /// A document that is never kept, never taken for something else, and may load nothing.
-fn document(status: StatusCode, kind: &'static str, text: String) -> Response<String> {
-    let mut response = Response::new(text);
+fn document(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     for (name, value) in [

@@ -1,18 +1,10 @@
 //! The link to a server's ports, on a host as WhatsApp takes it.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+use super::{
+    error::{Field, ShareError},
+    host, qr,
 };
-
-use thiserror::Error;
-
-use super::qr;
-use crate::config::{Config, Mode};
-
-/// The longest name of a host (RFC 1035, section 2.3.4).
-const LONGEST_HOST: usize = 253;
+use crate::config::{Config, Listener, Mode};
 
 /// What a phone must know, and the same as a link and as a code to scan.
 #[derive(Debug, Clone)]
@@ -25,63 +17,44 @@ pub struct Link {
     code: qr::Code,
 }
 
-/// Why there is no link.
-#[derive(Debug, Error)]
-pub enum ShareError {
-    /// The machine cannot know by which name or address phones reach it.
-    #[error("under which name or address do phones reach this server? Name it with --host, or in tls.names")]
-    NoHost,
-    /// WhatsApp takes no IPv6 address here.
-    #[error(
-        "{0} is an IPv6 address, which WhatsApp's link does not take; name a host that has an AAAA record instead"
-    )]
-    Ipv6(Ipv6Addr),
-    /// An address that leads nowhere.
-    #[error("no phone can reach {0}; name the server's public address, or its host name")]
-    Unreachable(Ipv4Addr),
-    /// Neither a name nor an address.
-    #[error("\"{host}\" is no host name: {problem}")]
-    Host {
-        /// As it was given.
-        host: String,
-        /// What is wrong, and what to do.
-        problem: &'static str,
-    },
-    /// The configuration has nothing to connect to.
-    #[error(
-        "no listener takes {0} from phones; add one to the configuration (a listener that expects PROXY protocol \
-         does not count: phones do not speak it)"
-    )]
-    NoListener(&'static str),
-    /// The code cannot be made.
-    #[error("the link does not fit into a QR code: {0}")]
-    Code(#[from] qrcode::types::QrError),
-    /// The text of a card is broken.
-    #[error("share/cards/{file}: {error}")]
-    Card {
-        /// The file.
-        file: &'static str,
-        /// What is wrong with it.
-        error: Box<toml::de::Error>,
-    },
-    /// A file cannot be written.
-    #[error("{} cannot be written: {error}; name a writable directory with --out", path.display())]
-    Write {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's words.
-        error: io::Error,
-    },
+/// Ports that phones reach, where these are not the configuration's: a load balancer or a NAT stands before setu.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ports {
+    /// For chat; else the configuration's.
+    pub chat: Option<u16>,
+    /// For media; else the configuration's.
+    pub media: Option<u16>,
+    /// Whether chat is inside TLS; else as the configuration has it, and as the app does on a port that it does not have.
+    pub chat_tls: Option<bool>,
 }
 
-/// The link to the ports that this configuration opens, on a host that phones know by this name or IPv4 address.
+/// The link to these ports, and else to those that the configuration opens, on a host that phones know by this name or IPv4
+/// address.
 ///
 /// # Errors
-/// When WhatsApp would not take the host, or no listener is there for phones.
-pub fn link(config: &Config, host: &str) -> Result<Link, ShareError> {
-    let host = checked_host(host)?;
-    let (chat, tls) = first(config, "chat", chat_tls)?;
-    let (media, ()) = first(config, "media", |mode| takes_media(mode).then_some(()))?;
+/// When WhatsApp would not take the host, or no port is known for phones.
+pub fn link(config: &Config, host: &str, ports: &Ports) -> Result<Link, ShareError> {
+    let host = host::checked(host)?;
+    let (chat, tls) = match ports.chat {
+        Some(port) => (port, ports.chat_tls.or_else(|| tls_at(config, port)).unwrap_or(true)),
+        None => {
+            let what = match ports.chat_tls {
+                None => "chat",
+                Some(true) => "chat inside TLS",
+                Some(false) => "chat without TLS",
+            };
+            first(config, |mode| chat_tls(mode, ports.chat_tls))
+                .ok_or(ShareError::NoListener { what, field: Field::ChatPort })?
+        }
+    };
+    let media = match ports.media {
+        Some(port) => port,
+        None => {
+            let (port, ()) = first(config, |mode| takes_media(mode).then_some(()))
+                .ok_or(ShareError::NoListener { what: "media", field: Field::MediaPort })?;
+            port
+        }
+    };
     let url = format!("https://wa.me/proxy?host={host}&chatPort={chat}&mediaPort={media}&chatTLS={tls}");
     let code = qr::Code::new(&url)?;
     Ok(Link { host, chat, tls, media, url, code })
@@ -94,10 +67,23 @@ impl Link {
         &self.url
     }
 
-    /// The code as an SVG document, which is also what a page embeds.
+    /// What an operator should look at before others get the link.
     #[must_use]
-    pub fn svg(&self) -> String {
-        self.code.svg()
+    pub fn warnings(&self) -> Vec<String> {
+        host::doubt(&self.host).into_iter().collect()
+    }
+
+    /// The same link in a query of setu's own pages.
+    #[must_use]
+    pub(crate) fn query(&self) -> String {
+        let Self { host, chat, tls, media, .. } = self;
+        format!("host={host}&chat_port={chat}&media_port={media}&chat_tls={tls}")
+    }
+
+    /// The code, as a document that a page can embed, with the words that are read aloud in its place.
+    #[must_use]
+    pub(crate) fn svg(&self, label: &str) -> String {
+        self.code.svg(label)
     }
 
     /// The code in half-block characters. With `colours` it is black on white on any terminal; without, it is meant
@@ -106,14 +92,14 @@ impl Link {
     pub fn terminal(&self, colours: bool) -> String {
         self.code.terminal(colours)
     }
+
+    pub(super) fn code(&self) -> &qr::Code {
+        &self.code
+    }
 }
 
 /// The port that phones should use of the listeners that `wanted` has an answer for, and that answer.
-fn first<T: Ord + Copy>(
-    config: &Config,
-    what: &'static str,
-    wanted: impl Fn(Mode) -> Option<T>,
-) -> Result<(u16, T), ShareError> {
+fn first<T: Ord + Copy>(config: &Config, wanted: impl Fn(Mode) -> Option<T>) -> Option<(u16, T)> {
     // Phones speak no PROXY protocol.
     let listeners = config.listeners.iter().filter(|listener| !listener.accept_proxy_protocol);
     let ports = listeners.flat_map(|listener| {
@@ -123,74 +109,33 @@ fn first<T: Ord + Copy>(
     });
     // The first of equals is taken, so that the order of the file decides.
     let best = ports.min_by_key(|(address, answer)| (address.ip().is_loopback(), std::cmp::Reverse(*answer)));
-    best.map(|(address, answer)| (address.port(), answer)).ok_or(ShareError::NoListener(what))
+    best.map(|(address, answer)| (address.port(), answer))
 }
 
-/// Whether chat is taken in this mode, and if so, inside TLS.
-fn chat_tls(mode: Mode) -> Option<bool> {
-    match mode {
-        Mode::Chat { .. } => Some(false),
-        Mode::ChatTls { .. } | Mode::Auto { .. } => Some(true),
-        Mode::Media { .. } => None,
-    }
+/// Whether chat is taken in this mode, and if so, inside TLS; only as `wanted`, if that is said.
+fn chat_tls(mode: Mode, wanted: Option<bool>) -> Option<bool> {
+    let tls = match mode {
+        Mode::Chat { .. } => false,
+        Mode::ChatTls { .. } => true,
+        Mode::Auto { .. } => wanted.unwrap_or(true),
+        Mode::Media { .. } => return None,
+    };
+    wanted.is_none_or(|wanted| wanted == tls).then_some(tls)
+}
+
+/// Whether the configuration has chat inside TLS on a port, if it has chat there, for phones or for who stands before setu.
+fn tls_at(config: &Config, port: u16) -> Option<bool> {
+    let there = |listener: &&Listener| listener.bind.iter().any(|address| address.port() == port);
+    config.listeners.iter().filter(there).find_map(|listener| chat_tls(listener.mode, None))
 }
 
 fn takes_media(mode: Mode) -> bool {
     matches!(mode, Mode::Media { .. } | Mode::Auto { .. })
 }
 
-/// The host as WhatsApp takes it: an IPv4 address or a name, in lower case. What passes needs no percent-encoding.
-fn checked_host(given: &str) -> Result<String, ShareError> {
-    let host = given.trim();
-    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    match inner.parse() {
-        Ok(IpAddr::V6(ip)) => return Err(ShareError::Ipv6(ip)),
-        Ok(IpAddr::V4(ip))
-            if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() =>
-        {
-            return Err(ShareError::Unreachable(ip));
-        }
-        Ok(IpAddr::V4(ip)) => return Ok(ip.to_string()),
-        Err(_) => {}
-    }
-    let wrong = |problem| Err(ShareError::Host { host: given.into(), problem });
-    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    if name.is_empty() {
-        return wrong("it is empty");
-    }
-    if !name.is_ascii() {
-        return wrong("write it in its ASCII form, which begins with xn--");
-    }
-    if name.contains("://") || name.contains('/') {
-        return wrong("write only the name, without https:// and path");
-    }
-    if name.contains(':') {
-        return wrong("write only the name; the ports come from the configuration");
-    }
-    if name.len() > LONGEST_HOST {
-        return wrong("it is longer than 253 characters");
-    }
-    for label in name.split('.') {
-        if !(1..64).contains(&label.len()) {
-            return wrong("each part between dots has 1 to 63 characters");
-        }
-        if label.starts_with('-') || label.ends_with('-') {
-            return wrong("no part begins or ends with a hyphen");
-        }
-        if !label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-            return wrong("only letters, digits, hyphens and dots may be in it");
-        }
-    }
-    // A name whose last part is a number is an address with a slip (RFC 3696, section 2).
-    if name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit())) {
-        return wrong("it looks like an IPv4 address, but is none");
-    }
-    Ok(name)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::path::Path;
 
     use super::*;
 
@@ -211,7 +156,7 @@ mod tests {
     #[test]
     fn the_defaults_have_the_ports_that_the_app_expects() {
         assert_eq!(
-            link(&Config::load(None).unwrap(), "example.org").unwrap().url(),
+            link(&Config::load(None).unwrap(), "example.org", &Ports::default()).unwrap().url(),
             "https://wa.me/proxy?host=example.org&chatPort=443&mediaPort=587&chatTLS=true"
         );
     }
@@ -220,7 +165,7 @@ mod tests {
     fn chat_in_the_clear_says_so() {
         let config = config(&[("127.0.0.1:1", CHAT), ("0.0.0.0:15222", CHAT), ("[::]:1587", MEDIA)]);
         assert_eq!(
-            link(&config, "Proxy.Example.ORG.").unwrap().url(),
+            link(&config, "Proxy.Example.ORG.", &Ports::default()).unwrap().url(),
             "https://wa.me/proxy?host=proxy.example.org&chatPort=15222&mediaPort=1587&chatTLS=false"
         );
     }
@@ -234,83 +179,65 @@ mod tests {
             ("0.0.0.0:3443", CHAT_TLS),
             ("0.0.0.0:587", MEDIA),
         ];
-        let url = link(&config(&all), "example.org").unwrap().url;
+        let url = link(&config(&all), "example.org", &Ports::default()).unwrap().url;
         assert!(url.ends_with("&chatPort=2443&mediaPort=587&chatTLS=true"), "{url}");
-        let error = link(&config(&all[1..2]), "example.org").unwrap_err();
-        assert!(matches!(error, ShareError::NoListener("chat")), "{error}");
+        let error = link(&config(&all[1..2]), "example.org", &Ports::default()).unwrap_err();
+        assert!(matches!(error, ShareError::NoListener { field: Field::ChatPort, .. }), "{error}");
     }
 
     #[test]
     fn one_port_takes_both() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/examples/one-port.toml");
-        let url = link(&Config::load(Some(Path::new(file))).unwrap(), "example.org").unwrap().url;
+        let url = link(&Config::load(Some(Path::new(file))).unwrap(), "example.org", &Ports::default())
+            .unwrap()
+            .url;
         assert!(url.ends_with("&chatPort=443&mediaPort=443&chatTLS=true"), "{url}");
     }
 
     #[test]
     fn a_configuration_without_media_has_no_link() {
-        let error = link(&config(&[("0.0.0.0:5222", CHAT)]), "example.org").unwrap_err();
+        let error = link(&config(&[("0.0.0.0:5222", CHAT)]), "example.org", &Ports::default()).unwrap_err();
         assert!(error.to_string().starts_with("no listener takes media from phones"), "{error}");
     }
 
     #[test]
-    fn hosts_that_whatsapp_takes() {
-        let long = format!("{}.example", "a".repeat(63));
-        for (given, host) in [
-            ("157.240.1.1", "157.240.1.1"),
-            ("192.168.1.5", "192.168.1.5"),
-            ("EXAMPLE.org", "example.org"),
-            ("a-b.c0.example.", "a-b.c0.example"),
-            ("xn--ls8h.la", "xn--ls8h.la"),
-            (&long, &long),
-        ] {
-            assert_eq!(checked_host(given).unwrap(), host);
-        }
+    fn what_stands_before_setu_has_ports_of_its_own() {
+        let config = config(&[("0.0.0.0:8443", BEHIND), ("0.0.0.0:5222", CHAT)]);
+        let url = |ports| {
+            link(&config, "10.0.0.1", &ports).map(|link| link.url.split_once('&').unwrap().1.to_owned())
+        };
+        let (chat, media) = (Some(2443), Some(2587));
+        let both = Ports { chat, media, chat_tls: None };
+        // Not a listener is for phones that the link could be for: nothing of the configuration is needed.
+        assert_eq!(url(both).unwrap(), "chatPort=2443&mediaPort=2587&chatTLS=true");
+        assert_eq!(
+            url(Ports { chat_tls: Some(false), ..both }).unwrap(),
+            "chatPort=2443&mediaPort=2587&chatTLS=false"
+        );
+        // The configuration tells of ports that it has.
+        assert_eq!(
+            url(Ports { chat: Some(5222), ..both }).unwrap(),
+            "chatPort=5222&mediaPort=2587&chatTLS=false"
+        );
+        assert_eq!(
+            url(Ports { chat: Some(8443), ..both }).unwrap(),
+            "chatPort=8443&mediaPort=2587&chatTLS=true"
+        );
+        // Only the other is missing.
+        assert_eq!(url(Ports { chat: None, ..both }).unwrap(), "chatPort=5222&mediaPort=2587&chatTLS=false");
+        let error = url(Ports { media: None, ..both }).unwrap_err().to_string();
+        assert!(
+            error.starts_with("no listener takes media from phones") && error.contains("--media-port"),
+            "{error}"
+        );
+        let error = url(Ports { chat: None, chat_tls: Some(true), ..both }).unwrap_err().to_string();
+        assert!(error.starts_with("no listener takes chat inside TLS from phones"), "{error}");
     }
 
     #[test]
-    fn hosts_that_are_refused_with_the_reason() {
-        for ip in ["2001:db8::1", "[2001:db8::1]", "::1", "::ffff:1.2.3.4"] {
-            assert!(matches!(checked_host(ip), Err(ShareError::Ipv6(_))), "{ip}");
-        }
-        for ip in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
-            assert!(matches!(checked_host(ip), Err(ShareError::Unreachable(_))), "{ip}");
-        }
-        let long = "a.".repeat(127) + "b";
-        for (host, problem) in [
-            ("", "empty"),
-            (".", "empty"),
-            ("a..b", "1 to 63"),
-            (&format!("{}.b", "a".repeat(64)), "1 to 63"),
-            (&long, "longer than 253"),
-            ("-a.example", "hyphen"),
-            ("a-.example", "hyphen"),
-            ("a_b.example", "only letters"),
-            ("a b.example", "only letters"),
-            ("a&chatPort=1", "only letters"),
-            ("https://example.org", "without https://"),
-            ("example.org:443", "ports come from"),
-            ("пример.рф", "xn--"),
-            ("1.2.3.256", "IPv4"),
-            ("1.2.3", "IPv4"),
-        ] {
-            let error = checked_host(host).unwrap_err().to_string();
-            assert!(error.contains(problem), "{host}: {error}");
-        }
-    }
-
-    #[test]
-    fn everything_is_written_and_what_cannot_be_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let link = link(&Config::load(None).unwrap(), "example.org").unwrap();
-        let out = directory.path().join("new/out");
-        let names: Vec<_> = link.write(&out).unwrap().iter().map(|path| path.display().to_string()).collect();
-        let wanted = ["proxy.svg", "card-en.html", "card-fa.html", "card-ar.html", "card-ru.html"];
-        for name in wanted.into_iter().chain(["card-bn.html", "card-zh.html"]) {
-            assert!(names.iter().any(|path| path.ends_with(name)), "{name} in {names:?}");
-            assert!(fs::metadata(out.join(name)).unwrap().len() > 500, "{name}");
-        }
-        let error = link.write(&out.join("proxy.svg")).unwrap_err().to_string();
-        assert!(error.contains("proxy.svg cannot be written"), "{error}");
+    fn chat_without_tls_is_found_where_it_is_wanted() {
+        let plain = Ports { chat_tls: Some(false), ..Ports::default() };
+        let url = link(&Config::load(None).unwrap(), "example.org", &plain).unwrap().url;
+        assert!(url.ends_with("&chatPort=5222&mediaPort=587&chatTLS=false"), "{url}");
     }
 }

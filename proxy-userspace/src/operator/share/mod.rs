@@ -3,9 +3,15 @@
 //!
 //! The link's four parameters are all that WhatsApp knows: `host`, `chatPort`, `mediaPort` and `chatTLS`.
 
-mod cards;
+mod card;
+mod error;
 mod files;
+mod host;
 mod link;
+mod pdf;
 mod qr;
 
-pub use link::{Link, ShareError, link};
+pub(crate) use card::{STYLE as CARD_STYLE, card};
+pub use error::{Field, ShareError};
+pub use files::{Format, json, write};
+pub use link::{Link, Ports, link};
