@@ -40,6 +40,8 @@
 //!   - `check`: `setu check`: what this machine can do
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
 //!   - `notes`: what would only be felt is told: lists that refuse everyone, limits that the machine shrinks
+//!   - `readiness`: ready is who can give chat and media, from the start to the end
+//!   - `terminal`: `setu status` fits into a terminal, and gives it back
 //!   - `reload`: `setu reload`, and what is shown of how a reload ended
 //!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
 //!
@@ -97,7 +99,9 @@ mod operator {
     mod doctor;
     mod log;
     mod notes;
+    mod readiness;
     mod reload;
+    mod terminal;
 }
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].
