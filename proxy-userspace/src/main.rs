@@ -54,7 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             io::stdout().write_all(text.as_bytes())?;
             Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Status(args) => status::run(&args, &mut io::stdout()).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => status::run(&args, &mut io::stdout()).map(ExitCode::from),
         Command::Share(args) => {
             let link = args.link()?;
             for warning in link.warnings() {

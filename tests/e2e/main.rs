@@ -40,6 +40,8 @@
 //!   - `check`: `setu check`: what this machine can do
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong
 //!   - `notes`: what would only be felt is told: lists that refuse everyone, limits that the machine shrinks
+//!   - `readiness`: ready is who can give chat and media, from the start to the end
+//!   - `terminal`: `setu status` fits into a terminal, and gives it back
 //!   - `reload`: `setu reload`, and what is shown of how a reload ended
 //!   - `share`: `setu share` and `/share`: how to set a phone
 //!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
@@ -98,8 +100,10 @@ mod operator {
     mod doctor;
     mod log;
     mod notes;
+    mod readiness;
     mod reload;
     mod share;
+    mod terminal;
 }
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].

@@ -16,6 +16,7 @@ pub mod peers;
 pub mod repair;
 pub mod servers;
 mod setu;
+pub mod terminal;
 pub mod tls;
 
 pub use setu::{NOT_PLACED, ONE_SOURCE, Path, Setu, config, front_door, listener, upstream};

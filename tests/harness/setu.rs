@@ -44,22 +44,23 @@ impl Path {
     }
 }
 
-/// A configuration with one chat listener before `upstream`; `more` is put below.
+/// A configuration with one chat listener before `upstream`, to which nobody connects before a client comes; `more` is put
+/// below.
 #[must_use]
 pub fn config(path: Path, upstream: &str, more: &str) -> String {
     format!(
         "[relay]\npath = \"{}\"\n[[listener]]\nname = \"chat\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\n\
          upstream = \"test\"\n[upstream.test]\nendpoints = [\"{upstream}\"]\n\
-         [security]\nallow_private_upstreams = true\n[admin]\nbind = []\n{more}",
+         [security]\nallow_private_upstreams = true\n[admin]\nbind = []\nready_after = \"0s\"\n{more}",
         path.name()
     )
 }
 
-/// A configuration of several listeners, which `more` has, without limits for those who all come from loopback.
+/// As [`config`], of several listeners, which `more` has, without limits for those who all come from loopback.
 #[must_use]
 pub fn front_door(path: Path, state: &std::path::Path, more: &str) -> String {
     format!(
-        "[relay]\npath = \"{}\"\n[security]\nallow_private_upstreams = true\n[admin]\nbind = []\n\
+        "[relay]\npath = \"{}\"\n[security]\nallow_private_upstreams = true\n[admin]\nbind = []\nready_after = \"0s\"\n\
          [limits]\nper_source = 0\nper_source_rate = 0\n[tls]\nstate_dir = \"{}\"\n{more}",
         path.name(),
         state.display()

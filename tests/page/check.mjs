@@ -47,7 +47,7 @@ async function startSetu(folder) {
     `[relay]\npath = "userspace"\n[[listener]]\nname = "chat"\nbind = ["127.0.0.1:${chat}"]\nmode = "chat"\nupstream = "test"\n` +
       `[[listener]]\nname = "media"\nbind = ["127.0.0.1:${media}"]\nmode = "media"\nupstream = "test"\n` +
       `[upstream.test]\nendpoints = ["127.0.0.1:9"]\n[security]\nallow_private_upstreams = true\n` +
-      `[admin]\nbind = ["127.0.0.1:0"]\n`,
+      `[admin]\nbind = ["127.0.0.1:0"]\nready_after = "0s"\n`,
   );
   const child = spawn(setu, ["run", "--config", config], { stdio: ["ignore", "ignore", "pipe"] });
   let log = "";

@@ -103,7 +103,7 @@ impl Counters {
         Meter { sum: &self.bytes[from.index()], pending: 0 }
     }
 
-    /// From now on setu accepts nobody, and lets connections end.
+    /// From now on new clients are to go elsewhere, and connections to end.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

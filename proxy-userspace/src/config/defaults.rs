@@ -27,8 +27,12 @@ const TIMEOUTS: Timeouts = Timeouts {
     idle: Duration::from_secs(200),
     half_close: Duration::from_secs(10),
     vanished: Duration::from_secs(120),
+    lame_duck: Duration::ZERO,
     drain: Duration::from_secs(30),
 };
+
+/// Twice as long as a server that is silent takes to fail (`timeouts.connect`), so that by then all have answered or failed.
+const READY_AFTER: Duration = Duration::from_secs(10);
 
 /// Thousands of phones can share one address of a carrier's NAT (RFC 6888 lets an operator choose how many), and each
 /// holds one chat connection and a few for media: 4096 are about a thousand phones that are active at once.
@@ -100,6 +104,7 @@ pub(super) fn config() -> Config {
         dns_servers: Vec::new(),
         admin: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8199)],
         admin_hosts: Vec::new(),
+        ready_after: READY_AFTER,
         client_addresses: ClientAddresses::Never,
         allow_private_upstreams: false,
         user: None,

@@ -21,6 +21,7 @@ impl fmt::Display for Config {
         writeln!(formatter, "\n[dns]\nservers = [{}]", list(self.dns_servers.iter()))?;
         writeln!(formatter, "\n[admin]\nbind = [{}]", list(self.admin.iter()))?;
         writeln!(formatter, "hosts = [{}]", list(self.admin_hosts.iter()))?;
+        writeln!(formatter, "ready_after = \"{}\"", humantime::format_duration(self.ready_after))?;
         writeln!(formatter, "\n[privacy]\nclient_addresses = \"{}\"", self.client_addresses)?;
         writeln!(formatter, "\n[security]\nallow_private_upstreams = {}", self.allow_private_upstreams)?;
         match &self.user {
@@ -79,7 +80,7 @@ impl fmt::Display for Upstream {
 
 impl fmt::Display for Timeouts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connect, inspect, handshake, idle, half_close, vanished, drain } = self;
+        let Self { connect, inspect, handshake, idle, half_close, vanished, lame_duck, drain } = self;
         writeln!(formatter, "\n[timeouts]")?;
         for (key, time) in [
             ("connect", connect),
@@ -88,6 +89,7 @@ impl fmt::Display for Timeouts {
             ("idle", idle),
             ("half_close", half_close),
             ("vanished", vanished),
+            ("lame_duck", lame_duck),
             ("drain", drain),
         ] {
             writeln!(formatter, "{key} = \"{}\"", humantime::format_duration(*time))?;

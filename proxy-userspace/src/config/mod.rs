@@ -25,6 +25,6 @@ pub use names::{AllowList, Pattern, is_host_name};
 pub use network::{Ranges, is_public};
 pub use reference::{Entry, Section, reference};
 pub use types::{
-    CertificateFiles, ClientAddresses, Config, Dial, Limits, Listener, Mode, PathChoice, Route,
+    CertificateFiles, ClientAddresses, Config, Dial, Limits, Listener, Mode, PathChoice, Purpose, Route,
     SendProxyProtocol, Timeouts, Tls, Upstream, UpstreamId,
 };

@@ -79,6 +79,7 @@ pub(super) const NAME: &str = "write 1 to 64 letters, digits, \"-\" or \"_\": it
 pub(super) const PATH: &str = "write \"auto\", \"sockmap\" or \"userspace\"";
 pub(super) const PATTERN: &str =
     "write a name such as \"whatsapp.net\", or \"*.whatsapp.net\" for all below it";
+pub(super) const PAUSE: &str = "write a time such as \"10s\"; \"0s\" is none";
 pub(super) const POSITIVE: &str = "write a number from 1, or leave the key out";
 pub(super) const RANGE: &str = "write a range such as \"10.0.0.0/8\" or \"fd00::/8\"";
 pub(super) const ROUTE: &str = "write \"fixed\" or \"sni\"";
@@ -193,8 +194,12 @@ const TIMEOUTS: &[Key] = keys! {
     /// While a peer acknowledges neither bytes nor questions for a sign of life, or has no room for what waits for
     /// it; then it counts as gone.
     key("vanished", Form::Text(TIME)),
+    /// For load balancers to send new clients elsewhere when setu stops: for so long it still takes them, and `/readyz`
+    /// fails. `"0s"` is for servers that phones connect to themselves. A successor (`setu run --replace`) does not wait
+    /// for it.
+    key("lame_duck", Form::Text(PAUSE)),
     /// For connections to end by themselves when setu stops; then they are closed. `TimeoutStopSec` of the unit must
-    /// be more.
+    /// be more than this and `lame_duck` together.
     key("drain", Form::Text(TIME)),
 };
 
@@ -257,6 +262,12 @@ const ADMIN: &[Key] = keys! {
     /// Names by which it may be asked, such as that which a reverse proxy before it passes on in `Host`. By an address
     /// or as `localhost` it always may: whoever else asks was sent there by the owner of the name (DNS rebinding).
     key("hosts", Form::Texts(HOST_NAME)),
+    /// How long setu may take after its start to find out whether it is ready (`/readyz`): it asks WhatsApp's servers at
+    /// once, and is ready when one for chat and one for media has answered, as far as its listeners serve both. When this
+    /// is over, those that have failed count as down, and those of which nothing is known yet do not; with more than
+    /// `timeouts.connect` there are none of these. `"0s"`: it is ready at once, and connects to no server before a client
+    /// comes.
+    key("ready_after", Form::Text(PAUSE)),
 };
 
 const PRIVACY: &[Key] = keys! {
@@ -472,8 +483,9 @@ mod tests {
     }
 
     /// Keys that the example leaves to setu.toml(5): few operators need them.
-    const NOT_IN_THE_EXAMPLE: [&str; 21] = [
+    const NOT_IN_THE_EXAMPLE: [&str; 23] = [
         "admin.hosts",
+        "admin.ready_after",
         "dns.servers",
         "limits.connections",
         "limits.exempt",
@@ -492,6 +504,7 @@ mod tests {
         "security.user",
         "timeouts.handshake",
         "timeouts.inspect",
+        "timeouts.lame_duck",
         "timeouts.vanished",
         "upstream.sources",
     ];

@@ -13,5 +13,6 @@ pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     idle: PATIENCE,
     half_close: PATIENCE,
     vanished: PATIENCE,
+    lame_duck: Duration::ZERO,
     drain: PATIENCE,
 };

@@ -39,6 +39,8 @@ pub struct Config {
     pub admin: Vec<SocketAddr>,
     /// Names by which the admin endpoint may be asked, in small letters.
     pub admin_hosts: Vec<String>,
+    /// How long after its start setu waits for an answer of WhatsApp's before it says what it knows; zero is not at all.
+    pub ready_after: Duration,
     /// What logs may tell of clients.
     pub client_addresses: ClientAddresses,
     /// Whether loopback, private and link-local upstreams may be dialed.
@@ -141,15 +143,40 @@ pub enum Mode {
     },
 }
 
-impl Mode {
-    /// Where clients may go.
+/// What clients come for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Messages.
+    Chat,
+    /// Pictures, voice and documents.
+    Media,
+}
+
+impl Purpose {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Chat, Self::Media];
+
+    /// Its name.
     #[must_use]
-    pub fn upstreams(self) -> [Option<UpstreamId>; 2] {
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Chat { upstream, .. } | Self::ChatTls { upstream, .. } | Self::Media { upstream } => {
-                [Some(upstream), None]
-            }
-            Self::Auto { chat, media, .. } => [Some(chat), Some(media)],
+            Self::Chat => "chat",
+            Self::Media => "media",
+        }
+    }
+}
+
+impl Mode {
+    /// Where it sends clients who come for this; `None` if it does not serve them.
+    #[must_use]
+    pub fn upstream(self, purpose: Purpose) -> Option<UpstreamId> {
+        match (self, purpose) {
+            (Self::Chat { upstream, .. } | Self::ChatTls { upstream, .. }, Purpose::Chat)
+            | (Self::Media { upstream }, Purpose::Media) => Some(upstream),
+            (Self::Auto { chat, .. }, Purpose::Chat) => Some(chat),
+            (Self::Auto { media, .. }, Purpose::Media) => Some(media),
+            (Self::Chat { .. } | Self::ChatTls { .. }, Purpose::Media)
+            | (Self::Media { .. }, Purpose::Chat) => None,
         }
     }
 }
@@ -189,7 +216,7 @@ pub struct Upstream {
     pub sources: Vec<IpAddr>,
 }
 
-/// How long to wait. None is zero.
+/// How long to wait. None is zero, save where that is said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// For the upstream, over all its addresses.
@@ -204,6 +231,8 @@ pub struct Timeouts {
     pub half_close: Duration,
     /// While a peer acknowledges neither bytes nor questions for a sign of life, or has no room for what waits for it.
     pub vanished: Duration,
+    /// For others to send new clients elsewhere when setu stops, before it listens no more; may be zero.
+    pub lame_duck: Duration,
     /// For connections to end by themselves when setu stops.
     pub drain: Duration,
 }
@@ -252,10 +281,15 @@ impl Config {
         &self.upstreams[id.0]
     }
 
+    /// The listeners that serve who comes for this, and where each sends them.
+    pub fn ways(&self, purpose: Purpose) -> impl Iterator<Item = (&Listener, UpstreamId)> {
+        self.listeners.iter().filter_map(move |listener| Some((listener, listener.mode.upstream(purpose)?)))
+    }
+
     /// Whether a listener leads to this upstream.
     #[must_use]
     pub fn is_used(&self, id: UpstreamId) -> bool {
-        self.listeners.iter().any(|listener| listener.mode.upstreams().contains(&Some(id)))
+        Purpose::ALL.into_iter().any(|purpose| self.ways(purpose).any(|(_, upstream)| upstream == id))
     }
 
     /// Whether a listener leads to the upstream of this name.

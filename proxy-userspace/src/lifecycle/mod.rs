@@ -4,7 +4,7 @@
 //!                SIGHUP: reload, all or nothing
 //!                  ┌───┐
 //!   start ──► serving ─┘
-//!                │ SIGTERM, SIGINT, a successor serves, or a defect
+//!                │ SIGTERM, SIGINT, a successor serves, or a defect; a signal has it serve for timeouts.lame_duck first
 //!                ▼
 //!             draining ──► stopped
 //!                no connection left; timeouts.drain is over; another signal
@@ -211,6 +211,7 @@ impl Prepared {
             noted,
             server.kernel.as_ref().map(Running::handle),
             files,
+            predecessor.is_some(),
         )));
         // What starting took and nobody needs again, the self-test's above all.
         sys::trim_heap();
@@ -233,7 +234,7 @@ impl Prepared {
             // The successor has an admin endpoint of its own, on the same address.
             admin.abort();
         }
-        server.drain(&mut signals).await;
+        server.drain(&mut signals, told).await;
         server.stop();
         anyhow::ensure!(told != Told::Broken, "what resolves names and checks upstreams had panicked");
         Ok(())

@@ -8,7 +8,7 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{interval, sleep},
+    time::{Instant as Deadline, interval, sleep, sleep_until},
 };
 use tracing::{error, info, warn};
 
@@ -36,7 +36,8 @@ const COUNT: Duration = Duration::from_millis(50);
 const PROGRESS: Duration = Duration::from_secs(5);
 
 impl Server {
-    /// Serves until it is time to go.
+    /// Serves until it is time to go: for `timeouts.lame_duck` after it was told to, so that by then new clients are sent
+    /// elsewhere.
     pub(super) async fn until_told(
         &mut self,
         signals: &mut Signals,
@@ -46,13 +47,25 @@ impl Server {
     ) -> Told {
         let mut forget = interval(FORGET);
         let (mut look, mut crowd) = (interval(LOOK), Crowd::default());
+        let mut leaves = None;
         loop {
             tokio::select! {
                 () = signals.end.recv() => {
-                    info!("stopping");
-                    return Told::Stop;
+                    let lame_duck = self.shared.config.timeouts.lame_duck;
+                    if leaves.is_some() {
+                        return Told::Twice;
+                    }
+                    if lame_duck.is_zero() {
+                        info!("stopping");
+                        return Told::Stop;
+                    }
+                    self.shared.counters.drain();
+                    info!(seconds = lame_duck.as_secs_f64(), "stopping: new clients are still taken, for so long");
+                    service::stopping("stopping, new clients are still taken", lame_duck + PROGRESS);
+                    leaves = Some(Deadline::now() + lame_duck);
                 }
-                _ = signals.hangup.recv() => {
+                () = sleep_until(leaves.unwrap_or_else(Deadline::now)), if leaves.is_some() => return Told::Stop,
+                _ = signals.hangup.recv(), if leaves.is_none() => {
                     service::reloading();
                     match self.reload().await {
                         Ok(()) => {
@@ -103,13 +116,13 @@ impl Server {
         }
     }
 
-    /// Stops to listen, and waits for the connections to end.
-    pub(super) async fn drain(&mut self, signals: &mut Signals) {
+    /// Stops to listen, and waits for the connections to end, unless there was no more time than until then.
+    pub(super) async fn drain(&mut self, signals: &mut Signals, told: Told) {
         self.shared.counters.drain();
         self.serve(self.workers.iter().map(|_| Vec::new()).collect()).await;
         self.bound.clear();
         let limits = self.shared.limits.clone();
-        let patience = self.shared.config.timeouts.drain;
+        let patience = if told == Told::Twice { Duration::ZERO } else { self.shared.config.timeouts.drain };
         let begun = Instant::now();
         let progress = async {
             let mut ticks = interval(PROGRESS);
@@ -198,6 +211,8 @@ impl Crowd {
 pub(super) enum Told {
     /// By a signal.
     Stop,
+    /// By a second one, before there was nobody to be sent elsewhere any more.
+    Twice,
     /// Another setu serves.
     Succeeded,
     /// By a panic.

@@ -1,7 +1,7 @@
 //! Checks every endpoint now and then by connecting to it, so that clients need not find out which are dead and which
 //! have come back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
@@ -13,6 +13,9 @@ use crate::{
     account::CloseReason,
     config::{Host, UpstreamId},
 };
+
+/// Within this endpoints are checked of which nothing is known, after a start or a reload.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// Checks the endpoints of these for ever.
 pub(crate) async fn run(upstreams: &Arc<Upstreams>, used: &[UpstreamId]) {
@@ -34,9 +37,14 @@ pub(crate) async fn run(upstreams: &Arc<Upstreams>, used: &[UpstreamId]) {
 async fn check(upstreams: Arc<Upstreams>, upstream: UpstreamId, member: usize) {
     let pool = &upstreams.get(upstream).pool;
     let mut checked = Instant::now();
+    let mut at_once = upstreams.checks_at_once && pool.is_untried(member);
     loop {
         // setus that started together must not check together.
-        let interval = upstreams.check_interval.mul_f64(0.9 + 0.2 * fastrand::f64());
+        let interval = match at_once {
+            true => AT_ONCE.mul_f64(fastrand::f64()),
+            false => upstreams.check_interval.mul_f64(0.9 + 0.2 * fastrand::f64()),
+        };
+        at_once = false;
         loop {
             let due = pool.next_check(member, checked.into_std(), interval);
             tokio::select! {

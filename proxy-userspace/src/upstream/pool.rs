@@ -76,8 +76,8 @@ struct Member {
     back_off: Duration,
     /// When an attempt last failed.
     failed: Option<Instant>,
-    /// Whether anyone has heard of it yet.
-    tried: bool,
+    /// Whether it ever answered.
+    answered: bool,
     last_error: Option<CloseReason>,
     /// Leases that are out.
     live: usize,
@@ -103,15 +103,33 @@ enum Change {
 impl Member {
     fn new(now: Instant) -> Self {
         let state = State::Up { failures: 0 };
-        Self { state, since: now, back_off: BACK_OFF, failed: None, tried: false, last_error: None, live: 0 }
+        Self {
+            state,
+            since: now,
+            back_off: BACK_OFF,
+            failed: None,
+            answered: false,
+            last_error: None,
+            live: 0,
+        }
     }
 
     fn is_up(&self) -> bool {
         matches!(self.state, State::Up { .. })
     }
 
+    fn standing(&self) -> Standing {
+        match (self.is_up(), self.answered, self.failed) {
+            (false, ..) => Standing::Down,
+            (true, true, _) => Standing::Up,
+            (true, false, None) => Standing::Untried,
+            // Nothing speaks for it: it is not ejected yet, but nobody should be told that it answers.
+            (true, false, Some(_)) => Standing::Down,
+        }
+    }
+
     fn connected(&mut self, now: Instant) -> Change {
-        self.tried = true;
+        self.answered = true;
         let was_up = self.is_up();
         self.state = State::Up { failures: 0 };
         if was_up {
@@ -123,7 +141,6 @@ impl Member {
 
     /// `jitter` is between 0 and 1.
     fn failed(&mut self, reason: CloseReason, now: Instant, jitter: f64) -> Change {
-        self.tried = true;
         self.failed = Some(now);
         self.last_error = Some(reason);
         match self.state {
@@ -277,6 +294,11 @@ impl Pool {
         self.lock().next_check(member, checked, interval)
     }
 
+    /// Whether nobody has heard of an endpoint yet.
+    pub(crate) fn is_untried(&self, member: usize) -> bool {
+        self.lock().members[member].standing() == Standing::Untried
+    }
+
     /// Whether nothing is known against an endpoint.
     pub(crate) fn is_well(&self, member: usize) -> bool {
         self.lock().members[member].state == State::Up { failures: 0 }
@@ -293,11 +315,7 @@ impl Pool {
         let status = |(endpoint, member): (&Endpoint, Member)| EndpointStatus {
             upstream: self.name.clone(),
             endpoint: endpoint.to_string(),
-            standing: match (member.tried, member.is_up()) {
-                (false, _) => Standing::Untried,
-                (true, true) => Standing::Up,
-                (true, false) => Standing::Down,
-            },
+            standing: member.standing(),
             since: member.since,
             last_error: member.last_error,
             connections: member.live,
@@ -496,6 +514,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_only_failed_is_not_said_to_answer() {
+        let now = Instant::now();
+        let pool = pool(1, now);
+        let standing = || pool.status()[0].standing;
+        assert_eq!(standing(), Standing::Untried);
+        fail(&pool, 0, 1, now);
+        assert_eq!(standing(), Standing::Down);
+        assert!(pool.pick(&[], now).is_some_and(|lease| !lease.probe), "clients are still sent there");
+        pool.report(0, Ok(()), now);
+        fail(&pool, 0, EJECT_AFTER - 1, now);
+        assert_eq!(standing(), Standing::Up);
+    }
+
+    #[test]
     fn late_failures_of_old_attempts_do_not_prolong_the_back_off() {
         let now = Instant::now();
         let pool = pool(1, now);
@@ -579,7 +611,7 @@ mod tests {
                 }
                 let status = pool.status();
                 prop_assert_eq!(status.iter().map(|status| status.connections).sum::<usize>(), leases.len());
-                let up: Vec<_> = (0..3).filter(|at| status[*at].standing != Standing::Down).collect();
+                let up: Vec<_> = (0..3).filter(|at| pool.lock().members[*at].is_up()).collect();
                 match pool.pick(&[], now) {
                     Some(lease) => prop_assert!(up.is_empty() || up.contains(&lease.member())),
                     None => prop_assert!(up.is_empty(), "an endpoint is up and nobody gets it"),

@@ -28,6 +28,6 @@ pub(crate) enum Standing {
     Untried,
     /// It answers.
     Up,
-    /// It is ejected.
+    /// It is ejected, or has done nothing but fail.
     Down,
 }

@@ -44,6 +44,8 @@ pub(crate) struct Upstreams {
     /// `timeouts.connect`.
     connect: Duration,
     pub(super) check_interval: Duration,
+    /// Whether endpoints of which nothing is known are checked without waiting for that long: setu is not ready before.
+    pub(super) checks_at_once: bool,
 }
 
 /// One of them.
@@ -125,6 +127,7 @@ impl Upstreams {
             destinations: Destinations::new(config.allow_private_upstreams, own),
             connect: config.timeouts.connect,
             check_interval: CHECK_INTERVAL,
+            checks_at_once: !config.ready_after.is_zero(),
         });
         let background =
             Background { upstreams: upstreams.clone(), requests, servers: config.dns_servers.clone(), used };

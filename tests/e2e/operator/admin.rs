@@ -145,7 +145,7 @@ fn readiness_follows_the_upstream_and_health_does_not() {
         get(admin, "/readyz")
     };
     let answer = eventually("not ready", refused, |answer| answer.status == 503);
-    assert_eq!(answer.body, format!("the server of \"test\", {address}, does not answer: connect_refused\n"));
+    assert_eq!(answer.body, format!("chat does not work: {address} does not answer (connect_refused)\n"));
     assert_eq!(get(admin, "/healthz").status, 200);
     assert!(get(admin, "/").body.contains("Not working"));
     assert_eq!(metrics(admin)["setu_ready"], 0.0);

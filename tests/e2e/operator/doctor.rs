@@ -6,11 +6,13 @@ use std::{
     path::{self, PathBuf},
     process::{Child, Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use setu_tests::{
     Setu,
-    peers::{Upstream, connect},
+    admin::get,
+    peers::{PATIENCE, Upstream, connect},
 };
 use tempfile::TempDir;
 
@@ -196,9 +198,15 @@ fn status_tells_what_the_endpoint_tells() {
         let mut command = Command::new(Setu::binary());
         command.args(["status", "--admin", &setu.admin().to_string()]).args(more).output().unwrap()
     };
-    let output = run(&["--once"]);
+    // Until its servers have answered it starts, and says that by its exit code.
+    let deadline = Instant::now() + PATIENCE;
+    let mut output = run(&["--once"]);
+    while output.status.code() == Some(4) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(50));
+        output = run(&["--once"]);
+    }
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains(": working, running for"), "{text}");
+    assert!(output.status.success() && text.starts_with("working\n") && text.contains("\nsetu "), "{text}");
     let json = String::from_utf8_lossy(&run(&["--json"]).stdout).into_owned();
     assert!(json.contains("\"ready\": true") && json.contains("\"name\": \"media\""), "{json}");
     let nobody = Command::new(Setu::binary()).args(["status", "--admin", "127.0.0.1:1"]).output().unwrap();

@@ -56,6 +56,7 @@ struct RawTimeouts {
     idle: Option<Text>,
     half_close: Option<Text>,
     vanished: Option<Text>,
+    lame_duck: Option<Text>,
     drain: Option<Text>,
 }
 
@@ -102,6 +103,7 @@ struct RawDns {
 struct RawAdmin {
     bind: Option<Texts>,
     hosts: Option<Texts>,
+    ready_after: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
@@ -182,6 +184,9 @@ impl File {
                 false => Err("is no name of a host"),
             };
             config.admin_hosts = source.list("admin.hosts", hosts, schema::HOST_NAME, parse)?;
+        }
+        if let Some(ready_after) = &self.admin.ready_after {
+            config.ready_after = source.pause("admin.ready_after", ready_after)?;
         }
         if let Some(listeners) = &self.listener {
             for raw in listeners {
@@ -274,6 +279,9 @@ impl RawTimeouts {
             if let Some(raw) = raw {
                 *timeout = source.duration(key, raw)?;
             }
+        }
+        if let Some(raw) = &self.lame_duck {
+            timeouts.lame_duck = source.pause("timeouts.lame_duck", raw)?;
         }
         Ok(())
     }

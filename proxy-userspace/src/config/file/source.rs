@@ -106,12 +106,15 @@ impl Source<'_> {
     }
 
     pub(super) fn duration(&self, key: &str, raw: &Text) -> Result<Duration, ConfigError> {
-        self.read(key, raw, schema::TIME, |text| match humantime::parse_duration(text) {
-            Ok(time) if time.is_zero() => Err("is no time to wait".into()),
-            Ok(time) if time > LONGEST => Err("is more than a day".into()),
-            Ok(time) => Ok(time),
-            Err(error) => Err(format!("is no time: {error}")),
+        self.read(key, raw, schema::TIME, |text| match time(text)? {
+            Duration::ZERO => Err("is no time to wait".to_owned()),
+            time => Ok(time),
         })
+    }
+
+    /// As [`Self::duration`], where not to wait at all is sensible.
+    pub(super) fn pause(&self, key: &str, raw: &Text) -> Result<Duration, ConfigError> {
+        self.read(key, raw, schema::PAUSE, time)
     }
 
     pub(super) fn ranges(&self, key: &str, raw: &Texts) -> Result<Ranges, ConfigError> {
@@ -162,6 +165,14 @@ impl Source<'_> {
             bind.push(address);
         }
         Ok(bind)
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time > LONGEST => Err("is more than a day".into()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(format!("is no time: {error}")),
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{
     num::NonZero,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Instant, SystemTime},
 };
 
@@ -11,9 +14,8 @@ use tokio::sync::watch;
 
 use super::{
     history::{self, History, Totals},
-    status::{
-        self, Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Reload, Standing, Status,
-    },
+    readiness::Readiness,
+    status::{Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Reload, Standing, Status},
 };
 use crate::{
     account::{CloseReason, Path, Side},
@@ -43,19 +45,33 @@ pub(crate) struct Instance {
     /// The limit of open files.
     files: u64,
     started: SystemTime,
+    begun: Instant,
+    /// Whether it is over that setu waits for a first answer of WhatsApp's: new upstreams of a reload do not bring it back.
+    settled: AtomicBool,
     history: Mutex<History>,
 }
 
 impl Instance {
-    /// It starts now.
+    /// It starts now. `settled`: in the place of one that served already.
     pub(crate) fn new(
         shared: watch::Receiver<Arc<Shared>>,
         reloads: watch::Receiver<Reload>,
         notes: watch::Receiver<Vec<String>>,
         kernel: Option<Handle>,
         files: u64,
+        settled: bool,
     ) -> Self {
-        Self { shared, reloads, notes, kernel, files, started: SystemTime::now(), history: Mutex::default() }
+        Self {
+            shared,
+            reloads,
+            notes,
+            kernel,
+            files,
+            started: SystemTime::now(),
+            begun: Instant::now(),
+            settled: settled.into(),
+            history: Mutex::default(),
+        }
     }
 
     /// Takes a sample each minute, for ever.
@@ -99,14 +115,19 @@ impl Instance {
             .filter(|endpoint| config.leads_to(&endpoint.upstream))
             .map(endpoint)
             .collect();
-        let problems = status::problems(&endpoints);
+        let Readiness { unanswered, problems, degraded } = Readiness::new(config, &endpoints);
+        let settles = unanswered.is_empty() || self.begun.elapsed() >= config.ready_after;
+        let starting = !(self.settled.fetch_or(settles, Ordering::Relaxed) || settles);
+        let (problems, degraded) = if starting { (unanswered, Vec::new()) } else { (problems, degraded) };
         let reload = self.reloads.borrow().clone();
         let stopping = counters.is_draining();
         let closed = CloseReason::ALL.iter().map(|reason| (reason.name().into(), counters.closed(*reason)));
         let limit = |limit: Option<NonZero<u32>>| limit.map(|limit| limit.get().into());
         Status {
             ready: problems.is_empty() && !stopping,
+            starting,
             problems,
+            degraded,
             notes: reload.note().into_iter().chain(self.notes.borrow().clone()).collect(),
             reload,
             stopping,

@@ -9,6 +9,7 @@ mod history;
 mod instance;
 mod openmetrics;
 mod page;
+mod readiness;
 mod server;
 mod share;
 mod status;
@@ -20,5 +21,5 @@ pub(crate) use instance::Instance;
 pub use page::{Refresh, page};
 pub(crate) use server::Sockets;
 pub use status::{
-    Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Refused, Reload, Standing, Status,
+    Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Refused, Reload, Standing, State, Status,
 };

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::status::{Standing, Status};
+use super::status::{Standing, State, Status};
 use crate::account::CloseReason;
 
 /// What the text is.
@@ -295,6 +295,12 @@ impl Exposition {
             one(status.reload.taken),
         )?;
         to.gauge("setu_ready", None, "Whether clients are served, as /readyz says", flag(status.ready))?;
+        to.gauge(
+            "setu_degraded",
+            None,
+            "Whether clients are served on some ports alone; the status page says on which",
+            flag(status.state() == State::Degraded),
+        )?;
         to.gauge(
             "setu_draining",
             None,

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     history::{SAMPLES, Sample},
-    status::{Endpoint, Standing, Status},
+    status::{Endpoint, Standing, State, Status},
 };
 use crate::{
     account::CloseReason,
@@ -79,18 +79,22 @@ fn write(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
 
 /// Class, word, and what that means.
 fn verdict(status: &Status) -> (&'static str, &'static str, &'static str) {
-    if status.stopping {
-        ("waiting", "Stopping", "setu takes no new connections, and lets those that are open end.")
-    } else if !status.ready {
-        ("bad", "Not working", "New connections to WhatsApp fail:")
-    } else if status.endpoints.iter().all(|endpoint| endpoint.standing == Standing::Untried) {
-        (
+    let untried = |endpoint: &Endpoint| endpoint.standing == Standing::Untried;
+    match status.state() {
+        State::Stopping => (
+            "waiting",
+            "Stopping",
+            "New clients are to go elsewhere; connections that are open have time to end.",
+        ),
+        State::Starting => ("waiting", "Starting", "WhatsApp’s servers are being asked:"),
+        State::NotWorking => ("bad", "Not working", "New connections to WhatsApp fail:"),
+        State::Degraded => ("waiting", "Working in part", "Clients are being connected to WhatsApp, but:"),
+        State::Working if status.endpoints.iter().all(untried) => (
             "waiting",
             "Waiting for the first client",
             "setu listens, and has not had to connect to WhatsApp yet.",
-        )
-    } else {
-        ("good", "Working", "Clients are being connected to WhatsApp.")
+        ),
+        State::Working => ("good", "Working", "Clients are being connected to WhatsApp."),
     }
 }
 
@@ -101,9 +105,9 @@ fn header(to: &mut String, status: &Status) -> fmt::Result {
         "<header>\n<h1>setu, a bridge to WhatsApp</h1>\n<div class=\"state {class}\" role=\"status\">\
          <strong>{word}</strong><p>{meaning}</p>"
     )?;
-    if !status.problems.is_empty() {
+    if !(status.problems.is_empty() && status.degraded.is_empty()) {
         to.write_str("<ul>")?;
-        for problem in &status.problems {
+        for problem in status.problems.iter().chain(&status.degraded) {
             write!(to, "<li>{}</li>", Escaped(problem))?;
         }
         to.write_str("</ul>")?;

@@ -38,6 +38,7 @@ use super::{
     Instance, openmetrics,
     page::{self, Refresh},
     share,
+    status::State,
 };
 use crate::{
     config::Config,
@@ -221,15 +222,15 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<Full<Bytes>
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" => {
             let status = instance.status();
-            match (status.ready, status.stopping) {
-                (true, _) => plain(StatusCode::OK, "ready\n"),
-                (false, true) => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
-                (false, false) => {
-                    let text: String =
-                        status.problems.iter().flat_map(|problem| [problem.as_str(), "\n"]).collect();
-                    plain(StatusCode::SERVICE_UNAVAILABLE, &text)
-                }
-            }
+            let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let text = match status.state() {
+                State::Working => "ready".into(),
+                State::Degraded => format!("ready, degraded: {}", status.degraded.join("\n")),
+                State::Starting => format!("starting: {}", status.problems.join("\n")),
+                State::NotWorking => status.problems.join("\n"),
+                State::Stopping => "stopping".into(),
+            };
+            plain(code, &(text + "\n"))
         }
         "/status.json" => match serde_json::to_string(&instance.status()) {
             Ok(text) => document(StatusCode::OK, "application/json", text + "\n"),

@@ -11,17 +11,23 @@ use crate::operator::text::{moment, seconds};
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Whether clients are served: no problem, and not stopping.
+    /// Whether clients are served, as far as is known: no problem, and not stopping.
     pub ready: bool,
-    /// What is wrong, in plain words.
+    /// Whether setu has just started, and WhatsApp's servers have not said yet what there is to know.
+    #[serde(default)]
+    pub starting: bool,
+    /// What is wrong, in plain words; while it starts, what is waited for.
     pub problems: Vec<String>,
+    /// What does not work although clients are served, in plain words.
+    #[serde(default)]
+    pub degraded: Vec<String>,
     /// What to look at although clients are served, in plain words.
     #[serde(default)]
     pub notes: Vec<String>,
     /// See [`Reload`].
     #[serde(default)]
     pub reload: Reload,
-    /// Whether setu was told to stop, and lets its connections end.
+    /// Whether setu was told to stop: new clients are to go elsewhere, and connections to end.
     pub stopping: bool,
     /// Seconds since 1970.
     pub now: u64,
@@ -187,7 +193,34 @@ pub struct Process {
     pub cpu: Option<f64>,
 }
 
+/// How setu is, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Clients are served.
+    Working,
+    /// They are, on some ports.
+    Degraded,
+    /// It is not known yet.
+    Starting,
+    /// No chat is possible, or no media.
+    NotWorking,
+    /// Clients are to go elsewhere.
+    Stopping,
+}
+
 impl Status {
+    /// How it is.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self {
+            Self { stopping: true, .. } => State::Stopping,
+            Self { starting: true, .. } => State::Starting,
+            Self { ready: false, .. } => State::NotWorking,
+            Self { degraded, .. } if degraded.is_empty() => State::Working,
+            _ => State::Degraded,
+        }
+    }
+
     /// Open connections by how their bytes move.
     #[must_use]
     pub fn active(&self, path: &str) -> u64 {
@@ -242,56 +275,22 @@ impl Listener {
     }
 }
 
-/// What keeps clients from being served: an upstream of which no endpoint answers.
-pub(super) fn problems(endpoints: &[Endpoint]) -> Vec<String> {
-    let mut upstreams: Vec<(&str, Vec<&Endpoint>)> = Vec::new();
-    for endpoint in endpoints {
-        match upstreams.iter_mut().find(|(name, _)| *name == endpoint.upstream) {
-            Some((_, all)) => all.push(endpoint),
-            None => upstreams.push((&endpoint.upstream, vec![endpoint])),
-        }
-    }
-    let down = |(name, all): (&str, Vec<&Endpoint>)| {
-        let is_down = |endpoint: &&Endpoint| endpoint.standing == Standing::Down;
-        let error = all.first().and_then(|first| first.last_error.as_deref()).unwrap_or("unknown");
-        all.iter().all(is_down).then(|| match all.as_slice() {
-            [one] => format!("the server of \"{name}\", {}, does not answer: {error}", one.endpoint),
-            _ => format!("none of the {} servers of \"{name}\" answers: {error}", all.len()),
-        })
-    };
-    upstreams.into_iter().filter_map(down).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn endpoint(upstream: &str, standing: Standing) -> Endpoint {
-        Endpoint {
-            upstream: upstream.into(),
-            endpoint: format!("{upstream}.example:1"),
-            standing,
-            seconds: 0,
-            last_error: Some("connect_refused".into()),
-            connections: 0,
-        }
-    }
-
     #[test]
-    fn one_server_that_may_answer_is_enough() {
-        use Standing::{Down, Untried, Up};
-        let problems = |endpoints: &[(&str, Standing)]| {
-            let endpoints: Vec<_> =
-                endpoints.iter().map(|(upstream, standing)| endpoint(upstream, *standing)).collect();
-            problems(&endpoints)
-        };
-        assert!(problems(&[("chat", Down), ("media", Untried), ("chat", Up)]).is_empty());
-        assert_eq!(
-            problems(&[("chat", Down), ("media", Down), ("chat", Down)]),
-            [
-                "none of the 2 servers of \"chat\" answers: connect_refused",
-                "the server of \"media\", media.example:1, does not answer: connect_refused"
-            ]
-        );
+    fn one_word_for_what_is() {
+        let mut status: Status =
+            serde_json::from_str(include_str!("../../../../tests/page/status/busy.json")).unwrap();
+        assert_eq!(status.state(), State::Working);
+        status.degraded = vec!["chat on port 80".into()];
+        assert_eq!(status.state(), State::Degraded);
+        status.ready = false;
+        assert_eq!(status.state(), State::NotWorking);
+        status.starting = true;
+        assert_eq!(status.state(), State::Starting);
+        status.stopping = true;
+        assert_eq!(status.state(), State::Stopping);
     }
 }

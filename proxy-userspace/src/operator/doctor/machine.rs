@@ -42,7 +42,13 @@ pub(super) async fn running(config: &Config) -> Vec<Finding> {
             .push(Finding::warn("setu is stopping", "wait until its connections ended, and start it again"));
     }
     for problem in status.problems {
-        findings.push(Finding::fail(problem, "see what is said of WhatsApp's servers below"));
+        findings.push(match status.starting {
+            true => Finding::warn(format!("setu is starting: {problem}"), "ask again in some seconds"),
+            false => Finding::fail(problem, "see what is said of WhatsApp's servers below"),
+        });
+    }
+    for problem in status.degraded {
+        findings.push(Finding::warn(problem, "see what is said of WhatsApp's servers below"));
     }
     for note in status.notes {
         findings.push(Finding::warn(note, "clients are served; the log and docs/operations.md say more"));
