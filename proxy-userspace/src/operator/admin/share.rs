@@ -142,7 +142,7 @@ fn code_and_link(to: &mut String, Language { card, page, .. }: &Language, link: 
     writeln!(
         to,
         "<section aria-labelledby=\"code\">\n<h2 id=\"code\">{}</h2>\n<div class=\"code\">{}</div>\n\
-         <p>{} <a href=\"{url}\" dir=\"ltr\">{url}</a></p>\n<p>{} {}</p>\n</section>",
+         <p>{}</p>\n<p dir=\"ltr\"><a href=\"{url}\">{url}</a></p>\n<p>{} {}</p>\n</section>",
         Escaped(&page.scan),
         link.svg(&card.code),
         Escaped(&page.send),

@@ -97,8 +97,11 @@ mod tests {
             assert!(html.contains("<svg "), "{name} has the code");
             // Each text of the language is somewhere.
             let words = serde_json::to_value(&language.card).unwrap();
-            for (key, value) in
-                words.iter().filter(|(key, _)| !["no", "works", "remove"].contains(&key.as_str()))
+            for (key, value) in words
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|(key, _)| !["no", "works", "remove"].contains(&key.as_str()))
             {
                 let texts = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
                 for text in texts {
