@@ -1,5 +1,6 @@
 //! Checks what was made, and what of `dist` operators take as it is, each with the tool that will read it.
 
+mod ansible;
 mod kubernetes;
 mod machine;
 mod python;
@@ -27,7 +28,7 @@ const METRICS: &str = "target/dist/metrics.txt";
 /// A check's name and what it does.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 14] = [
+const CHECKS: [Check; 16] = [
     ("the binary is static and runs", binary),
     ("examples are configurations that setu takes", examples),
     ("man pages and completions", manual),
@@ -38,6 +39,7 @@ const CHECKS: [Check; 14] = [
     ("Kubernetes manifests: kustomize and schemas", kubernetes::check),
     ("the compose file is YAML", compose),
     ("shell scripts: shellcheck", scripts),
+    ("Ansible: ansible-lint", ansible::lint),
     ("no name of this machine in the binary", anonymous),
     (
         "the package on a Debian with systemd: install, start, ask the doctor, upgrade under 500 flows, remove",
@@ -45,6 +47,7 @@ const CHECKS: [Check; 14] = [
     ),
     ("cloud-init on a Debian with systemd: schema, wrong and right checksum", cloud_init),
     ("certbot's hook on a Debian with systemd: setu serves what was renewed", certbot),
+    ("Ansible, two Debians with systemd: serve, again, a mistake, rotate", ansible::serve_and_rotate),
 ];
 
 /// Passes all checks, and tells of each.
