@@ -36,7 +36,7 @@ const PACKAGES: [(&str, &str); 7] = [
     ("dpkg-dev", "the package"),
     ("man-db", "checks the manual"),
     ("prometheus", "promtool checks alerts and metrics"),
-    ("python3-venv", "kubernetes-validate checks the manifests"),
+    ("python3-venv", "holds tools of the checks that come from PyPI"),
     ("systemd", "systemd-analyze checks the unit"),
 ];
 

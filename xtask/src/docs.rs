@@ -1,14 +1,21 @@
-//! Documents that are made of setu's own definitions: its manual, and the page on its configuration.
+//! What is made of setu's own definitions: its manual, the page on its configuration, and the alerts for Kubernetes.
 
-use std::{fs, path::Path};
+use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::{Result, ensure};
 
 use crate::process;
 
-/// The one that is committed, because it is read where the source is.
 const CONFIGURATION: &str = "docs/configuration.md";
+const RULES: &str = "dist/prometheus/setu.rules.yml";
+const PROMETHEUS_RULE: &str = "dist/kubernetes/components/monitoring/prometheusrule.yaml";
 const OUT: &str = "target/docs";
+
+/// A file that is committed, because it is read where the source is; what it is made of; and what makes it.
+type Committed = (&'static str, &'static str, fn() -> Result<String>);
+
+const COMMITTED: [Committed; 2] =
+    [(CONFIGURATION, "the keys", configuration), (PROMETHEUS_RULE, RULES, prometheus_rule)];
 
 /// Makes all of them, in a directory of their own.
 pub(crate) fn make(directory: &Path) -> Result<()> {
@@ -22,24 +29,41 @@ pub(crate) fn make(directory: &Path) -> Result<()> {
     )
 }
 
-/// Puts the page on the configuration where it is committed.
+/// Puts what is committed where it is.
 pub(crate) fn write() -> Result<()> {
-    fs::write(CONFIGURATION, configuration()?)?;
-    println!("{CONFIGURATION}: made of the keys");
+    for (file, source, make) in COMMITTED {
+        fs::write(file, make()?)?;
+        println!("{file}: made of {source}");
+    }
     Ok(())
 }
 
 /// Fails when what is committed is not what is made.
 pub(crate) fn check() -> Result<()> {
-    let made = configuration()?;
-    ensure!(
-        fs::read_to_string(CONFIGURATION).is_ok_and(|there| there == made),
-        "{CONFIGURATION} is not what the keys make of it; run: cargo xtask docs"
-    );
+    for (file, source, make) in COMMITTED {
+        let made = make()?;
+        ensure!(
+            fs::read_to_string(file).is_ok_and(|there| there == made),
+            "{file} is not what is made of {source}; run: cargo xtask docs"
+        );
+    }
     Ok(())
 }
 
 fn configuration() -> Result<String> {
     make(Path::new(OUT))?;
     Ok(fs::read_to_string(Path::new(OUT).join("configuration.md"))?)
+}
+
+/// The alerts as the Prometheus operator takes them. kustomize cannot put a file into a resource.
+fn prometheus_rule() -> Result<String> {
+    let mut rule = format!(
+        "# Made of {RULES} by `cargo xtask docs`.\napiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\n\
+         metadata:\n  name: setu\n  namespace: setu\nspec:\n"
+    );
+    for line in fs::read_to_string(RULES)?.lines() {
+        let indent = if line.is_empty() { "" } else { "  " };
+        writeln!(rule, "{indent}{line}")?;
+    }
+    Ok(rule)
 }

