@@ -38,6 +38,8 @@
 //! - `operator`: operators see what is so
 //!   - `admin`: status page, metrics, health
 //!   - `check`: `setu check`: what this machine can do
+//!   - `configuration`: every command acts on the same one, says which, and whether it is that of the setu that runs
+//!   - `init`: a configuration from three answers, or from options
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
 //!   - `notes`: what would only be felt is told: lists that refuse everyone, limits that the machine shrinks
 //!   - `reload`: `setu reload`, and what is shown of how a reload ended
@@ -94,7 +96,9 @@ mod lifecycle {
 mod operator {
     mod admin;
     mod check;
+    mod configuration;
     mod doctor;
+    mod init;
     mod log;
     mod notes;
     mod reload;

@@ -3,8 +3,11 @@
 pub mod admin;
 pub mod check;
 pub mod doctor;
+pub mod init;
 pub mod reload;
 mod running;
 pub mod share;
 pub mod status;
 mod text;
+
+pub use running::difference_here;

@@ -11,8 +11,13 @@ use clap::Args;
 use tokio::runtime;
 
 use super::{
-    admin::{Standing, Status, fetch},
+    admin::{Standing, Status, fetch, reachable},
+    running::difference,
     text::{ago, bytes, grouped},
+};
+use crate::{
+    config::{Config, RunArgs},
+    log,
 };
 
 /// Between two looks.
@@ -26,9 +31,13 @@ const REASONS: usize = 8;
 /// Arguments of `setu status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The admin endpoint, as host:port or http://host:port
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8199")]
-    pub admin: String,
+    /// What setu was started with, for its admin endpoint.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The admin endpoint, as host:port or http://host:port, whatever the configuration says; without it the first of
+    /// admin.bind
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<String>,
     /// Print once, and end
     #[arg(long)]
     pub once: bool,
@@ -37,18 +46,42 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+impl StatusArgs {
+    /// Where the admin endpoint is, and the configuration that says so.
+    fn place(&self) -> anyhow::Result<(String, Option<Config>)> {
+        if let Some(admin) = &self.admin {
+            return Ok((admin.clone(), None));
+        }
+        let config = self.run.config()?;
+        let at = config.admin.first().context("admin.bind is empty: setu cannot be asked how it is")?;
+        Ok((reachable(*at).to_string(), Some(config)))
+    }
+}
+
 /// Prints the status once, or again and again until interrupted where `to` is a terminal.
 ///
 /// # Errors
 /// Why there is none; while watching, only of the first look.
 pub fn run(args: &StatusArgs, to: &mut (impl Write + IsTerminal)) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let look = || runtime.block_on(fetch(&args.admin));
-    let mut status = look()?;
+    let (at, config) = args.place()?;
+    let ask = || runtime.block_on(fetch(&at));
+    let difference = |status: &Status| difference(config.as_ref()?, status);
+    let look = || {
+        ask().map(|mut status| {
+            status.notes.extend(difference(&status));
+            status
+        })
+    };
     if args.json {
+        let status = ask()?;
+        if let Some(difference) = difference(&status) {
+            log::aside(&difference);
+        }
         let text = serde_json::to_string_pretty(&status).context("the status cannot be written")?;
         return Ok(writeln!(to, "{text}")?);
     }
+    let mut status = look()?;
     if args.once || !to.is_terminal() {
         return Ok(to.write_all(screen(&status, None).as_bytes())?);
     }

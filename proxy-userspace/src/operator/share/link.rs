@@ -79,7 +79,7 @@ pub enum ShareError {
 /// # Errors
 /// When WhatsApp would not take the host, or no listener is there for phones.
 pub fn link(config: &Config, host: &str) -> Result<Link, ShareError> {
-    let host = checked_host(host)?;
+    let host = self::host(host)?;
     let (chat, tls) = first(config, "chat", chat_tls)?;
     let (media, ()) = first(config, "media", |mode| takes_media(mode).then_some(()))?;
     let url = format!("https://wa.me/proxy?host={host}&chatPort={chat}&mediaPort={media}&chatTLS={tls}");
@@ -140,7 +140,10 @@ fn takes_media(mode: Mode) -> bool {
 }
 
 /// The host as WhatsApp takes it: an IPv4 address or a name, in lower case. What passes needs no percent-encoding.
-fn checked_host(given: &str) -> Result<String, ShareError> {
+///
+/// # Errors
+/// When WhatsApp would not take it.
+pub fn host(given: &str) -> Result<String, ShareError> {
     let host = given.trim();
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     match inner.parse() {
@@ -264,17 +267,17 @@ mod tests {
             ("xn--ls8h.la", "xn--ls8h.la"),
             (&long, &long),
         ] {
-            assert_eq!(checked_host(given).unwrap(), host);
+            assert_eq!(self::host(given).unwrap(), host);
         }
     }
 
     #[test]
     fn hosts_that_are_refused_with_the_reason() {
         for ip in ["2001:db8::1", "[2001:db8::1]", "::1", "::ffff:1.2.3.4"] {
-            assert!(matches!(checked_host(ip), Err(ShareError::Ipv6(_))), "{ip}");
+            assert!(matches!(self::host(ip), Err(ShareError::Ipv6(_))), "{ip}");
         }
         for ip in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
-            assert!(matches!(checked_host(ip), Err(ShareError::Unreachable(_))), "{ip}");
+            assert!(matches!(self::host(ip), Err(ShareError::Unreachable(_))), "{ip}");
         }
         let long = "a.".repeat(127) + "b";
         for (host, problem) in [
@@ -294,7 +297,7 @@ mod tests {
             ("1.2.3.256", "IPv4"),
             ("1.2.3", "IPv4"),
         ] {
-            let error = checked_host(host).unwrap_err().to_string();
+            let error = self::host(host).unwrap_err().to_string();
             assert!(error.contains(problem), "{host}: {error}");
         }
     }

@@ -8,4 +8,4 @@ mod files;
 mod link;
 mod qr;
 
-pub use link::{Link, ShareError, link};
+pub use link::{Link, ShareError, host, link};
