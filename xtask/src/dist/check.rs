@@ -48,7 +48,7 @@ const CHECKS: [Check; 11] = [
     ("compose file and cloud-init are YAML", yaml),
     ("no name of this machine in the binary", anonymous),
     (
-        "the package on a Debian with systemd: install, start, ask the doctor, upgrade under 500 flows, remove",
+        "the package on a Debian with systemd: install, set up, ask the doctor, share, upgrade under 500 flows, remove",
         package,
     ),
 ];
