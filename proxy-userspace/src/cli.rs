@@ -8,6 +8,8 @@ use crate::{
     config::{Config, ConfigError, FileArgs, RunArgs},
     lifecycle::ServeArgs,
     operator::{
+        self,
+        init::InitArgs,
         reload::ReloadArgs,
         share::{self, Format, Link, Ports, ShareError},
         status::StatusArgs,
@@ -31,6 +33,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve clients until SIGTERM or Ctrl-C
     Run(ServeArgs),
+    /// Write the configuration of a new server, after three questions or from options
+    Init(InitArgs),
     /// Check the configuration, and tell what this machine can do; takes the same options as `run`
     Check(RunArgs),
     /// Have a running setu take its configuration anew, and tell whether it did; with the options that it was started with
@@ -107,6 +111,23 @@ pub struct ShareArgs {
     pub json: bool,
 }
 
+impl Command {
+    /// Where the configuration comes from, if the operator named no file and this needs one; `run` has it in its log.
+    #[must_use]
+    pub fn unnamed_origin(&self) -> Option<String> {
+        let file = match self {
+            Self::Check(args) => args.file(),
+            Self::Reload(args) => args.run.file(),
+            Self::Cert(args) => &args.file,
+            Self::Doctor(args) => args.run.file(),
+            Self::Status(args) if args.admin.is_none() => args.run.file(),
+            Self::Share(args) => args.run.file(),
+            Self::Run(_) | Self::Init(_) | Self::Status(_) => return None,
+        };
+        (!file.is_named()).then(|| file.origin())
+    }
+}
+
 impl CertArgs {
     /// The configuration whose certificate it is.
     ///
@@ -118,6 +139,12 @@ impl CertArgs {
 }
 
 impl ShareArgs {
+    /// Why the link may not be that of the setu that runs here.
+    #[must_use]
+    pub fn doubt(&self) -> Option<String> {
+        operator::difference_here(&self.run.config().ok()?, self.run.file().path())
+    }
+
     /// The link that these arguments ask for.
     ///
     /// # Errors

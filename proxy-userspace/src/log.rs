@@ -231,6 +231,11 @@ pub fn last_words(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Tells the operator of a command what is not its result, which others may read from standard output.
+pub fn aside(text: &str) {
+    last_words(&format!("setu: {text}"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,15 +12,24 @@ use setu::{
     front::tls::{self, CertificateError, TlsSettings},
     lifecycle::{self, privilege::PrivilegeError},
     log,
-    operator::{check, doctor, reload, share, status},
+    operator::{
+        check, doctor,
+        init::{self, InitError},
+        reload, share, status,
+    },
 };
 
 /// `EX_USAGE` of sysexits.h, here for a configuration that cannot be used.
 const BAD_CONFIGURATION: u8 = 64;
+/// As clap has it.
+const BAD_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log::init();
+    if let Some(origin) = cli.command.unnamed_origin() {
+        log::aside(&format!("the configuration is {origin}"));
+    }
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -28,6 +37,8 @@ fn main() -> ExitCode {
             let is_configured = error.downcast_ref().is_some_and(PrivilegeError::is_configured);
             if error.is::<ConfigError>() || error.is::<CertificateError>() || is_configured {
                 ExitCode::from(BAD_CONFIGURATION)
+            } else if error.downcast_ref().is_some_and(InitError::is_usage) {
+                ExitCode::from(BAD_USAGE)
             } else {
                 ExitCode::FAILURE
             }
@@ -38,8 +49,12 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(args) => lifecycle::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Init(args) => {
+            write!(io::stdout(), "{}", init::run(&args)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check(args) => {
-            let report = check::report(&args.config()?, args.file());
+            let report = check::report(&args.config()?, args.file().path());
             io::stdout().write_all(report.text.as_bytes())?;
             Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
@@ -58,7 +73,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Share(args) => {
             let link = args.link()?;
             for warning in link.warnings() {
-                writeln!(io::stderr(), "setu: warning: {warning}")?;
+                log::aside(&format!("warning: {warning}"));
+            }
+            if let Some(doubt) = args.doubt() {
+                log::aside(&doubt);
             }
             let files =
                 args.out.map(|out| share::write(&link, &args.format, &out)).transpose()?.unwrap_or_default();

@@ -38,6 +38,8 @@
 //! - `operator`: operators see what is so
 //!   - `admin`: status page, metrics, health
 //!   - `check`: `setu check`: what this machine can do
+//!   - `configuration`: every command acts on the same one, says which, and whether it is that of the setu that runs
+//!   - `init`: a configuration from three answers, or from options
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong
 //!   - `notes`: what would only be felt is told: lists that refuse everyone, limits that the machine shrinks
 //!   - `readiness`: ready is who can give chat and media, from the start to the end
@@ -97,7 +99,9 @@ mod lifecycle {
 mod operator {
     mod admin;
     mod check;
+    mod configuration;
     mod doctor;
+    mod init;
     mod log;
     mod notes;
     mod readiness;

@@ -13,6 +13,7 @@ pub mod netns;
 pub mod network;
 pub mod nobody;
 pub mod peers;
+pub mod private;
 pub mod repair;
 pub mod servers;
 mod setu;

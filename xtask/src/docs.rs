@@ -38,7 +38,10 @@ pub(crate) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Fails when what is committed is not what is made.
+/// What the page on each command has, besides what is made of the command line.
+const SECTIONS: [&str; 5] = ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES", "SIGNALS", "EXAMPLES"];
+
+/// Fails when what is committed is not what is made, or a page lacks what operators look for in it.
 pub(crate) fn check() -> Result<()> {
     for (file, source, make) in COMMITTED {
         let made = make()?;
@@ -46,6 +49,16 @@ pub(crate) fn check() -> Result<()> {
             fs::read_to_string(file).is_ok_and(|there| there == made),
             "{file} is not what is made of {source}; run: cargo xtask docs"
         );
+    }
+    for page in fs::read_dir(Path::new(OUT).join("man"))? {
+        let page = page?.path();
+        if page.extension().is_some_and(|section| section == "1") {
+            let text = fs::read_to_string(&page)?;
+            for section in SECTIONS {
+                let items = text.split(&format!("\n.SH {section}\n")).nth(1).unwrap_or_default();
+                ensure!(items.starts_with(".TP\n"), "{}: it has no {section}", page.display());
+            }
+        }
     }
     Ok(())
 }

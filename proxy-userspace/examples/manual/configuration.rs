@@ -5,10 +5,11 @@ use setu::config::{Config, Entry, Section};
 
 /// Before the keys.
 const INTRODUCTION: [&str; 2] = [
-    "setu needs no configuration. `setu run --config FILE` reads one, in TOML; the package's service reads \
-     `/etc/setu/setu.toml`. A key that the file does not have keeps its default. A mistake is an error with file, line, \
-     key and the fix, before anything is bound.",
-    "`setu check --config FILE` prints all keys with the values that they would have, and tells what this machine can \
+    "setu and all of its commands read `/etc/setu/setu.toml`, in TOML, which `setu init` writes; with `--config FILE` another. \
+     A key that the file does not have keeps its default. A mistake is an error with file, line, key and the fix, before \
+     anything is bound. Where there is no such file the defaults hold, which are the ports of WhatsApp's own proxy; \
+     `--config /dev/null` asks for them where there is one.",
+    "`setu check` prints all keys with the values that they would have, and tells what this machine can \
      do. `systemctl reload setu`, or SIGHUP, takes a changed file without touching connections, and changes nothing if \
      there is a mistake in it. A few keys take a restart; the log says so when they have changed.",
 ];
@@ -79,7 +80,7 @@ fn of(config: &Config) -> String {
 }
 
 /// Markdown that knows nothing but `code`.
-fn inlines(text: &str) -> Vec<Inline> {
+pub(crate) fn inlines(text: &str) -> Vec<Inline> {
     let parts = text.split('`').enumerate();
     parts.map(|(index, part)| if index % 2 == 1 { bold(part) } else { roman(part) }).collect()
 }

@@ -2,9 +2,14 @@
 //! parses the command line, and a page on all keys of the configuration, for man and for `docs`, from the one that each
 //! file is held against. No subcommand of setu, because only those who make packages need it.
 
+mod commands;
 mod configuration;
 
-use std::{env, fs, io, path::PathBuf};
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
@@ -20,6 +25,14 @@ fn main() -> io::Result<()> {
     fs::create_dir_all(&pages)?;
     fs::create_dir_all(&completions)?;
     clap_mangen::generate_to(Cli::command(), &pages)?;
+    for page in fs::read_dir(&pages)? {
+        let page = page?;
+        let name = page.file_name();
+        let end = commands::end(&name.to_string_lossy()).ok_or_else(|| {
+            io::Error::other(format!("{}: examples/manual/commands.rs does not know it", name.display()))
+        })?;
+        fs::OpenOptions::new().append(true).open(page.path())?.write_all(end.as_bytes())?;
+    }
     let defaults = Config::load(None).map_err(io::Error::other)?;
     let keys = reference().map_err(io::Error::other)?;
     fs::write(pages.join("setu.toml.5"), configuration::man(&keys, &defaults))?;

@@ -1,10 +1,16 @@
 //! What the command line says of the configuration: which file, and what overrides it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 
 use super::{Config, ConfigError, PathChoice, Place};
+
+/// The configuration that is read where none is named.
+pub const DEFAULT_FILE: &str = "/etc/setu/setu.toml";
 
 /// Arguments of `setu run`, and of the check that it would start.
 #[derive(Debug, Args)]
@@ -24,26 +30,63 @@ pub struct RunArgs {
 /// The file of the configuration.
 #[derive(Debug, Args)]
 pub struct FileArgs {
-    /// Read this configuration, see setu.toml(5); without it the defaults run
+    /// Read this configuration, see setu.toml(5); without it /etc/setu/setu.toml if that exists, else the defaults hold. An
+    /// empty file, such as /dev/null, is the defaults
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
+/// What is read where no file is named: `None` when there is none.
+#[must_use]
+pub fn default_file() -> Option<&'static Path> {
+    // A link that leads nowhere, or a folder that may not be looked into, is a slip to be told of, and no wish for the
+    // defaults.
+    let is_missing =
+        fs::symlink_metadata(DEFAULT_FILE).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    (!is_missing).then_some(Path::new(DEFAULT_FILE))
+}
+
 impl FileArgs {
+    /// The file that is read, if there is any.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.config.as_deref().or_else(|| default_file())
+    }
+
+    /// Whether the operator named it.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.config.is_some()
+    }
+
+    /// Where the configuration comes from.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        match self.path() {
+            Some(path) => path.display().to_string(),
+            None => format!("the defaults, for there is no {DEFAULT_FILE}"),
+        }
+    }
+
     /// The configuration of the file, or the defaults.
     ///
     /// # Errors
     /// What is wrong in the file.
     pub fn load(&self) -> Result<Config, ConfigError> {
-        Config::load(self.config.as_deref())
+        Config::load(self.path())
     }
 }
 
 impl RunArgs {
     /// The file of the configuration.
     #[must_use]
-    pub fn file(&self) -> Option<&Path> {
-        self.file.config.as_deref()
+    pub fn file(&self) -> &FileArgs {
+        &self.file
+    }
+
+    /// Holds on to the file that is read now: should it be gone later, that is an error, and no wish for the defaults.
+    pub fn settle(&mut self) {
+        self.file.config = self.file.path().map(PathBuf::from);
     }
 
     /// The configuration that these arguments ask for.

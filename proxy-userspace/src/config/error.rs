@@ -26,12 +26,14 @@ impl fmt::Display for Place {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{place}: cannot be read: {error}; name a readable file with --config")]
+    #[error("{place}: cannot be read: {error}; {remedy}")]
     Unreadable {
         /// The file.
         place: Place,
         /// The system's words.
         error: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// No TOML, a key that does not exist or is missing, or a value that cannot be.
     #[error("{place}: {key}: {problem}; {remedy}")]

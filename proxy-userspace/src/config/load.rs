@@ -1,6 +1,6 @@
 //! From a file, or nothing, to the configuration.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use super::{Config, ConfigError, Place, defaults, file};
 
@@ -15,6 +15,10 @@ impl Config {
         let text = fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
             place: Place { file: name.clone(), line: 0 },
             error: error.to_string(),
+            remedy: match error.kind() {
+                io::ErrorKind::NotFound => "`setu init` writes one; or name another with --config",
+                _ => "let this user read it, or name another with --config",
+            },
         })?;
         Self::parse(&name, &text)
     }

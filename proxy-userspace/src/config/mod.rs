@@ -18,7 +18,7 @@ pub(crate) mod testing;
 mod tests;
 mod types;
 
-pub use arguments::{FileArgs, RunArgs};
+pub use arguments::{DEFAULT_FILE, FileArgs, RunArgs, default_file};
 pub use endpoint::{Endpoint, Host};
 pub use error::{ConfigError, Place};
 pub use names::{AllowList, Pattern, is_host_name};

@@ -75,7 +75,7 @@ pub struct ServeArgs {
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let mut prepared = Prepared::new(args)?;
     let kernel = kernel::load(&prepared.config, &prepared.machine, prepared.recall)?;
-    privilege::drop_all(&prepared.config, prepared.args.file(), prepared.user.as_ref())?;
+    privilege::drop_all(&prepared.config, prepared.args.file().path(), prepared.user.as_ref())?;
     if prepared.config.tls.files.is_none() {
         // Its own certificate is its user's to read and write: root may lack the right, as in a container.
         prepared.acceptor = start_tls(&prepared.config)?;
@@ -105,9 +105,12 @@ impl Prepared {
     /// # Errors
     /// What is in the way.
     fn new(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { run: args, replace, force_handover } = args;
+        let ServeArgs { run: mut args, replace, force_handover } = args;
         let recall = force_handover.map(|millis| Duration::from_millis(millis.get().into()));
+        let configuration = args.file().origin();
+        args.settle();
         let config = args.config()?;
+        info!("the configuration is {configuration}");
         let machine = Machine::look().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
         let user = privilege::user(&config)?;

@@ -31,10 +31,12 @@ impl Server {
     /// What is wrong. Then everything is as it was.
     pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
         // A pipe was read once, and would be waited for.
-        if let Some(file) = self.args.file().filter(|file| fs::metadata(file).is_ok_and(|is| !is.is_file())) {
+        self.args.settle();
+        let file = self.args.file().path();
+        if let Some(file) = file.filter(|file| fs::metadata(file).is_ok_and(|is| !is.is_file())) {
             anyhow::bail!("{}: it is no file, and cannot be read again; restart setu", file.display());
         }
-        let mut config = self.args.config().map_err(|error| unreadable(error, self.args.file()))?;
+        let mut config = self.args.config().map_err(|error| unreadable(error, file))?;
         let take_restart: Vec<_> = config.takes_restart(&self.shared.config).collect();
         config.keep_until_restart(&self.shared.config);
         let bound = listener::bind_all(&config, self.workers.len(), &self.bound)
@@ -96,7 +98,7 @@ impl Server {
 fn unreadable(error: ConfigError, file: Option<&Path>) -> anyhow::Error {
     let is_barred = |file: &Path| fs::File::open(file).is_err_and(|error| sandbox::is_to_blame(file, &error));
     match error {
-        ConfigError::Unreadable { place, error } if file.is_some_and(is_barred) => {
+        ConfigError::Unreadable { place, error, .. } if file.is_some_and(is_barred) => {
             anyhow::anyhow!("{place}: cannot be read: {error}; {}", sandbox::REMEDY)
         }
         error => error.into(),

@@ -238,6 +238,9 @@ fn reload(lines: &mut Lines, config: &Config, file: Option<&Path>) {
     }
     let ask = |at| running::ask(at, &runtime::Builder::new_current_thread().enable_all().build().ok()?);
     let status = config.admin.iter().find(|at| listens.contains(at)).and_then(|at| ask(*at));
+    if let Some(difference) = status.as_ref().and_then(|status| running::difference(config, status)) {
+        lines.note(&difference);
+    }
     for path in &named {
         let places = status.as_ref().and_then(|status| status.sandbox.as_deref());
         if places.is_some_and(|places| sandbox::is_within(path, places).is_ok_and(|is_within| !is_within)) {

@@ -3,9 +3,12 @@
 pub mod admin;
 pub mod check;
 pub mod doctor;
+pub mod init;
 mod languages;
 pub mod reload;
 mod running;
 pub mod share;
 pub mod status;
 mod text;
+
+pub use running::difference_here;

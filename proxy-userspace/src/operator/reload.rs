@@ -33,7 +33,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub struct ReloadArgs {
     /// What setu was started with.
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
     /// The process to tell; without it, the one whose admin endpoint has the address of the configuration, or the only one
     /// that runs with the same file
     #[arg(long, value_name = "PID")]
@@ -58,7 +58,7 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<String> {
     let named = answered.as_ref().and_then(|(_, status)| status.process.id);
     let id = match args.pid.or(named) {
         Some(id) => id,
-        None => the_one_with(args.run.file())?,
+        None => the_one_with(args.run.file().path())?,
     };
     let process = process(id)?;
     may_be_told(process, args.pid.is_some())?;
@@ -106,7 +106,7 @@ fn usable(args: &RunArgs) -> anyhow::Result<Config> {
 /// Tells whoever runs with a file that cannot be used: it refuses, and its log and its admin endpoint, to which alerts look,
 /// show that. Who runs with another would take that one, and is left alone.
 fn tell_of(args: &ReloadArgs) {
-    let file = args.run.file();
+    let file = args.run.file().path();
     let Some(process) = args.pid.or_else(|| the_one_with(file).ok()).and_then(|id| process(id).ok()) else {
         return;
     };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -11,10 +12,10 @@ use procfs::{
     process::{self, FDTarget, Process},
 };
 use rustix::process::geteuid;
-use tokio::runtime::Runtime;
+use tokio::runtime::{self, Runtime};
 
-use super::admin::{Status, fetch, reachable};
-use crate::config::Config;
+use super::admin::{Status, fetch, fingerprint, reachable};
+use crate::config::{self, Config};
 
 /// A process.
 pub(super) struct Running {
@@ -24,6 +25,12 @@ pub(super) struct Running {
     /// `None` when this process may not see it.
     folder: Option<PathBuf>,
     pub(super) user: Option<u32>,
+}
+
+impl fmt::Display for Running {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "setu (pid {}, `{}`)", self.pid, self.arguments.join(" "))
+    }
 }
 
 impl Running {
@@ -55,7 +62,7 @@ impl Running {
         own.is_ok_and(|own| own.comm == self.name) && self.arguments.iter().any(|argument| argument == "run")
     }
 
-    /// Whether it was started with this file, or without any.
+    /// Whether it serves with this file, or without any.
     pub(super) fn has(&self, file: Option<&Path>) -> bool {
         let mut after = self.arguments.iter().skip_while(|argument| !argument.starts_with("--config"));
         let theirs = after.next().and_then(|argument| match argument.split_once('=') {
@@ -63,6 +70,7 @@ impl Running {
             None => after.next().map(PathBuf::from),
         });
         let theirs = theirs.map(|theirs| self.folder.clone().unwrap_or_default().join(theirs));
+        let theirs = theirs.or_else(|| config::default_file().map(PathBuf::from));
         let real = |file: &Path| file.canonicalize().ok();
         match (theirs, file) {
             (None, None) => true,
@@ -114,4 +122,34 @@ pub(super) fn serving(config: &Config, file: Option<&Path>) -> Option<(Running, 
 /// What the setu says whose admin endpoint is at an address.
 pub(super) fn ask(at: SocketAddr, runtime: &Runtime) -> Option<Status> {
     runtime.block_on(fetch(&reachable(at).to_string())).ok()
+}
+
+/// What an operator is told whose command has another configuration than the setu that it looks at.
+pub(super) fn difference(config: &Config, status: &Status) -> Option<String> {
+    let this = fingerprint(config);
+    (this != status.configuration).then(|| {
+        let id = status.process.id.and_then(|id| id.try_into().ok());
+        let running = id.and_then(Running::look).filter(Running::is_setu);
+        let who = running.map_or_else(|| "the setu that runs".into(), |running| running.to_string());
+        format!(
+            "{who} serves with another configuration ({}) than was read here ({this}): if the file has changed, \
+             `systemctl reload setu` takes up what can change while it runs; else give the options that it was started with",
+            status.configuration
+        )
+    })
+}
+
+/// What an operator is told whose command has another configuration than the setu that runs here, if one does.
+#[must_use]
+pub fn difference_here(config: &Config, file: Option<&Path>) -> Option<String> {
+    let at = *config.admin.first()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    if let Some(status) = ask(at, &runtime) {
+        return difference(config, &status);
+    }
+    let running = Running::with(file).into_iter().next()?;
+    Some(format!(
+        "{running} does not answer at {at}, where this configuration has its admin endpoint: give the options that it was \
+         started with"
+    ))
 }

@@ -42,7 +42,7 @@ const CHECKS: [Check; 16] = [
     ("Ansible: ansible-lint", ansible::lint),
     ("no name of this machine in the binary", anonymous),
     (
-        "the package on a Debian with systemd: install, start, ask the doctor, upgrade under 500 flows, remove",
+        "the package on a Debian with systemd: install, set up, ask the doctor, share, upgrade under 500 flows, remove",
         package,
     ),
     ("cloud-init on a Debian with systemd: schema, wrong and right checksum", cloud_init),

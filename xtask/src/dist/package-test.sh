@@ -1,6 +1,6 @@
 #!/bin/sh
-# The life of the package on a Debian with systemd, without any network: installed, started, changed, asked how it is,
-# upgraded under 500 flows, removed, purged. Called as: package-test.sh PACKAGE BENCH, inside of what machine.sh made;
+# The life of the package on a Debian with systemd, without any network: installed, set up as a newcomer does, started,
+# changed, asked how it is, upgraded under 500 flows, removed, purged. Called as: package-test.sh PACKAGE BENCH, inside of what machine.sh made;
 # BENCH is setu-bench, which plays WhatsApp's servers and the users.
 set -eu
 package=$1
@@ -47,6 +47,44 @@ servers=$!
 trap 'kill $servers' EXIT
 wait_for "the servers" test -s "$authority"
 
+# The newcomer's walk: a configuration, the start, a look, the link.
+test ! -e /etc/setu/setu.toml || fail "the package decides which ports are opened"
+! systemctl start setu.service 2>/dev/null || fail "it starts without a configuration"
+told() {
+    systemctl status --no-pager --lines=30 setu.service | grep -q 'setu.toml: cannot be read: .*`setu init` writes one'
+}
+wait_for "the word that setu init is next" told
+systemctl reset-failed setu.service
+setu init --host proxy.example.org </dev/null >/root/init || fail "it cannot be set up"
+grep -q 'systemctl enable --now setu' /root/init || fail "it does not say what is next: $(cat /root/init)"
+sed -i 's/^\[upstream.chat\]/&\nendpoints = ["g.whatsapp.net:15222"]/' /etc/setu/setu.toml
+cat >>/etc/setu/setu.toml <<'END'
+# WhatsApp's servers are on this machine.
+[upstream.media]
+endpoints = ["whatsapp.net:1443"]
+[security]
+allow_private_upstreams = true
+END
+setu check >/root/check || fail "it would not start: $(cat /root/check)"
+systemctl enable --now --quiet setu.service || fail "it does not start as it was set up"
+wait_for "port 443" listens 443
+! listens 5222 || fail "more is open than was asked for"
+setu check >/root/check || fail "the check finds: $(cat /root/check)"
+doctor=$(SSL_CERT_FILE=$authority setu doctor) || fail "the doctor finds, of what was set up: $doctor"
+link=$(setu share 2>/root/said | head -n 1)
+! grep -q 'another configuration' /root/said || fail "the link is not that of what runs: $(cat /root/said)"
+for port in chatPort mediaPort; do
+    number=$(echo "$link" | sed -n "s/.*[?&]$port=\([0-9]*\).*/\1/p")
+    # The shell's own way to connect, of bash alone.
+    answer=$(timeout 30 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && head -n 1 <&3' \
+        bash "$number" || true)
+    case $answer in HTTP/1.1*) ;; *) fail "port $number of $link does not answer: $answer" ;; esac
+done
+echo "set up, started, checked, examined, shared: $link"
+systemctl disable --now --quiet setu.service
+
+# From here on with all ports, which are those of setu.socket.
+cp /usr/share/doc/setu/examples/defaults.toml /etc/setu/setu.toml
 systemctl enable --now --quiet setu.socket setu.service || fail "it does not start"
 wait_for "port 5222" listens 5222
 pid=$(main_pid)
@@ -82,7 +120,7 @@ done
 setu status --once | grep -q 'restart setu' || fail "the status does not tell of it: $(setu status --once)"
 systemctl reload setu.service || fail "it does not reload any more"
 test "$(main_pid)" = "$pid" || fail "a reload that fails ends it"
-doctor=$(SSL_CERT_FILE=$authority setu doctor --config /etc/setu/setu.toml) || fail "the doctor finds: $doctor"
+doctor=$(SSL_CERT_FILE=$authority setu doctor) || fail "the doctor finds: $doctor"
 echo "$doctor" | tail -n 1
 setu status --once | grep -q working || fail "the status is not that it works: $(setu status --once)"
 
@@ -116,6 +154,6 @@ for unit in setu.service setu.socket; do
 done
 test -e /etc/setu/setu.toml || fail "the removal took the configuration"
 dpkg --purge setu >/dev/null 2>&1
-for path in /etc/setu/setu.toml /var/lib/setu /usr/bin/setu; do
+for path in /etc/setu /var/lib/setu /usr/bin/setu; do
     test ! -e "$path" || fail "$path is left"
 done

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     num::NonZero,
-    path::Path,
+    path::{self, Path},
 };
 
 use serde::Deserialize;
@@ -315,7 +315,9 @@ impl RawLimits {
 
 impl RawTls {
     fn validate(&self, source: &Source<'_>, tls: &mut Tls) -> Result<(), ConfigError> {
-        let folder = Path::new(source.file).parent().unwrap_or(Path::new(""));
+        // Whoever reads this file, from wherever, is to have the same configuration.
+        let file = path::absolute(source.file).unwrap_or_else(|_| source.file.into());
+        let folder = file.parent().unwrap_or(Path::new(""));
         tls.files = match (&self.certificate, &self.key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some(CertificateFiles {

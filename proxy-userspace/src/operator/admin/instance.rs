@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     account::{CloseReason, Path, Side},
+    config::Config,
     log,
     operator::{
         share::{self, Link, Ports, ShareError},
@@ -134,7 +135,7 @@ impl Instance {
             now: seconds(SystemTime::now()),
             started: seconds(self.started),
             version: env!("CARGO_PKG_VERSION").into(),
-            configuration: short_hash(&config.to_string()),
+            configuration: fingerprint(config),
             listeners: counters.listeners().iter().map(|counts| listener(counts)).collect(),
             closed: closed.filter(|(_, count)| *count > 0).collect(),
             bytes: Bytes {
@@ -212,7 +213,9 @@ fn process() -> Process {
     }
 }
 
-fn short_hash(text: &str) -> String {
-    let digits: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+/// The beginning of the SHA-256 of a configuration as it is printed.
+pub(crate) fn fingerprint(config: &Config) -> String {
+    let digits: String =
+        Sha256::digest(config.to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
     digits[..HASH_DIGITS].into()
 }

@@ -17,7 +17,7 @@ mod status;
 pub(crate) use fetch::reachable;
 pub use fetch::{FetchError, fetch};
 pub use history::Sample;
-pub(crate) use instance::Instance;
+pub(crate) use instance::{Instance, fingerprint};
 pub use page::{Refresh, page};
 pub(crate) use server::Sockets;
 pub use status::{

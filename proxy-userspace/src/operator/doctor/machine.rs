@@ -9,7 +9,7 @@ use crate::{
     operator::{
         admin,
         check::{self, Verdict},
-        text,
+        running, text,
     },
     sys,
     upstream::{Examined, Upstreams},
@@ -37,6 +37,7 @@ pub(super) async fn running(config: &Config) -> Vec<Finding> {
     let what =
         format!("setu {} has been running for {up}, {} connections", status.version, status.connections());
     let mut findings = vec![Finding::ok(what)];
+    findings.extend(running::difference(config, &status).map(|what| Finding::warn(what, "")));
     if status.stopping {
         findings
             .push(Finding::warn("setu is stopping", "wait until its connections ended, and start it again"));

@@ -27,7 +27,10 @@ const SPECIAL: [(&str, &str); 16] = [
 ];
 
 /// The host as WhatsApp takes it: an IPv4 address or a name, in lower case. What passes needs no percent-encoding.
-pub(super) fn checked(given: &str) -> Result<String, ShareError> {
+///
+/// # Errors
+/// When WhatsApp would not take it.
+pub fn checked(given: &str) -> Result<String, ShareError> {
     let host = given.trim();
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     match inner.parse() {

@@ -14,4 +14,5 @@ mod qr;
 pub(crate) use card::{STYLE as CARD_STYLE, card};
 pub use error::{Field, ShareError};
 pub use files::{Format, json, write};
+pub use host::checked as host;
 pub use link::{Link, Ports, link};

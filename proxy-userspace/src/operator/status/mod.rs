@@ -12,7 +12,14 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::{runtime, time::sleep};
 
-use super::admin::{FetchError, State, Status, fetch};
+use super::{
+    admin::{FetchError, State, Status, fetch, reachable},
+    running::difference,
+};
+use crate::{
+    config::{Config, RunArgs},
+    log,
+};
 use screen::{Size, screen};
 use terminal::{Event, Terminal};
 
@@ -22,9 +29,13 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Arguments of `setu status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The admin endpoint, as host:port or http://host:port
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8199")]
-    pub admin: String,
+    /// What setu was started with, for its admin endpoint.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The admin endpoint, as host:port or http://host:port, whatever the configuration says; without it the first of
+    /// admin.bind
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<String>,
     /// Print once, and end with 0 when clients are served, 3 when they are not, 4 while setu starts, 5 while it stops, and 1
     /// when it does not answer. So it does where it does not print to a terminal
     #[arg(long)]
@@ -34,24 +45,60 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// A running setu to look at.
+struct Instance {
+    /// Its admin endpoint.
+    at: String,
+    /// The configuration that says so, if that has not been given.
+    config: Option<Config>,
+}
+
+impl Instance {
+    fn of(args: &StatusArgs) -> anyhow::Result<Self> {
+        if let Some(at) = &args.admin {
+            return Ok(Self { at: at.clone(), config: None });
+        }
+        let config = args.run.config()?;
+        let at = config.admin.first().context("admin.bind is empty: setu cannot be asked how it is")?;
+        Ok(Self { at: reachable(*at).to_string(), config: Some(config) })
+    }
+
+    /// How it is, with a note if it has another configuration.
+    async fn look(&self) -> Result<Status, FetchError> {
+        let mut status = fetch(&self.at).await?;
+        status.notes.extend(self.difference(&status));
+        Ok(status)
+    }
+
+    fn difference(&self, status: &Status) -> Option<String> {
+        difference(self.config.as_ref()?, status)
+    }
+}
+
 /// Prints the status once, or again and again where `to` is a terminal, until `q` or a signal. Returns the exit code.
 ///
 /// # Errors
 /// Why there is none; while watching, only of the first look.
 pub fn run(args: &StatusArgs, to: &mut io::Stdout) -> anyhow::Result<u8> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let instance = Instance::of(args)?;
     runtime.block_on(async {
-        let status = fetch(&args.admin).await?;
         if args.json {
+            let status = fetch(&instance.at).await?;
+            if let Some(difference) = instance.difference(&status) {
+                log::aside(&difference);
+            }
             let text = serde_json::to_string_pretty(&status).context("the status cannot be written")?;
             writeln!(to, "{text}")?;
-            Ok(0)
-        } else if args.once || !to.is_terminal() {
+            return Ok(0);
+        }
+        let status = instance.look().await?;
+        if args.once || !to.is_terminal() {
             let columns = terminal::size(to).map_or(usize::MAX, |size| size.columns);
             writeln!(to, "{}", screen(&status, None, Size { columns, rows: usize::MAX }))?;
             Ok(exit_code(status.state()))
         } else {
-            watch(args, to, status).await?;
+            watch(&instance, to, status).await?;
             Ok(0)
         }
     })
@@ -66,13 +113,13 @@ fn exit_code(state: State) -> u8 {
     }
 }
 
-async fn watch(args: &StatusArgs, to: &mut io::Stdout, status: Status) -> io::Result<()> {
+async fn watch(instance: &Instance, to: &mut io::Stdout, status: Status) -> io::Result<()> {
     let mut terminal = Terminal::enter(to)?;
     let (mut before, mut now): (_, Result<_, FetchError>) = (None, Ok(status));
     loop {
         let look = async {
             sleep(INTERVAL).await;
-            fetch(&args.admin).await
+            instance.look().await
         };
         tokio::pin!(look);
         let next = loop {
