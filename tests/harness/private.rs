@@ -46,6 +46,7 @@ serve() {
 ///
 /// # Panics
 /// When it fails, with what it said.
+#[expect(clippy::print_stdout, reason = "what is skipped says so")]
 pub fn on_a_private_machine(script: &str) {
     if !is_root() {
         return println!("skipped: a machine of its own takes root");

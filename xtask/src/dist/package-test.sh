@@ -57,9 +57,10 @@ wait_for "the word that setu init is next" told
 systemctl reset-failed setu.service
 setu init --host proxy.example.org </dev/null >/root/init || fail "it cannot be set up"
 grep -q 'systemctl enable --now setu' /root/init || fail "it does not say what is next: $(cat /root/init)"
-sed -i 's/^\[upstream.chat\]/&\nendpoints = ["g.whatsapp.net:15222"]/' /etc/setu/setu.toml
+# WhatsApp's servers are on this machine; the one for chat wants PROXY protocol, to see that it comes where it is to.
+sed -i -e 's/^\[upstream.chat\]/&\nendpoints = ["g.whatsapp.net:15222"]/' \
+    -e 's/^send_proxy_protocol = "off"/send_proxy_protocol = "v1"/' /etc/setu/setu.toml
 cat >>/etc/setu/setu.toml <<'END'
-# WhatsApp's servers are on this machine.
 [upstream.media]
 endpoints = ["whatsapp.net:1443"]
 [security]
