@@ -41,6 +41,7 @@
 //!   - `doctor`: `setu doctor` and `setu status`: what is wrong, and how to set a phone
 //!   - `notes`: what would only be felt is told: lists that refuse everyone, limits that the machine shrinks
 //!   - `reload`: `setu reload`, and what is shown of how a reload ended
+//!   - `useful`: who is served is counted, and nobody who only tries the ports
 //!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
 //!
 //! What all paths must do alike runs once for each path. As root the kernel path must not be skipped; elsewhere a test
@@ -98,6 +99,7 @@ mod operator {
     mod log;
     mod notes;
     mod reload;
+    mod useful;
 }
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].

@@ -8,6 +8,7 @@ mod counters;
 mod errno;
 mod leg;
 mod ticket;
+mod usage;
 
 pub use client::{ClientAddr, ShownClient, forget_copies};
 pub use close_reason::CloseReason;
@@ -17,3 +18,5 @@ pub(crate) use errno::{lacks_a_route, lacks_a_source, lacks_family, out_of_resou
 pub use leg::Path;
 pub(crate) use leg::Side;
 pub(crate) use ticket::Ticket;
+pub use usage::Purpose;
+pub(crate) use usage::Usage;

@@ -16,7 +16,8 @@ use super::{
     },
 };
 use crate::{
-    account::{CloseReason, Path, Side},
+    account::{CloseReason, ListenerCounts, Path, Purpose, Side},
+    config::Config,
     log,
     operator::{
         share::{self, Link, ShareError},
@@ -115,7 +116,7 @@ impl Instance {
             started: seconds(self.started),
             version: env!("CARGO_PKG_VERSION").into(),
             configuration: short_hash(&config.to_string()),
-            listeners: counters.listeners().iter().map(|counts| listener(counts)).collect(),
+            listeners: counters.listeners().iter().map(|counts| listener(counts, config)).collect(),
             closed: closed.filter(|(_, count)| *count > 0).collect(),
             bytes: Bytes {
                 to_upstream: counters.bytes(Side::Client),
@@ -155,9 +156,15 @@ impl Instance {
     }
 }
 
-fn listener(counts: &crate::account::ListenerCounts) -> Listener {
-    let active = Path::ALL.map(|path| (path.name().into(), counts.active(path)));
-    Listener { name: counts.name.clone(), accepted: counts.accepted(), active: active.into() }
+fn listener(counts: &ListenerCounts, config: &Config) -> Listener {
+    let configured = config.listeners.iter().find(|listener| listener.name == counts.name);
+    Listener {
+        name: counts.name.clone(),
+        accepted: counts.accepted(),
+        active: Path::ALL.map(|path| (path.name().into(), counts.active(path))).into(),
+        addresses: configured.map(|listener| listener.bind.clone()).unwrap_or_default(),
+        useful: Purpose::ALL.map(|purpose| (purpose.name().into(), counts.useful(purpose))).into(),
+    }
 }
 
 fn endpoint(endpoint: upstream::EndpointStatus) -> Endpoint {

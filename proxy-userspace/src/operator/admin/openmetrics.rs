@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::status::{Standing, Status};
-use crate::account::CloseReason;
+use crate::account::{CloseReason, Purpose};
 
 /// What the text is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -115,6 +115,19 @@ impl Exposition {
                 .listeners
                 .iter()
                 .map(|listener| (vec![("listener", listener.name.as_str())], listener.accepted as f64)),
+        )?;
+        let useful = status.listeners.iter().flat_map(|listener| {
+            Purpose::ALL.map(|purpose| {
+                let labels = vec![("listener", listener.name.as_str()), ("kind", purpose.name())];
+                (labels, listener.useful(purpose) as f64)
+            })
+        });
+        to.counter(
+            "setu_useful_flows",
+            None,
+            "Connections that were of use to somebody, counted as soon as they are: chat that went on after WhatsApp's \
+             server had answered, media that moved more than 16 KiB both ways together",
+            useful,
         )?;
         to.counter(
             "setu_closed",

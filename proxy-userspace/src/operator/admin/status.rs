@@ -1,12 +1,15 @@
 //! What there is to know of a running setu. It is what `/status.json` says, and so an interface: fields are added, and
 //! keep their meaning.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::history::Sample;
-use crate::operator::text::{moment, seconds};
+use crate::{
+    account::Purpose,
+    operator::text::{moment, seconds},
+};
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,6 +96,12 @@ pub struct Listener {
     pub accepted: u64,
     /// Open connections by how their bytes move: `none` before they do, `sockmap`, `userspace`.
     pub active: BTreeMap<String, u64>,
+    /// Where it listens by the configuration that serves; nowhere when that has left it out.
+    #[serde(default)]
+    pub addresses: Vec<SocketAddr>,
+    /// Flows that were of use to somebody since the start, by what for: `chat`, `media`.
+    #[serde(default)]
+    pub useful: BTreeMap<String, u64>,
 }
 
 /// Bytes handed over.
@@ -200,6 +209,12 @@ impl Status {
         self.listeners.iter().map(Listener::connections).sum()
     }
 
+    /// Flows that were of use since the start, for `purpose`.
+    #[must_use]
+    pub fn useful(&self, purpose: Purpose) -> u64 {
+        self.listeners.iter().map(|listener| listener.useful(purpose)).sum()
+    }
+
     /// Connections accepted since the start.
     #[must_use]
     pub fn accepted(&self) -> u64 {
@@ -239,6 +254,12 @@ impl Listener {
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.active.values().sum()
+    }
+
+    /// Flows that were of use since the start, for `purpose`.
+    #[must_use]
+    pub fn useful(&self, purpose: Purpose) -> u64 {
+        self.useful.get(purpose.name()).copied().unwrap_or(0)
     }
 }
 
