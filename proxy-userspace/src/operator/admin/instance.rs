@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::{
-    history::{self, History, Totals},
+    history::{self, History, Span},
     status::{
         self, Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Reload, Standing, Status,
     },
@@ -56,7 +56,9 @@ impl Instance {
         kernel: Option<Handle>,
         files: u64,
     ) -> Self {
-        Self { shared, reloads, notes, kernel, files, started: SystemTime::now(), history: Mutex::default() }
+        let started = SystemTime::now();
+        let history = Mutex::new(History::new(seconds(started)));
+        Self { shared, reloads, notes, kernel, files, started, history }
     }
 
     /// Takes a sample each minute, for ever.
@@ -66,10 +68,8 @@ impl Instance {
         loop {
             ticks.tick().await;
             let status = self.status();
-            let Bytes { to_upstream, to_client } = status.bytes;
-            let totals = Totals { accepted: status.accepted(), to_upstream, to_client };
             let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-            history.push(status.now, status.connections(), totals);
+            history.push(status.now, status.connections(), status.counts());
         }
     }
 
@@ -105,6 +105,9 @@ impl Instance {
         let reload = self.reloads.borrow().clone();
         let stopping = counters.is_draining();
         let closed = CloseReason::ALL.iter().map(|reason| (reason.name().into(), counters.closed(*reason)));
+        let bytes =
+            Bytes { to_upstream: counters.bytes(Side::Client), to_client: counters.bytes(Side::Upstream) };
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = |limit: Option<NonZero<u32>>| limit.map(|limit| limit.get().into());
         Status {
             ready: problems.is_empty() && !stopping,
@@ -118,10 +121,7 @@ impl Instance {
             configuration: short_hash(&config.to_string()),
             listeners: counters.listeners().iter().map(|counts| listener(counts, config)).collect(),
             closed: closed.filter(|(_, count)| *count > 0).collect(),
-            bytes: Bytes {
-                to_upstream: counters.bytes(Side::Client),
-                to_client: counters.bytes(Side::Upstream),
-            },
+            bytes,
             endpoints,
             name_failures: upstreams
                 .name_failures()
@@ -151,7 +151,10 @@ impl Instance {
                 .map(|acceptor| Certificate { not_after: seconds(acceptor.description().not_after) }),
             process: process(),
             sandbox: sandbox::reach().map(<[_]>::to_vec),
-            history: self.history.lock().unwrap_or_else(PoisonError::into_inner).samples(),
+            history: history.samples(Span::Hour),
+            history_day: history.samples(Span::Day),
+            history_week: history.samples(Span::Week),
+            month: history.month(bytes.to_upstream, bytes.to_client),
         }
     }
 }

@@ -11,12 +11,13 @@ mod openmetrics;
 mod page;
 mod server;
 mod status;
+mod words;
 
 pub(crate) use fetch::reachable;
 pub use fetch::{FetchError, fetch};
-pub use history::Sample;
+pub use history::{Counts, Month, Sample, Span};
 pub(crate) use instance::Instance;
-pub use page::{Refresh, page};
+pub use page::{View, page};
 pub(crate) use server::Sockets;
 pub use status::{
     Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Refused, Reload, Standing, Status,

@@ -133,10 +133,9 @@ impl Exposition {
             "setu_closed",
             None,
             "Connections that ended, by reason; those that were refused are among them",
-            CloseReason::ALL.iter().map(|reason| {
-                let count = status.closed.get(reason.name()).copied().unwrap_or(0);
-                (vec![("reason", reason.name())], count as f64)
-            }),
+            CloseReason::ALL
+                .iter()
+                .map(|reason| (vec![("reason", reason.name())], status.ended(*reason) as f64)),
         )?;
         to.counter(
             "setu_bytes",

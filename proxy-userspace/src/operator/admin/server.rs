@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Instance, openmetrics,
-    page::{self, Refresh},
+    page::{self, View},
 };
 use crate::{
     config::Config,
@@ -204,9 +204,8 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
     }
     match request.uri().path() {
         "/" => {
-            let refresh =
-                if request.uri().query() == Some("refresh=off") { Refresh::Off } else { Refresh::On };
-            html(page::page(&instance.status(), refresh), refresh)
+            let view = View::of(request.uri().query());
+            html(page::page(&instance.status(), view), view.refreshes)
         }
         "/metrics" => match openmetrics::encode(instance.status()) {
             Ok(text) => document(StatusCode::OK, openmetrics::CONTENT_TYPE, text),
@@ -230,7 +229,7 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be written\n"),
         },
         path @ ("/share" | "/share.svg") => match instance.share(request.uri().query()) {
-            Ok(link) if path == "/share" => html(page::share(&link), Refresh::Off),
+            Ok(link) if path == "/share" => html(page::share(&link), false),
             Ok(link) => document(StatusCode::OK, "image/svg+xml", link.svg()),
             Err(error) => plain(StatusCode::NOT_FOUND, &format!("{error}; here: /share?host=HOST\n")),
         },
@@ -241,13 +240,13 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<String> {
     }
 }
 
-fn html(text: String, refresh: Refresh) -> Response<String> {
+fn html(text: String, refreshes: bool) -> Response<String> {
     let mut response = document(StatusCode::OK, "text/html; charset=utf-8", text);
     let headers = response.headers_mut();
     if let Ok(policy) = HeaderValue::from_str(&page::policy()) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
-    if refresh == Refresh::On {
+    if refreshes {
         headers.insert(REFRESH, HeaderValue::from_static(page::REFRESH_SECONDS));
     }
     response

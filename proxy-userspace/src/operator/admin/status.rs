@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::history::Sample;
+use super::history::{Counts, Month, Sample};
 use crate::{
-    account::Purpose,
+    account::{Class, CloseReason, Purpose},
     operator::text::{moment, seconds},
 };
 
@@ -65,6 +65,15 @@ pub struct Status {
     pub sandbox: Option<Vec<(u64, u64)>>,
     /// The last hour, oldest minute first.
     pub history: Vec<Sample>,
+    /// The last day in quarters of an hour, oldest first.
+    #[serde(default)]
+    pub history_day: Vec<Sample>,
+    /// The last week in pieces of two hours, oldest first.
+    #[serde(default)]
+    pub history_week: Vec<Sample>,
+    /// See [`Month`].
+    #[serde(default)]
+    pub month: Month,
 }
 
 /// What became of the configurations that setu was to take.
@@ -213,6 +222,29 @@ impl Status {
     #[must_use]
     pub fn useful(&self, purpose: Purpose) -> u64 {
         self.listeners.iter().map(|listener| listener.useful(purpose)).sum()
+    }
+
+    /// Connections that ended for this reason since the start.
+    #[must_use]
+    pub fn ended(&self, reason: CloseReason) -> u64 {
+        self.closed.get(reason.name()).copied().unwrap_or(0)
+    }
+
+    /// What was counted since the start.
+    pub(super) fn counts(&self) -> Counts {
+        let ended = |class| {
+            let reasons = CloseReason::ALL.iter().filter(|reason| reason.class() == class);
+            reasons.map(|reason| self.ended(*reason)).sum()
+        };
+        Counts {
+            accepted: self.accepted(),
+            useful_chat: self.useful(Purpose::Chat),
+            useful_media: self.useful(Purpose::Media),
+            failed: ended(Class::Fault),
+            refused: ended(Class::Limit),
+            to_upstream: self.bytes.to_upstream,
+            to_client: self.bytes.to_client,
+        }
     }
 
     /// Connections accepted since the start.
