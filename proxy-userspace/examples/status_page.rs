@@ -1,13 +1,14 @@
-//! Makes the status page of what `/status.json` said: `cargo run --example status_page < status.json > page.html`. With it
-//! the page is looked at in states that a test cannot wait for.
+//! Makes the status page of what `/status.json` said: `cargo run --example status_page [QUERY] < status.json > page.html`,
+//! with the query that a browser would send. With it the page is looked at in states that a test cannot wait for.
 
 use std::io::{self, Read as _, Write as _};
 
-use setu::operator::admin::{Refresh, Status, page};
+use setu::operator::admin::{Status, View, page};
 
 fn main() -> io::Result<()> {
     let mut text = String::new();
     io::stdin().read_to_string(&mut text)?;
     let status: Status = serde_json::from_str(&text)?;
-    io::stdout().write_all(page(&status, Refresh::On).as_bytes())
+    let query = std::env::args().nth(1);
+    io::stdout().write_all(page(&status, View::of(query.as_deref())).as_bytes())
 }

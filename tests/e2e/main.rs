@@ -46,6 +46,7 @@
 //!   - `terminal`: `setu status` fits into a terminal, and gives it back
 //!   - `reload`: `setu reload`, and what is shown of how a reload ended
 //!   - `share`: `setu share` and `/share`: how to set a phone
+//!   - `useful`: who is served is counted, and nobody who only tries the ports
 //!   - `log`: lines name setu, levels and parts choose what is told, who reads them cannot stop setu
 //!
 //! What all paths must do alike runs once for each path. As root the kernel path must not be skipped; elsewhere a test
@@ -108,6 +109,7 @@ mod operator {
     mod reload;
     mod share;
     mod terminal;
+    mod useful;
 }
 
 /// Makes a module with a test for each path out of each function that takes a [`setu_tests::Path`].

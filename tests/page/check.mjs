@@ -153,6 +153,8 @@ try {
   const failing = await look(browser, live, "failing", { width: 1440 });
   expect(failing.includes("Not working") && failing.includes("connect_refused"), `it says: ${failing.slice(0, 400)}`);
   expect(failing.includes("Stop that"), "loading again cannot be switched off");
+  const week = await look(browser, `${live}?span=week`, "week", { width: 390 });
+  expect(week.includes("The first two hours are not over yet"), "the week cannot be chosen");
   const still = await look(browser, `${live}?refresh=off`, "still", { width: 390, dark: true });
   expect(still.includes("Load this page again"), "loading again cannot be switched on");
   const share = `${live}share?host=proxy.example.org`;
@@ -178,12 +180,25 @@ try {
     const count = await sheets(browser, card, `card-${language}`);
     expect(count === 1, `card-${language}: it takes ${count} sheets`);
   }
+  const said = new Map();
   for (const file of files) {
     const [url, name] = [pathToFileURL(file).href, basename(file, ".html")];
     for (const width of [390, 1440]) {
-      for (const dark of [false, true]) await look(browser, url, name, { width, dark });
+      for (const dark of [false, true]) said.set(`${name}-${width}`, await look(browser, url, name, { width, dark }));
       await look(browser, url, name, { width, rtl: true });
     }
+  }
+  // What each state must tell, and that what nobody uses is folded away.
+  for (const [view, ...words] of [
+    ["busy-390", "Useful connections", "1 hour ago", "port 443", "Without a connection since the start: chat-tls-proxied"],
+    ["busy-day-1440", "each quarter of an hour", "24 h ago", "Mbit/s"],
+    ["busy-week-390", "each two hours", "Load this page again"],
+    ["idle-390", "Nothing since the start", "port 587"],
+    ["outage-390", "Not working", "What to do", "Run setu doctor", "Refused by limits each minute"],
+  ]) {
+    const text = said.get(view) ?? "";
+    for (const word of words) expect(text.includes(word), `${view}: it does not say "${word}"`);
+    expect(!text.includes("port 8443"), `${view}: listeners without a connection are not folded`);
   }
 } catch (error) {
   problems.push(`${error.stack}`);

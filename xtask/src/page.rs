@@ -1,6 +1,7 @@
 //! Looks at the status page in a browser: `tests/page/check.mjs` says how.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -14,6 +15,9 @@ use crate::{process, setup};
 const OUT: &str = "target/page";
 /// What is checked with, pinned; and states of setu that a test cannot wait for.
 const SOURCE: &str = "tests/page";
+/// The state that is looked at in each way that a reader may choose: by the end of the page's name, and by query.
+const CHOSEN: &str = "busy";
+const CHOICES: [(&str, &str); 2] = [("-day", "span=day"), ("-week", "span=week&refresh=off")];
 
 /// `setu` is the binary.
 pub(crate) fn run(setu: &Path) -> Result<()> {
@@ -22,7 +26,13 @@ pub(crate) fn run(setu: &Path) -> Result<()> {
     install_modules()?;
     let mut pages = Vec::new();
     for entry in fs::read_dir(Path::new(SOURCE).join("status"))? {
-        pages.push(render(&entry?.path())?);
+        let status = entry?.path();
+        pages.push(render(&status, "", "")?);
+        if status.file_stem() == Some(OsStr::new(CHOSEN)) {
+            for (ending, query) in CHOICES {
+                pages.push(render(&status, ending, query)?);
+            }
+        }
     }
     pages.sort();
     if pages.is_empty() {
@@ -45,13 +55,13 @@ fn install_modules() -> Result<()> {
     process::run(Command::new("npm").arg("ci").args(quiet).stdout(Stdio::null()))
 }
 
-/// Makes the page of a status.
-fn render(status: &Path) -> Result<PathBuf> {
-    let name = status.file_stem().context("a status without a name")?;
-    let page = Path::new(OUT).join(name).with_extension("html");
+/// Makes the page of a status, as a browser that asks by this query gets it.
+fn render(status: &Path, ending: &str, query: &str) -> Result<PathBuf> {
+    let name = status.file_stem().and_then(OsStr::to_str).context("a status without a name")?;
+    let page = Path::new(OUT).join(format!("{name}{ending}.html"));
     let mut example = process::cargo();
     example
-        .args(["run", "--quiet", "--package", "proxy-userspace", "--example", "status_page"])
+        .args(["run", "--quiet", "--package", "proxy-userspace", "--example", "status_page", "--", query])
         .stdin(fs::File::open(status)?)
         .stdout(fs::File::create(&page)?);
     process::run(&mut example)?;

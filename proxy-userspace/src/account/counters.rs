@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use super::{CloseReason, Path, Side};
+use super::{CloseReason, Path, Purpose, Side};
 
 /// A flow in userspace adds what it moved to the sum when it is over, and each time that so many bytes came together:
 /// the sum is of all workers, and touching it for each message would cost more than the message.
@@ -36,6 +36,7 @@ pub struct ListenerCounts {
     vouched: AtomicU64,
     strangers: AtomicU64,
     active: [AtomicU64; Path::ALL.len()],
+    useful: [AtomicU64; Purpose::ALL.len()],
 }
 
 impl Default for Counters {
@@ -74,6 +75,7 @@ impl Counters {
             vouched: 0.into(),
             strangers: 0.into(),
             active: Default::default(),
+            useful: Default::default(),
         };
         let new = Arc::new(new);
         all.push(new.clone());
@@ -154,6 +156,17 @@ impl ListenerCounts {
     #[must_use]
     pub fn active(&self, path: Path) -> u64 {
         self.active[path as usize].load(Ordering::Relaxed)
+    }
+
+    /// Flows that were useful, by what for.
+    #[must_use]
+    pub fn useful(&self, purpose: Purpose) -> u64 {
+        self.useful[purpose as usize].load(Ordering::Relaxed)
+    }
+
+    /// A flow has become useful.
+    pub(crate) fn count_useful(&self, purpose: Purpose) {
+        self.useful[purpose as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// A connection was accepted.

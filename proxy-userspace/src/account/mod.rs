@@ -8,12 +8,15 @@ mod counters;
 mod errno;
 mod leg;
 mod ticket;
+mod usage;
 
 pub use client::{ClientAddr, ShownClient, forget_copies};
-pub use close_reason::CloseReason;
+pub use close_reason::{Class, CloseReason};
 pub(crate) use counters::Meter;
 pub use counters::{Counters, ListenerCounts};
 pub(crate) use errno::{lacks_a_route, lacks_a_source, lacks_family, out_of_resources, rank};
 pub use leg::Path;
 pub(crate) use leg::Side;
 pub(crate) use ticket::Ticket;
+pub use usage::Purpose;
+pub(crate) use usage::Usage;

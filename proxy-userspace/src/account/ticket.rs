@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{CloseReason, Counters, ListenerCounts, Path, ShownClient};
+use super::{CloseReason, Counters, ListenerCounts, Path, Purpose, ShownClient, Side, Usage};
 
 /// A connection's account. It is closed exactly once: [`Self::close`] consumes it, and losing it counts as a defect
 /// unless setu stops.
@@ -12,6 +12,8 @@ pub(crate) struct Ticket {
     listener: Arc<ListenerCounts>,
     /// How the connection's bytes move, or moved last.
     path: Path,
+    /// Whether it is of use to somebody.
+    usage: Usage,
     /// Whose it is, as far as logs may tell.
     pub(crate) client: ShownClient,
     /// What the connection occupies until its end.
@@ -24,7 +26,8 @@ impl Ticket {
     pub(crate) fn new(counters: Arc<Counters>, listener: Arc<ListenerCounts>) -> Self {
         listener.enter();
         let client = ShownClient::default();
-        Self { counters, listener, path: Path::None, client, held: None, closed: false }
+        let usage = Usage::of(None);
+        Self { counters, listener, path: Path::None, usage, client, held: None, closed: false }
     }
 
     /// What is counted for all connections.
@@ -46,6 +49,18 @@ impl Ticket {
     pub(crate) fn set_path(&mut self, path: Path) {
         self.listener.change(self.path, path);
         self.path = path;
+    }
+
+    /// It is known what the connection is for; `None` where it serves none of WhatsApp's clients.
+    pub(crate) fn set_purpose(&mut self, purpose: Option<Purpose>) {
+        self.usage = Usage::of(purpose);
+    }
+
+    /// Bytes from this side were handed to the other, after all of which this was told before.
+    pub(crate) fn moved(&mut self, from: Side, bytes: u64) {
+        if let Some(purpose) = self.usage.moved(from, bytes) {
+            self.listener.count_useful(purpose);
+        }
     }
 
     /// The end.

@@ -6,7 +6,7 @@
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::{
-    account::{CloseReason, Side},
+    account::{CloseReason, Purpose, Side},
     config::{AllowList, Dial, Mode},
     front::{
         inspect::{
@@ -43,12 +43,25 @@ impl Stream {
 pub(crate) enum Wish {
     /// The chat servers.
     Chat,
+    /// The same, for there is no gate, without their protocol: the servers answer for themselves.
+    Ungated,
     /// The media servers, and which of them.
     Media(Name),
     /// Nothing that WhatsApp's clients want.
     Other,
     /// The same, in the clear at a port where TLS is spoken: no web server is to be seen there but for the refusal.
     Clear,
+}
+
+impl Wish {
+    /// What a connection to that is for, if it is a client of WhatsApp's by what is known.
+    pub(crate) fn purpose(&self) -> Option<Purpose> {
+        match self {
+            Self::Chat => Some(Purpose::Chat),
+            Self::Media(_) => Some(Purpose::Media),
+            Self::Ungated | Self::Other | Self::Clear => None,
+        }
+    }
 }
 
 /// The server's name in a hello.
@@ -90,10 +103,11 @@ impl Rules<'_> {
         let bounds = Bounds { bytes: LIMIT, deadline };
         match self.mode {
             Mode::Chat { gate: false, .. } => {
+                let mut wish = Wish::Chat;
                 if self.dial == Dial::FirstByte {
-                    or_leave(&client, peek(&client, bounds, self.hearing(has_spoken))).await?;
+                    wish = or_leave(&client, peek(&client, bounds, self.hearing(ungated))).await?;
                 }
-                Ok((Stream::Plain(client), Wish::Chat))
+                Ok((Stream::Plain(client), wish))
             }
             Mode::Chat { gate: true, .. } => {
                 let is_chat = or_leave(&client, peek(&client, bounds, self.hearing(is_chat))).await?;
@@ -130,7 +144,7 @@ impl Rules<'_> {
         bounds: Bounds,
         gate: bool,
     ) -> Result<(Stream, Wish), CloseReason> {
-        let other = if gate { Wish::Clear } else { Wish::Chat };
+        let other = if gate { Wish::Clear } else { Wish::Ungated };
         match or_leave(&client, peek(&client, bounds, self.hearing(protocol))).await {
             Ok(Protocol::Tls) => match or_leave(&client, peek_message(&client, bounds, hello)).await {
                 Ok(ClientHello::Found(name)) if self.media.allows(name.as_str()) => {
@@ -175,18 +189,24 @@ impl Rules<'_> {
                 wish = Wish::Other;
             }
         } else if self.dial == Dial::FirstByte {
-            let spoken = terminated.first_bytes(self.handshake, LIMIT, has_spoken).await;
-            if spoken.map_err(|failure| failure.close_reason())?.is_none() {
-                let left = terminated.end.is_some();
-                return Err(if left { CloseReason::ClientLeft } else { CloseReason::InspectTimeout });
-            }
+            let spoken = terminated.first_bytes(self.handshake, LIMIT, ungated).await;
+            wish = match spoken.map_err(|failure| failure.close_reason())? {
+                Some(wish) => wish,
+                None if terminated.end.is_some() => return Err(CloseReason::ClientLeft),
+                None => return Err(CloseReason::InspectTimeout),
+            };
         }
         Ok((Stream::Terminated(Box::new(terminated)), wish))
     }
 }
 
-fn has_spoken(bytes: &[u8]) -> Option<()> {
-    (!bytes.is_empty()).then_some(())
+/// Without a gate the first byte decides. What it is not goes by what has come with it, which is all of a hello as a rule.
+fn ungated(bytes: &[u8]) -> Option<Wish> {
+    match first_bytes::chat(bytes) {
+        _ if bytes.is_empty() => None,
+        Chat::Other { .. } => Some(Wish::Ungated),
+        Chat::Chat | Chat::Incomplete => Some(Wish::Chat),
+    }
 }
 
 fn is_chat(bytes: &[u8]) -> Option<bool> {

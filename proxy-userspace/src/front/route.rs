@@ -28,8 +28,10 @@ pub(crate) enum Destination {
 /// The reason for which it leads nowhere.
 pub(crate) fn route(mode: Mode, wish: Wish, config: &Config) -> Result<Destination, CloseReason> {
     match (mode, wish) {
-        (Mode::Chat { upstream, .. } | Mode::ChatTls { upstream, .. }, Wish::Chat)
-        | (Mode::Auto { chat: upstream, .. }, Wish::Chat) => Ok(Destination::Upstream(upstream)),
+        (
+            Mode::Chat { upstream, .. } | Mode::ChatTls { upstream, .. } | Mode::Auto { chat: upstream, .. },
+            Wish::Chat | Wish::Ungated,
+        ) => Ok(Destination::Upstream(upstream)),
         (Mode::Media { upstream } | Mode::Auto { media: upstream, .. }, Wish::Media(name)) => {
             media(upstream, name, config)
         }
@@ -84,6 +86,7 @@ mod tests {
         let other = || Wish::Media(Name::Known(name("example.org")));
         let rows = [
             (Mode::Chat { upstream: chat, gate: false }, Wish::Chat, Ok(Destination::Upstream(chat))),
+            (Mode::Chat { upstream: chat, gate: false }, Wish::Ungated, Ok(Destination::Upstream(chat))),
             (Mode::Chat { upstream: chat, gate: true }, Wish::Other, Err(CloseReason::NotChat)),
             (Mode::ChatTls { upstream: chat, gate: true }, Wish::Other, Err(CloseReason::NotChat)),
             (Mode::Media { upstream: media }, allowed(), Ok(Destination::Upstream(media))),

@@ -20,7 +20,10 @@ use super::{
     share,
     text::{moment, seconds},
 };
-use crate::config::{Config, DEFAULT_FILE};
+use crate::{
+    config::{Config, DEFAULT_FILE},
+    log,
+};
 
 /// setu's user reads it, and there is no secret in it.
 const MODE: u32 = 0o644;
@@ -154,6 +157,9 @@ pub fn run(args: &InitArgs) -> anyhow::Result<String> {
         )?,
         (None, None) => return Err(InitError::Unanswered.into()),
     };
+    if let Some(doubt) = share::doubt(&host) {
+        log::aside(&format!("warning: {doubt}"));
+    }
     let ports = match (args.ports, &mut terminal) {
         (Some(ports), _) => ports,
         (None, Some(terminal)) => ask(
@@ -337,8 +343,8 @@ mod tests {
     #[test]
     fn answers_are_asked_for_until_they_can_be_used() {
         let host = |answers: &str| ask(&mut answers.as_bytes(), "?", None, share::host);
-        assert_eq!(host("\n127.0.0.1\nhttps://a.b\n Proxy.Example.org \n").unwrap(), "proxy.example.org");
-        assert!(host("127.0.0.1\n").unwrap_err().is::<InitError>());
+        assert_eq!(host("\n0.0.0.0\nhttps://a.b\n Proxy.Example.org \n").unwrap(), "proxy.example.org");
+        assert!(host("0.0.0.0\n").unwrap_err().is::<InitError>());
         let fallback =
             |answers: &str| ask(&mut answers.as_bytes(), "?", Some("none"), Fallback::from_str).unwrap();
         assert_eq!(fallback("\n"), Fallback(None));

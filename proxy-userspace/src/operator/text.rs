@@ -67,6 +67,23 @@ pub(crate) fn ago(seconds: u64) -> String {
     }
 }
 
+/// Bits a second, in the units in which networks are sold.
+pub(crate) fn bit_rate(bits: u64) -> String {
+    const UNITS: [&str; 7] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s", "Pbit/s", "Ebit/s"];
+    let step = bits.checked_ilog10().unwrap_or(0) as usize / 3;
+    let value = bits as f64 / 1_000_f64.powi(step as i32);
+    // Digits that say something.
+    let digits = usize::from(value < 100.0 && value.fract() >= 0.05);
+    format!("{value:.digits$}\u{a0}{}", UNITS[step])
+}
+
+/// The month of a moment, by the calendar of UTC: the year and its number in it.
+pub(crate) fn month(seconds: u64) -> String {
+    let mut text = moment(seconds);
+    text.truncate("2026-11".len());
+    text
+}
+
 /// A moment, from seconds since 1970.
 pub(crate) fn moment(seconds: u64) -> String {
     let time = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST));
@@ -105,6 +122,20 @@ mod tests {
                 "2 days 7 h"
             ]
         );
+        assert_eq!(
+            [0, 999, 1_000, 1_250_000, 12_500_000, 999_600_000, 10_000_000_000, u64::MAX].map(bit_rate),
+            [
+                "0\u{a0}bit/s",
+                "999\u{a0}bit/s",
+                "1\u{a0}kbit/s",
+                "1.2\u{a0}Mbit/s",
+                "12.5\u{a0}Mbit/s",
+                "1000\u{a0}Mbit/s",
+                "10\u{a0}Gbit/s",
+                "18.4\u{a0}Ebit/s"
+            ]
+        );
+        assert_eq!(month(1_795_603_590), "2026-11");
         assert_eq!(moment(0), "1970-01-01T00:00:00Z");
         assert_eq!(moment(u64::MAX), "9999-12-31T23:59:59Z");
     }

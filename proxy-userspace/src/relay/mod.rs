@@ -74,10 +74,11 @@ async fn in_userspace(mut flow: Flow, left: u32, mut ticket: Ticket, means: Mean
         if flow.first.is_none() {
             ticket.set_path(Path::Userspace);
         }
-        let [client, upstream] = match userspace::relay(flow, means.timeouts, means.counters).await {
-            Ended::Closed(reason) => return ticket.close(reason),
-            Ended::Quiet(legs) => legs,
-        };
+        let [client, upstream] =
+            match userspace::relay(flow, &mut ticket, means.timeouts, means.counters).await {
+                Ended::Closed(reason) => return ticket.close(reason),
+                Ended::Quiet(legs) => legs,
+            };
         let legs = match (client.into_std(), upstream.into_std()) {
             (Ok(client), Ok(upstream)) => {
                 sockmap::Legs { client: client.into(), upstream: upstream.into(), left }

@@ -58,8 +58,10 @@ fn at_once(client: TcpStream, upstream: TcpStream) -> Flow {
 async fn a_flow_with_bytes_in_a_receive_queue_is_not_handed_over() {
     let [mut phone, client] = pair().await;
     let [mut server, upstream] = pair().await;
-    let counters = Counters::default();
-    let mut relay = pin!(userspace::relay(at_once(client, upstream), &TIMEOUTS, &counters));
+    let books = Books::new();
+    let mut ticket = books.ticket();
+    let flow = at_once(client, upstream);
+    let mut relay = pin!(userspace::relay(flow, &mut ticket, &TIMEOUTS, &books.counters));
     phone.write_all(b"unread").await.unwrap();
     sleep(Duration::from_millis(50)).await;
     std::future::poll_fn(|cx| {
@@ -109,10 +111,10 @@ async fn without_a_controller_a_flow_goes_on_in_userspace() {
 async fn a_flow_that_is_cut_is_reset() {
     let [mut phone, client] = pair().await;
     let [mut server, upstream] = pair().await;
-    let counters = Arc::<Counters>::default();
+    let books = Books::new();
     let flow = Flow { hand_over: HandOver::Never, ..at_once(client, upstream) };
     let running = tokio::spawn(async move {
-        userspace::relay(flow, &TIMEOUTS, &counters).await;
+        userspace::relay(flow, &mut books.ticket(), &TIMEOUTS, &books.counters).await;
     });
     phone.write_all(b"in the middle").await.unwrap();
     server.read_exact(&mut [0; 13]).await.unwrap();
@@ -133,14 +135,14 @@ async fn a_flow_that_is_silent_for_too_long_is_reset() {
     ] {
         let [mut phone, client] = pair().await;
         let [mut server, upstream] = pair().await;
-        let counters = Counters::default();
+        let books = Books::new();
         let half = Duration::from_millis(300);
         let timeouts = Timeouts { idle: half, half_close: half, ..TIMEOUTS };
         let flow = Flow { hand_over: HandOver::Never, ..at_once(client, upstream) };
         let relaying = async {
-            let Ended::Closed(reason) = userspace::relay(flow, &timeouts, &counters).await else {
-                panic!("handed over")
-            };
+            let mut ticket = books.ticket();
+            let ended = userspace::relay(flow, &mut ticket, &timeouts, &books.counters).await;
+            let Ended::Closed(reason) = ended else { panic!("handed over") };
             assert_eq!(reason, expected);
         };
         let peers = async {

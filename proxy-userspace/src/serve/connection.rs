@@ -243,8 +243,9 @@ impl Dialed {
             Stream::Plain(client) => relay::relay(client, upstream, ticket, worker.means()).await,
             Stream::Terminated(terminated) => {
                 ticket.set_path(Path::Userspace);
-                let relay = Box::pin(terminated::relay(*terminated, upstream, timeouts, counters));
-                ticket.close(relay.await);
+                let relay = terminated::relay(*terminated, upstream, &mut ticket, timeouts, counters);
+                let reason = Box::pin(relay).await;
+                ticket.close(reason);
             }
         }
     }
@@ -341,6 +342,7 @@ async fn serve(
         let identified = identified?;
         let inspected = identified.inspect(listener, &worker, &voice).await?;
         permit.settled();
+        ticket.set_purpose(inspected.wish.purpose());
         match inspected.route(listener, config) {
             Ok(routed) => {
                 let dialed = routed.dial(&worker).await;

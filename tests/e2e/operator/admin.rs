@@ -1,9 +1,8 @@
 //! The admin endpoint: what an operator and Prometheus see of traffic, of trouble, and what others do not see.
 
 use std::{
-    collections::BTreeMap,
     io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -11,53 +10,13 @@ use std::{
 
 use setu_tests::{
     Path, Setu,
-    admin::{ask, get},
+    admin::{ask, eventually, get, metrics},
     config,
     peers::{Manner, PATIENCE, Upstream, call, connect, end_of, exchange, finish, receive, send},
 };
 
 crate::on_both_paths! {
     metrics_follow_the_traffic
-}
-
-/// Every sample by its name and labels. That the text is what it says is checked on the way.
-fn metrics(at: SocketAddr) -> BTreeMap<String, f64> {
-    let answer = get(at, "/metrics");
-    assert!(answer.head.contains("content-type: application/openmetrics-text"), "{}", answer.head);
-    let lines = answer.body.strip_suffix("# EOF\n").expect("it has no end").lines();
-    let (mut samples, mut family) = (BTreeMap::new(), String::new());
-    for line in lines {
-        if let Some(comment) = line.strip_prefix("# ") {
-            let mut words = comment.splitn(3, ' ');
-            let (kind, name, text) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
-            assert!(!text.is_empty(), "{line}");
-            match kind {
-                "HELP" => family = name.into(),
-                "TYPE" => assert!(name == family && ["gauge", "counter"].contains(&text), "{line}"),
-                "UNIT" => assert!(name == family && name.ends_with(text), "{line}"),
-                _ => panic!("{line}"),
-            }
-            continue;
-        }
-        let (name, value) = line.rsplit_once(' ').unwrap();
-        let plain = name.split('{').next().unwrap();
-        assert!(plain == family || plain.strip_suffix("_total") == Some(&family), "{line} under {family}");
-        assert_eq!(samples.insert(name.to_owned(), value.parse().unwrap()), None, "{name} twice");
-    }
-    samples
-}
-
-/// Asks until something is so.
-fn eventually<T>(what: &str, mut ask: impl FnMut() -> T, is_so: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = ask();
-        if is_so(&answer) {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "it never is: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A configuration with an admin endpoint.

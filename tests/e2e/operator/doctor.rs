@@ -11,7 +11,6 @@ use std::{
 
 use setu_tests::{
     Setu,
-    admin::get,
     peers::{PATIENCE, Upstream, connect},
 };
 use tempfile::TempDir;

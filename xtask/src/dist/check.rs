@@ -119,6 +119,7 @@ fn alerts() -> Result<()> {
     for arguments in [
         ["check", "rules", "setu.rules.yml"],
         ["test", "rules", "setu.rules.test.yml"],
+        ["test", "rules", "setu.useful.test.yml"],
         ["check", "config", "prometheus.example.yml"],
     ] {
         quiet(Command::new("promtool").args(arguments).current_dir("dist/prometheus"))?;

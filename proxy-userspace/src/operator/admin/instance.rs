@@ -13,12 +13,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::{
-    history::{self, History, Totals},
+    history::{self, History, Span},
     readiness::Readiness,
     status::{Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Reload, Standing, Status},
 };
 use crate::{
-    account::{CloseReason, Path, Side},
+    account::{CloseReason, ListenerCounts, Path, Purpose, Side},
     config::Config,
     log,
     operator::{
@@ -62,16 +62,17 @@ impl Instance {
         files: u64,
         settled: bool,
     ) -> Self {
+        let started = SystemTime::now();
         Self {
             shared,
             reloads,
             notes,
             kernel,
             files,
-            started: SystemTime::now(),
+            started,
             begun: Instant::now(),
             settled: settled.into(),
-            history: Mutex::default(),
+            history: Mutex::new(History::new(seconds(started))),
         }
     }
 
@@ -82,10 +83,8 @@ impl Instance {
         loop {
             ticks.tick().await;
             let status = self.status();
-            let Bytes { to_upstream, to_client } = status.bytes;
-            let totals = Totals { accepted: status.accepted(), to_upstream, to_client };
             let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-            history.push(status.now, status.connections(), totals);
+            history.push(status.now, status.connections(), status.counts());
         }
     }
 
@@ -123,6 +122,9 @@ impl Instance {
         let reload = self.reloads.borrow().clone();
         let stopping = counters.is_draining();
         let closed = CloseReason::ALL.iter().map(|reason| (reason.name().into(), counters.closed(*reason)));
+        let bytes =
+            Bytes { to_upstream: counters.bytes(Side::Client), to_client: counters.bytes(Side::Upstream) };
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = |limit: Option<NonZero<u32>>| limit.map(|limit| limit.get().into());
         Status {
             ready: problems.is_empty() && !stopping,
@@ -136,12 +138,9 @@ impl Instance {
             started: seconds(self.started),
             version: env!("CARGO_PKG_VERSION").into(),
             configuration: fingerprint(config),
-            listeners: counters.listeners().iter().map(|counts| listener(counts)).collect(),
+            listeners: counters.listeners().iter().map(|counts| listener(counts, config)).collect(),
             closed: closed.filter(|(_, count)| *count > 0).collect(),
-            bytes: Bytes {
-                to_upstream: counters.bytes(Side::Client),
-                to_client: counters.bytes(Side::Upstream),
-            },
+            bytes,
             endpoints,
             name_failures: upstreams
                 .name_failures()
@@ -171,14 +170,23 @@ impl Instance {
                 .map(|acceptor| Certificate { not_after: seconds(acceptor.description().not_after) }),
             process: process(),
             sandbox: sandbox::reach().map(<[_]>::to_vec),
-            history: self.history.lock().unwrap_or_else(PoisonError::into_inner).samples(),
+            history: history.samples(Span::Hour),
+            history_day: history.samples(Span::Day),
+            history_week: history.samples(Span::Week),
+            month: history.month(bytes.to_upstream, bytes.to_client),
         }
     }
 }
 
-fn listener(counts: &crate::account::ListenerCounts) -> Listener {
-    let active = Path::ALL.map(|path| (path.name().into(), counts.active(path)));
-    Listener { name: counts.name.clone(), accepted: counts.accepted(), active: active.into() }
+fn listener(counts: &ListenerCounts, config: &Config) -> Listener {
+    let configured = config.listeners.iter().find(|listener| listener.name == counts.name);
+    Listener {
+        name: counts.name.clone(),
+        accepted: counts.accepted(),
+        active: Path::ALL.map(|path| (path.name().into(), counts.active(path))).into(),
+        addresses: configured.map(|listener| listener.bind.clone()).unwrap_or_default(),
+        useful: Purpose::ALL.map(|purpose| (purpose.name().into(), counts.useful(purpose))).into(),
+    }
 }
 
 fn endpoint(endpoint: upstream::EndpointStatus) -> Endpoint {

@@ -13,12 +13,13 @@ mod readiness;
 mod server;
 mod share;
 mod status;
+mod words;
 
 pub(crate) use fetch::reachable;
 pub use fetch::{FetchError, fetch};
-pub use history::Sample;
+pub use history::{Counts, Month, Sample, Span};
 pub(crate) use instance::{Instance, fingerprint};
-pub use page::{Refresh, page};
+pub use page::{View, page};
 pub(crate) use server::Sockets;
 pub use status::{
     Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Refused, Reload, Standing, State, Status,

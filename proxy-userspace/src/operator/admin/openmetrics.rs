@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::status::{Standing, State, Status};
-use crate::account::CloseReason;
+use crate::account::{CloseReason, Purpose};
 
 /// What the text is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -116,14 +116,26 @@ impl Exposition {
                 .iter()
                 .map(|listener| (vec![("listener", listener.name.as_str())], listener.accepted as f64)),
         )?;
+        let useful = status.listeners.iter().flat_map(|listener| {
+            Purpose::ALL.map(|purpose| {
+                let labels = vec![("listener", listener.name.as_str()), ("kind", purpose.name())];
+                (labels, listener.useful(purpose) as f64)
+            })
+        });
+        to.counter(
+            "setu_useful_flows",
+            None,
+            "Connections that were of use to somebody, counted as soon as they are: chat that went on after WhatsApp's \
+             server had answered, media that moved more than 16 KiB both ways together",
+            useful,
+        )?;
         to.counter(
             "setu_closed",
             None,
             "Connections that ended, by reason; those that were refused are among them",
-            CloseReason::ALL.iter().map(|reason| {
-                let count = status.closed.get(reason.name()).copied().unwrap_or(0);
-                (vec![("reason", reason.name())], count as f64)
-            }),
+            CloseReason::ALL
+                .iter()
+                .map(|reason| (vec![("reason", reason.name())], status.ended(*reason) as f64)),
         )?;
         to.counter(
             "setu_bytes",

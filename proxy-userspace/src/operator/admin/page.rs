@@ -9,29 +9,60 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    history::{SAMPLES, Sample},
-    status::{Endpoint, Standing, State, Status},
+    history::{Counts, Sample, Span},
+    status::{Endpoint, Listener, Standing, State, Status},
+    words::{ENGLISH, Words, fill},
 };
 use crate::{
-    account::CloseReason,
-    operator::text::{Escaped, ago, bytes, grouped, moment},
+    account::{Class, CloseReason, Purpose},
+    operator::text::{Escaped, ago, bit_rate, bytes, grouped, moment},
 };
 
 pub(super) const STYLE: &str = include_str!("page.css");
 /// Between two loads. By a header, not by `<meta>`: what reads pages aloud takes that for a page that runs away, and here
 /// it can be switched off.
 pub(super) const REFRESH_SECONDS: &str = "15";
-/// Height of a chart, and width of a bar with its gap, in the units of its view box.
-const CHART_HEIGHT: f64 = 100.0;
-const BAR: usize = 10;
+/// Height and width of a chart in the units of its view box, and the least height of a bar: a little must be seen to be
+/// more than nothing.
+const HEIGHT: f64 = 100.0;
+const WIDTH: f64 = 600.0;
+const LEAST: f64 = 1.5;
 
-/// Whether the page loads itself again.
+/// What of the page its reader has chosen. There are no scripts, so each choice is a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refresh {
-    /// Every [`REFRESH_SECONDS`].
-    On,
-    /// No.
-    Off,
+pub struct View {
+    /// Whether the page loads itself again every [`REFRESH_SECONDS`].
+    pub refreshes: bool,
+    /// What the charts show.
+    pub span: Span,
+}
+
+impl View {
+    /// By the query of a request; what it does not say, or says in words that are not known, is as by default.
+    #[must_use]
+    pub fn of(query: Option<&str>) -> Self {
+        let mut view = Self { refreshes: true, span: Span::Hour };
+        for choice in query.unwrap_or_default().split('&') {
+            match choice {
+                "refresh=off" => view.refreshes = false,
+                "span=day" => view.span = Span::Day,
+                "span=week" => view.span = Span::Week,
+                _ => {}
+            }
+        }
+        view
+    }
+
+    /// The link that chooses this.
+    fn link(self) -> String {
+        let span = match self.span {
+            Span::Hour => None,
+            Span::Day => Some("span=day"),
+            Span::Week => Some("span=week"),
+        };
+        let choices: Vec<_> = span.into_iter().chain((!self.refreshes).then_some("refresh=off")).collect();
+        if choices.is_empty() { "/".into() } else { format!("/?{}", choices.join("&amp;")) }
+    }
 }
 
 /// The Content-Security-Policy of a page with this style.
@@ -44,10 +75,10 @@ pub(super) fn policy(style: &str) -> String {
 
 /// The page.
 #[must_use]
-pub fn page(status: &Status, refresh: Refresh) -> String {
+pub fn page(status: &Status, view: View) -> String {
     let mut to = String::with_capacity(32 * 1024);
     // Writing to a string cannot fail.
-    let _ = write(&mut to, status, refresh);
+    let _ = Page { status, view, words: &ENGLISH }.write(&mut to);
     to
 }
 
@@ -61,71 +92,473 @@ pub(super) fn head(to: &mut String, (language, direction): (&str, &str), title: 
     )
 }
 
-fn write(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
-    let (_, word, _) = verdict(status);
-    head(to, ("en", "ltr"), word)?;
-    header(to, status)?;
-    to.write_str("<main>\n")?;
-    figures(to, status)?;
-    charts(to, &status.history)?;
-    endpoints(to, status)?;
-    listeners(to, status)?;
-    endings(to, status)?;
-    machine(to, status)?;
-    to.write_str("</main>\n")?;
-    footer(to, status, refresh)?;
-    to.write_str("</body>\n</html>\n")
+/// What is written, for whom, in which words.
+#[derive(Clone, Copy)]
+struct Page<'a> {
+    status: &'a Status,
+    view: View,
+    words: &'a Words,
 }
 
-/// Class, word, and what that means.
-fn verdict(status: &Status) -> (&'static str, &'static str, &'static str) {
-    let untried = |endpoint: &Endpoint| endpoint.standing == Standing::Untried;
-    match status.state() {
-        State::Stopping => (
-            "waiting",
-            "Stopping",
-            "New clients are to go elsewhere; connections that are open have time to end.",
-        ),
-        State::Starting => ("waiting", "Starting", "WhatsApp’s servers are being asked:"),
-        State::NotWorking => ("bad", "Not working", "New connections to WhatsApp fail:"),
-        State::Degraded => ("waiting", "Working in part", "Clients are being connected to WhatsApp, but:"),
-        State::Working if status.endpoints.iter().all(untried) => (
-            "waiting",
-            "Waiting for the first client",
-            "setu listens, and has not had to connect to WhatsApp yet.",
-        ),
-        State::Working => ("good", "Working", "Clients are being connected to WhatsApp."),
+/// A figure: its name, its value, and what more is to be said of it.
+type Figure<'a> = (&'a str, String, String);
+
+/// A chart: its title, its class, what it shows, and in which unit.
+type Chart = (String, &'static str, fn(&Sample) -> u64, Unit);
+
+impl Page<'_> {
+    fn write(self, to: &mut String) -> fmt::Result {
+        let (_, word, _) = self.verdict();
+        head(to, ("en", "ltr"), word)?;
+        self.header(to)?;
+        to.write_str("<main>\n")?;
+        self.now(to)?;
+        self.charts(to)?;
+        self.faults(to)?;
+        self.endpoints(to)?;
+        self.listeners(to)?;
+        self.endings(to)?;
+        self.machine(to)?;
+        to.write_str("</main>\n")?;
+        self.footer(to)?;
+        to.write_str("</body>\n</html>\n")
+    }
+
+    /// Class, word, and what that means.
+    fn verdict(self) -> (&'static str, &'static str, &'static str) {
+        let Self { status, words, .. } = self;
+        let untried = |endpoint: &Endpoint| endpoint.standing == Standing::Untried;
+        match status.state() {
+            State::Stopping => ("waiting", words.stopping, words.stopping_meaning),
+            State::Starting => ("waiting", words.starting, words.starting_meaning),
+            State::NotWorking => ("bad", words.not_working, words.not_working_meaning),
+            State::Degraded => ("waiting", words.degraded, words.degraded_meaning),
+            State::Working if status.endpoints.iter().all(untried) => {
+                ("waiting", words.waiting, words.waiting_meaning)
+            }
+            State::Working => ("good", words.working, words.working_meaning),
+        }
+    }
+
+    fn header(self, to: &mut String) -> fmt::Result {
+        let Self { status, words, .. } = self;
+        let (class, word, meaning) = self.verdict();
+        write!(
+            to,
+            "<header>\n<h1>{}</h1>\n<div class=\"state {class}\" role=\"status\"><strong>{word}</strong><p>{meaning}</p>",
+            words.title
+        )?;
+        list(to, status.problems.iter().chain(&status.degraded))?;
+        let running = ago(status.now.saturating_sub(status.started));
+        writeln!(to, "<p>{}</p></div>", fill(words.running, &[&running, &time(status.started)]))?;
+        if !status.notes.is_empty() {
+            write!(to, "<div class=\"state waiting\"><p>{}</p>", words.notes)?;
+            list(to, &status.notes)?;
+            to.write_str("</div>\n")?;
+        }
+        to.write_str("</header>\n")
+    }
+
+    fn now(self, to: &mut String) -> fmt::Result {
+        let Self { status, words, .. } = self;
+        section(to, "now", "wide", words.now)?;
+        // Before there is an hour, all there is is of the last one.
+        let of_hour = status.history.len() >= Span::Hour.samples();
+        let (when, counts) = if of_hour {
+            (words.in_the_last_hour, sum(&status.history))
+        } else {
+            (words.since_the_start, status.counts())
+        };
+        let throughput = match status.history.last() {
+            Some(minute) => {
+                let rate = |bytes: u64| bit_rate(bytes.saturating_mul(8) / (Span::Hour.minutes() * 60));
+                let up = rate(minute.counts.to_upstream);
+                (rate(minute.counts.to_client), fill(words.throughput_more, &[&up]))
+            }
+            None => ("–".into(), words.throughput_unknown.into()),
+        };
+        let month = &status.month;
+        let paths = ["sockmap", "userspace", "none"].map(|path| grouped(status.active(path)));
+        figures(
+            to,
+            &[
+                (
+                    words.useful,
+                    grouped(counts.useful_chat + counts.useful_media),
+                    fill(
+                        words.useful_more,
+                        &[&when, &grouped(counts.useful_chat), &grouped(counts.useful_media)],
+                    ),
+                ),
+                (words.throughput, throughput.0, throughput.1),
+                (
+                    words.faults_now,
+                    grouped(counts.failed),
+                    fill(words.faults_now_more, &[&when, &grouped(counts.refused)]),
+                ),
+                (
+                    words.open,
+                    grouped(status.connections()),
+                    fill(words.open_more, &[&paths[0], &paths[1], &paths[2]]),
+                ),
+                (
+                    words.month,
+                    bytes(month.to_client.saturating_add(month.to_upstream)),
+                    fill(
+                        words.month_more,
+                        &[&bytes(month.to_client), &bytes(month.to_upstream), &time(month.since)],
+                    ),
+                ),
+                (words.accepted, grouped(status.accepted()), words.accepted_more.into()),
+            ],
+        )
+    }
+
+    fn charts(self, to: &mut String) -> fmt::Result {
+        let Self { status, view, words } = self;
+        section(to, "past", "wide", words.history)?;
+        write!(to, "<nav aria-label=\"{}\"><ul class=\"choice\">", words.spans)?;
+        for (span, name) in Span::ALL.into_iter().zip([words.hour, words.day, words.week]) {
+            let current = if span == view.span { " aria-current=\"true\"" } else { "" };
+            write!(to, "<li><a href=\"{}\"{current}>{name}</a></li>", View { span, ..view }.link())?;
+        }
+        to.write_str("</ul></nav>\n")?;
+        let (history, each, none) = match view.span {
+            Span::Hour => (&status.history, words.each_minute, words.no_minute),
+            Span::Day => (&status.history_day, words.each_quarter, words.no_quarter),
+            Span::Week => (&status.history_week, words.each_two_hours, words.no_two_hours),
+        };
+        if history.is_empty() {
+            return writeln!(to, "<p class=\"none\">{none}</p>\n</section>");
+        }
+        let count = |title: &str| format!("{title} {each}");
+        let charts: [Chart; 8] = [
+            (count(words.chart_chats), "", |sample| sample.counts.useful_chat, Unit::Count),
+            (count(words.chart_media), "", |sample| sample.counts.useful_media, Unit::Count),
+            (words.chart_to_clients.into(), "second", |sample| sample.counts.to_client, Unit::Rate),
+            (count(words.chart_failed), "third", |sample| sample.counts.failed, Unit::Count),
+            (words.chart_to_whatsapp.into(), "second", |sample| sample.counts.to_upstream, Unit::Rate),
+            (count(words.chart_refused), "third", |sample| sample.counts.refused, Unit::Count),
+            (words.chart_open.into(), "", |sample| sample.connections, Unit::Count),
+            (count(words.chart_accepted), "", |sample| sample.counts.accepted, Unit::Count),
+        ];
+        to.write_str("<div class=\"charts\">\n")?;
+        for (title, class, value, unit) in charts {
+            self.chart(to, &title, class, unit, history.iter().map(value).collect())?;
+        }
+        to.write_str("</div>\n</section>\n")
+    }
+
+    /// A bar for each sample, the newest at the end.
+    fn chart(
+        self,
+        to: &mut String,
+        title: &str,
+        class: &str,
+        unit: Unit,
+        mut values: Vec<u64>,
+    ) -> fmt::Result {
+        let Self { view: View { span, .. }, words, .. } = self;
+        if unit == Unit::Rate {
+            values.iter_mut().for_each(|value| *value = value.saturating_mul(8) / (span.minutes() * 60));
+        }
+        let show = |value| match unit {
+            Unit::Count => grouped(value),
+            Unit::Rate => bit_rate(value),
+        };
+        let most = values.iter().copied().max().unwrap_or(0);
+        if most == 0 {
+            // A phone's screen is too small for plots of nothing.
+            return writeln!(
+                to,
+                "<figure><figcaption>{title} <span>{}</span></figcaption></figure>",
+                words.nothing
+            );
+        }
+        let last = values.last().copied().unwrap_or(0);
+        let summary = fill(words.chart_summary, &[&show(last), &show(most)]);
+        let (name, ago, half) = match span {
+            Span::Hour => (words.hour, words.hour_ago, words.half_hour_ago),
+            Span::Day => (words.day, words.day_ago, words.half_day_ago),
+            Span::Week => (words.week, words.week_ago, words.half_week_ago),
+        };
+        let top = scale(most);
+        let middle = if top > 1 { show(top / 2) } else { String::new() };
+        write!(
+            to,
+            "<figure class=\"{class}\"><figcaption>{title} <span>{summary}</span></figcaption><div class=\"plot\">\
+             <div class=\"scale\" aria-hidden=\"true\"><bdi>{}</bdi><bdi>{middle}</bdi><bdi>0</bdi></div>\
+             <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">\
+             <path d=\"M0 0H{WIDTH}M0 {}H{WIDTH}\" vector-effect=\"non-scaling-stroke\"/>",
+            show(top),
+            fill(words.chart_label, &[&title, &name, &summary]),
+            HEIGHT / 2.0,
+        )?;
+        let bar = WIDTH / span.samples() as f64;
+        let first = span.samples() - values.len().min(span.samples());
+        for (at, value) in values.iter().enumerate().filter(|(_, value)| **value > 0) {
+            let height = (*value as f64 / top as f64 * HEIGHT).max(LEAST);
+            write!(
+                to,
+                "<rect x=\"{:.2}\" y=\"{:.1}\" width=\"{:.2}\" height=\"{height:.1}\"/>",
+                (first + at) as f64 * bar,
+                HEIGHT - height,
+                bar * 0.8
+            )?;
+        }
+        writeln!(
+            to,
+            "</svg><div class=\"axis\" aria-hidden=\"true\"><span>{ago}</span><span>{half}</span><span>{}</span></div>\
+             </div></figure>",
+            words.until_now
+        )
+    }
+
+    /// The reasons of these classes for which connections ended, the most frequent first.
+    fn reasons(self, classes: &[Class]) -> Vec<(CloseReason, u64)> {
+        let counted = CloseReason::ALL.iter().map(|reason| (*reason, self.status.ended(*reason)));
+        let mut reasons: Vec<_> =
+            counted.filter(|(reason, count)| *count > 0 && classes.contains(&reason.class())).collect();
+        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        reasons
+    }
+
+    fn faults(self, to: &mut String) -> fmt::Result {
+        let words = self.words;
+        section(to, "faults", "wide", words.faults)?;
+        let reasons = self.reasons(&[Class::Fault, Class::Limit]);
+        if reasons.is_empty() {
+            return writeln!(to, "<p class=\"none\">{}</p>\n</section>", words.faults_none);
+        }
+        let columns =
+            [Column::Text(words.reason), Column::Text(words.remedy), Column::Number(words.since_start)];
+        table(to, words.faults_label, "stack prose", &columns)?;
+        for (reason, count) in reasons {
+            reason_cell(to, reason)?;
+            let remedy = code(reason.remedy().unwrap_or_default());
+            write!(to, "<td data-label=\"{}\"><span>{remedy}</span></td>", words.remedy)?;
+            number(to, words.since_start, count)?;
+            to.write_str("</tr>\n")?;
+        }
+        end_table(to)?;
+        end_section(to)
+    }
+
+    fn endpoints(self, to: &mut String) -> fmt::Result {
+        let Self { status, words, .. } = self;
+        section(to, "servers", "wide", words.servers)?;
+        let columns = [
+            Column::Text(words.server),
+            Column::Text(words.state),
+            Column::Text(words.since),
+            Column::Text(words.last_failure),
+            Column::Number(words.connections),
+        ];
+        table(to, words.servers_label, "stack", &columns)?;
+        for Endpoint { upstream, endpoint, standing, seconds, last_error, connections } in &status.endpoints {
+            let (class, word) = match standing {
+                Standing::Up => ("up", words.answers),
+                Standing::Down => ("down", words.does_not_answer),
+                Standing::Untried => ("untried", words.not_tried),
+            };
+            let since = if *standing == Standing::Untried { "–".into() } else { ago(*seconds) };
+            let error = last_error.as_deref().unwrap_or(words.nothing).replace('_', " ");
+            write!(
+                to,
+                "<tr><th scope=\"row\">{}<small>{}</small></th><td data-label=\"{}\"><bdi class=\"{class}\">{word}</bdi></td>\
+                 <td data-label=\"{}\"><bdi>{since}</bdi></td><td data-label=\"{}\"><bdi>{}</bdi></td>",
+                Escaped(endpoint),
+                Escaped(upstream),
+                words.state,
+                words.since,
+                words.last_failure,
+                Escaped(&error),
+            )?;
+            number(to, words.connections, *connections)?;
+            to.write_str("</tr>\n")?;
+        }
+        end_table(to)?;
+        end_section(to)
+    }
+
+    /// Those that nobody has used are folded: there are eight by default, and most servers need two.
+    fn listeners(self, to: &mut String) -> fmt::Result {
+        let Self { status, words, .. } = self;
+        section(to, "listeners", "wide", words.listeners)?;
+        let (unused, used): (Vec<_>, Vec<_>) =
+            status.listeners.iter().partition(|listener| listener.accepted == 0);
+        if !used.is_empty() {
+            self.listener_table(to, words.listeners_label, &used)?;
+        }
+        if !unused.is_empty() {
+            let names: Vec<_> = unused.iter().map(|listener| Escaped(&listener.name).to_string()).collect();
+            let summary = fill(words.unused, &[&names.join(", ")]);
+            writeln!(to, "<details><summary>{summary}</summary>")?;
+            self.listener_table(to, words.unused_label, &unused)?;
+            to.write_str("</details>\n")?;
+        }
+        end_section(to)
+    }
+
+    fn listener_table(self, to: &mut String, label: &str, listeners: &[&Listener]) -> fmt::Result {
+        let words = self.words;
+        let columns = [
+            Column::Text(words.listener),
+            Column::Number(words.listener_useful),
+            Column::Number(words.listener_open),
+            Column::Number(words.listener_kernel),
+            Column::Number(words.listener_accepted),
+        ];
+        table(to, label, "stack", &columns)?;
+        for listener in listeners {
+            write!(
+                to,
+                "<tr><th scope=\"row\">{}<small>{}</small></th>",
+                Escaped(&listener.name),
+                self.places(listener)
+            )?;
+            let useful = Purpose::ALL.map(|purpose| listener.useful(purpose)).iter().sum();
+            number(to, words.listener_useful, useful)?;
+            number(to, words.listener_open, listener.connections())?;
+            let in_kernel = listener.active.get("sockmap").copied().unwrap_or(0);
+            number(to, words.listener_kernel, in_kernel)?;
+            number(to, words.listener_accepted, listener.accepted)?;
+            to.write_str("</tr>\n")?;
+        }
+        end_table(to)
+    }
+
+    /// Where a listener is: ports alone where it takes all addresses.
+    fn places(self, listener: &Listener) -> String {
+        let mut places = Vec::new();
+        for address in &listener.addresses {
+            let place = if address.ip().is_unspecified() {
+                fill(self.words.ports, &[&address.port()])
+            } else {
+                address.to_string()
+            };
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        if places.is_empty() { self.words.listener_gone.into() } else { places.join(", ") }
+    }
+
+    fn endings(self, to: &mut String) -> fmt::Result {
+        let words = self.words;
+        let groups = [
+            ("endings", words.endings, Class::Ordinary, words.endings_label),
+            ("visitors", words.visitors, Class::Visitor, words.visitors_label),
+        ];
+        for (id, title, class, label) in groups {
+            section(to, id, "", title)?;
+            let reasons = self.reasons(&[class]);
+            if reasons.is_empty() {
+                writeln!(to, "<p class=\"none\">{}</p>", words.endings_none)?;
+            } else {
+                table(to, label, "prose", &[Column::Text(words.reason), Column::Number(words.since_start)])?;
+                for (reason, count) in reasons {
+                    reason_cell(to, reason)?;
+                    number(to, words.since_start, count)?;
+                    to.write_str("</tr>\n")?;
+                }
+                end_table(to)?;
+            }
+            end_section(to)?;
+        }
+        Ok(())
+    }
+
+    fn machine(self, to: &mut String) -> fmt::Result {
+        let Self { status, words, .. } = self;
+        section(to, "machine", "wide", words.machine)?;
+        let process = &status.process;
+        let unknown = || words.unknown.to_owned();
+        let of = |whole: String| fill(words.of, &[&whole]);
+        let kernel = match &status.kernel {
+            Some(kernel) => (bytes(kernel.reserved), fill(words.kernel_path_more, &[&bytes(kernel.budget)])),
+            None => ("–".into(), words.kernel_path_none.into()),
+        };
+        let free = status.limits.connections.saturating_sub(status.connections());
+        let processor = process.cpu.map_or_else(unknown, |seconds| ago(seconds as u64));
+        let mut rows = vec![
+            (words.room, grouped(free), of(grouped(status.limits.connections))),
+            (words.memory, process.resident.map_or_else(unknown, bytes), words.resident.into()),
+            (words.files, process.files.map_or_else(unknown, grouped), of(grouped(status.limits.files))),
+            (words.processor, processor, words.processor_more.into()),
+            (words.kernel_path, kernel.0, kernel.1),
+        ];
+        if let Some(certificate) = &status.certificate {
+            let left = certificate.not_after.checked_sub(status.now);
+            let left = left.map_or_else(|| words.expired.into(), ago);
+            let until = fill(words.certificate_more, &[&time(certificate.not_after)]);
+            rows.push((words.certificate, left, until));
+        }
+        let taken = match status.reload.taken {
+            0 => unknown(),
+            taken => ago(status.now.saturating_sub(taken)),
+        };
+        let how = match (&status.reload.refused, status.reload.count) {
+            (Some(_), _) => words.reload_refused,
+            (None, 0) => words.read_at_start,
+            (None, _) => words.read_by_reload,
+        };
+        rows.push((words.configuration, taken, how.into()));
+        let failures: u64 = status.name_failures.values().sum();
+        rows.push((words.lookups, grouped(failures), words.lookups_more.into()));
+        figures(to, &rows)
+    }
+
+    fn footer(self, to: &mut String) -> fmt::Result {
+        let Self { status, view, words } = self;
+        let switch = if view.refreshes { words.refreshes } else { words.refresh };
+        let other = View { refreshes: !view.refreshes, ..view }.link();
+        writeln!(
+            to,
+            "<footer>\n<p>{} {}</p>\n<p>{}</p>\n</footer>",
+            fill(words.as_of, &[&time(status.now)]),
+            fill(switch, &[&REFRESH_SECONDS, &other]),
+            fill(words.about, &[&Escaped(&status.version), &Escaped(&status.configuration)]),
+        )
     }
 }
 
-fn header(to: &mut String, status: &Status) -> fmt::Result {
-    let (class, word, meaning) = verdict(status);
-    write!(
-        to,
-        "<header>\n<h1>setu, a bridge to WhatsApp</h1>\n<div class=\"state {class}\" role=\"status\">\
-         <strong>{word}</strong><p>{meaning}</p>"
-    )?;
-    if !(status.problems.is_empty() && status.degraded.is_empty()) {
-        to.write_str("<ul>")?;
-        for problem in status.problems.iter().chain(&status.degraded) {
-            write!(to, "<li>{}</li>", Escaped(problem))?;
+/// In what a chart counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Count,
+    /// Bits a second.
+    Rate,
+}
+
+/// The top of a scale on which this is to be seen: a number that can be read at a glance, and halved.
+fn scale(most: u64) -> u64 {
+    let mut decade = 1_u64;
+    loop {
+        for factor in [1, 2, 4, 6, 8] {
+            let top = decade.saturating_mul(factor);
+            if top >= most {
+                return top;
+            }
         }
-        to.write_str("</ul>")?;
+        decade = decade.saturating_mul(10);
     }
-    writeln!(
-        to,
-        "<p>Running for {}, since {}.</p></div>",
-        ago(status.now.saturating_sub(status.started)),
-        time(status.started),
-    )?;
-    if !status.notes.is_empty() {
-        to.write_str("<div class=\"state waiting\"><p>To be looked at:</p><ul>")?;
-        for note in &status.notes {
-            write!(to, "<li>{}</li>", Escaped(note))?;
-        }
-        to.write_str("</ul></div>\n")?;
+}
+
+fn sum(samples: &[Sample]) -> Counts {
+    samples.iter().fold(Counts::default(), |sum, sample| sum.and(sample.counts))
+}
+
+fn list<'a>(to: &mut String, items: impl IntoIterator<Item = &'a String>) -> fmt::Result {
+    let mut items = items.into_iter().peekable();
+    if items.peek().is_none() {
+        return Ok(());
     }
-    to.write_str("</header>\n")
+    to.write_str("<ul>")?;
+    for item in items {
+        write!(to, "<li>{}</li>", Escaped(item))?;
+    }
+    to.write_str("</ul>")
 }
 
 /// A moment, for people and for programs.
@@ -140,91 +573,43 @@ fn section(to: &mut String, id: &str, class: &str, title: &str) -> fmt::Result {
     writeln!(to, "<section aria-labelledby=\"{id}\" class=\"{class}\">\n<h2 id=\"{id}\">{title}</h2>")
 }
 
-fn figures(to: &mut String, status: &Status) -> fmt::Result {
-    section(to, "now", "wide", "Now")?;
+fn end_section(to: &mut String) -> fmt::Result {
+    to.write_str("</section>\n")
+}
+
+/// All that a section has to show.
+fn figures(to: &mut String, rows: &[Figure<'_>]) -> fmt::Result {
     to.write_str("<dl class=\"figures\">")?;
-    let paths = format!(
-        "{} in the kernel, {} through userspace, {} being connected",
-        grouped(status.active("sockmap")),
-        grouped(status.active("userspace")),
-        grouped(status.active("none"))
-    );
-    for (name, value, more) in [
-        ("Open connections", grouped(status.connections()), paths.as_str()),
-        ("Accepted", grouped(status.accepted()), "since the start"),
-        ("To WhatsApp", bytes(status.bytes.to_upstream), "since the start"),
-        ("To clients", bytes(status.bytes.to_client), "since the start"),
-    ] {
+    for (name, value, more) in rows {
         write!(to, "<div><dt>{name}</dt><dd><bdi>{value}</bdi><small>{more}</small></dd></div>")?;
     }
-    to.write_str("</dl>\n</section>\n")
+    to.write_str("</dl>\n")?;
+    end_section(to)
 }
 
-fn charts(to: &mut String, history: &[Sample]) -> fmt::Result {
-    section(to, "hour", "wide", "The last hour")?;
-    if history.is_empty() {
-        return to.write_str("<p class=\"none\">The first minute is not over yet.</p>\n</section>\n");
-    }
-    to.write_str("<div class=\"charts\">\n")?;
-    chart(to, "Open connections", "", history, |sample| sample.connections, grouped)?;
-    chart(to, "New connections each minute", "", history, |sample| sample.accepted, grouped)?;
-    chart(to, "To WhatsApp each minute", "second", history, |sample| sample.to_upstream, bytes)?;
-    chart(to, "To clients each minute", "second", history, |sample| sample.to_client, bytes)?;
-    to.write_str("</div>\n</section>\n")
+/// A table's column by its name.
+enum Column<'a> {
+    Text(&'a str),
+    Number(&'a str),
 }
 
-/// A bar for each minute, the newest at the end.
-fn chart(
-    to: &mut String,
-    title: &str,
-    class: &str,
-    history: &[Sample],
-    value: fn(&Sample) -> u64,
-    show: fn(u64) -> String,
-) -> fmt::Result {
-    let values: Vec<_> = history.iter().map(value).collect();
-    let most = values.iter().copied().max().unwrap_or(0);
-    let last = values.last().copied().unwrap_or(0);
-    let summary = format!("{} in the last minute, at most {}", show(last), show(most));
-    write!(
-        to,
-        "<figure><figcaption>{title} <span>{summary}</span></figcaption>\
-         <svg class=\"{class}\" viewBox=\"0 0 {} {CHART_HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" \
-         aria-label=\"{title} over the last {} minutes: {summary}\">",
-        SAMPLES * BAR,
-        values.len(),
-    )?;
-    for (at, value) in values.iter().enumerate().filter(|(_, value)| **value > 0) {
-        let x = (SAMPLES - values.len() + at) * BAR;
-        // A little must be seen to be more than nothing.
-        let height = (*value as f64 / most as f64 * CHART_HEIGHT).max(1.5);
-        write!(
-            to,
-            "<rect x=\"{x}\" y=\"{:.1}\" width=\"{}\" height=\"{height:.1}\"/>",
-            CHART_HEIGHT - height,
-            BAR - 2
-        )?;
-    }
-    to.write_str("</svg><div class=\"axis\"><span>1 hour ago</span><span>now</span></div></figure>\n")
-}
-
-/// Opens a table with a header for each column; columns of numbers end with `#`.
-fn table(to: &mut String, label: &str, class: &str, columns: &[&str]) -> fmt::Result {
+/// Opens a table with a header for each column.
+fn table(to: &mut String, label: &str, class: &str, columns: &[Column<'_>]) -> fmt::Result {
     write!(
         to,
         "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{label}\"><table class=\"{class}\"><thead><tr>"
     )?;
     for column in columns {
-        match column.strip_suffix('#') {
-            Some(name) => write!(to, "<th scope=\"col\" class=\"number\">{name}</th>")?,
-            None => write!(to, "<th scope=\"col\">{column}</th>")?,
+        match column {
+            Column::Number(name) => write!(to, "<th scope=\"col\" class=\"number\">{name}</th>")?,
+            Column::Text(name) => write!(to, "<th scope=\"col\">{name}</th>")?,
         }
     }
     to.write_str("</tr></thead><tbody>\n")
 }
 
 fn end_table(to: &mut String) -> fmt::Result {
-    to.write_str("</tbody></table></div>\n</section>\n")
+    to.write_str("</tbody></table></div>\n")
 }
 
 /// A cell that tells its column by itself where the screen is too narrow for columns.
@@ -232,141 +617,54 @@ fn number(to: &mut String, label: &str, value: u64) -> fmt::Result {
     write!(to, "<td class=\"number\" data-label=\"{label}\"><bdi>{}</bdi></td>", grouped(value))
 }
 
-fn endpoints(to: &mut String, status: &Status) -> fmt::Result {
-    section(to, "servers", "wide", "WhatsApp’s servers")?;
-    table(
-        to,
-        "WhatsApp’s servers, as a table",
-        "stack",
-        &["Server", "State", "Since", "Last failure", "Connections#"],
-    )?;
-    for Endpoint { upstream, endpoint, standing, seconds, last_error, connections } in &status.endpoints {
-        let (class, word) = match standing {
-            Standing::Up => ("up", "answers"),
-            Standing::Down => ("down", "does not answer"),
-            Standing::Untried => ("untried", "not tried yet"),
-        };
-        let since = if *standing == Standing::Untried { "–".into() } else { ago(*seconds) };
-        let error = last_error.as_deref().unwrap_or("none");
-        write!(
-            to,
-            "<tr><th scope=\"row\">{}<small>{}</small></th>\
-             <td data-label=\"State\"><bdi class=\"{class}\">{word}</bdi></td>\
-             <td data-label=\"Since\"><bdi>{since}</bdi></td><td data-label=\"Last failure\"><bdi>{}</bdi></td>",
-            Escaped(endpoint),
-            Escaped(upstream),
-            Escaped(&error.replace('_', " ")),
-        )?;
-        number(to, "Connections", *connections)?;
-        to.write_str("</tr>\n")?;
-    }
-    end_table(to)
+/// The row's head: a reason by its name in logs and metrics, and what it means.
+fn reason_cell(to: &mut String, reason: CloseReason) -> fmt::Result {
+    let meaning = code(reason.meaning().trim());
+    write!(to, "<tr><th scope=\"row\"><code>{reason}</code><small>{meaning}</small></th>")
 }
 
-fn listeners(to: &mut String, status: &Status) -> fmt::Result {
-    section(to, "listeners", "", "Where clients come in")?;
-    table(to, "Listeners, as a table", "stack", &["Listener", "Open#", "In the kernel#", "Accepted#"])?;
-    for listener in &status.listeners {
-        write!(to, "<tr><th scope=\"row\">{}</th>", Escaped(&listener.name))?;
-        number(to, "Open", listener.connections())?;
-        number(to, "In the kernel", listener.active.get("sockmap").copied().unwrap_or(0))?;
-        number(to, "Accepted", listener.accepted)?;
-        to.write_str("</tr>\n")?;
+/// Text in which what is between backticks is code.
+fn code(text: &str) -> String {
+    let mut html = String::new();
+    for (at, part) in text.split('`').enumerate() {
+        let part = Escaped(part);
+        // Writing to a string cannot fail.
+        let _ = if at % 2 == 1 { write!(html, "<code>{part}</code>") } else { write!(html, "{part}") };
     }
-    end_table(to)
+    html
 }
 
-fn endings(to: &mut String, status: &Status) -> fmt::Result {
-    section(to, "endings", "", "How connections ended")?;
-    let count = |reason: &CloseReason| status.closed.get(reason.name()).copied().unwrap_or(0);
-    let mut reasons: Vec<_> = CloseReason::ALL.iter().map(|reason| (reason, count(reason))).collect();
-    reasons.retain(|(_, count)| *count > 0);
-    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    if reasons.is_empty() {
-        return to.write_str("<p class=\"none\">None has ended yet.</p>\n</section>\n");
-    }
-    table(to, "Reasons, as a table", "", &["Reason", "Count#"])?;
-    for (reason, count) in reasons {
-        writeln!(
-            to,
-            "<tr><th scope=\"row\"><code>{reason}</code><small>{}</small></th><td class=\"number\"><bdi>{}</bdi></td></tr>",
-            Escaped(reason.meaning().trim().replace('`', "").as_str()),
-            grouped(count)
-        )?;
-    }
-    end_table(to)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn machine(to: &mut String, status: &Status) -> fmt::Result {
-    section(to, "machine", "wide", "This machine")?;
-    to.write_str("<dl class=\"figures\">")?;
-    let process = &status.process;
-    let unknown = || "unknown".to_owned();
-    let kernel = match &status.kernel {
-        Some(kernel) => (
-            bytes(kernel.reserved),
-            format!("may be on their way in the kernel, of {}", bytes(kernel.budget)),
-        ),
-        None => ("–".into(), "all bytes go through userspace".into()),
-    };
-    let mut rows = vec![
-        (
-            "Room for connections",
-            grouped(status.limits.connections.saturating_sub(status.connections())),
-            format!("of {}", grouped(status.limits.connections)),
-        ),
-        ("Memory", process.resident.map_or_else(unknown, bytes), "resident".into()),
-        (
-            "Open files",
-            process.files.map_or_else(unknown, grouped),
-            format!("of {}", grouped(status.limits.files)),
-        ),
-        (
-            "CPU time",
-            process.cpu.map_or_else(unknown, |seconds| ago(seconds as u64)),
-            "of all threads, since the start".into(),
-        ),
-        ("Kernel path", kernel.0, kernel.1),
-    ];
-    if let Some(certificate) = &status.certificate {
-        let left = match certificate.not_after.checked_sub(status.now) {
-            Some(left) => ago(left),
-            None => "expired".into(),
-        };
-        rows.push(("TLS certificate", left, format!("valid until {}", time(certificate.not_after))));
+    #[test]
+    fn a_choice_is_kept_by_the_links_of_the_others() {
+        for (query, link) in [
+            (None, "/"),
+            (Some("refresh=off"), "/?refresh=off"),
+            (Some("span=day"), "/?span=day"),
+            (Some("refresh=off&span=week"), "/?span=week&amp;refresh=off"),
+            (Some("span=year&<script>"), "/"),
+        ] {
+            assert_eq!(View::of(query).link(), link, "{query:?}");
+        }
+        let view = View::of(Some("span=week&refresh=off"));
+        assert_eq!(view, View { refreshes: false, span: Span::Week });
     }
-    let taken = match status.reload.taken {
-        0 => unknown(),
-        taken => ago(status.now.saturating_sub(taken)),
-    };
-    let how = match (&status.reload.refused, status.reload.count) {
-        (Some(_), _) => "since it was read; the last reload was refused",
-        (None, 0) => "since it was read, at the start",
-        (None, _) => "since it was read, by a reload",
-    };
-    rows.push(("Configuration", taken, how.into()));
-    let failures: u64 = status.name_failures.values().sum();
-    rows.push(("Failed lookups", grouped(failures), "of names, since the start".into()));
-    for (name, value, more) in rows {
-        write!(to, "<div><dt>{name}</dt><dd><bdi>{value}</bdi><small>{more}</small></dd></div>")?;
-    }
-    to.write_str("</dl>\n</section>\n")
-}
 
-fn footer(to: &mut String, status: &Status, refresh: Refresh) -> fmt::Result {
-    let switch = match refresh {
-        Refresh::On => format!(
-            "This page loads again every {REFRESH_SECONDS} seconds. <a href=\"/?refresh=off\">Stop that</a>."
-        ),
-        Refresh::Off => format!("<a href=\"/\">Load this page again every {REFRESH_SECONDS} seconds</a>."),
-    };
-    write!(
-        to,
-        "<footer>\n<p>As of {}. {switch}</p>\n\
-         <p>setu {}, configuration <code>{}</code>. <a href=\"/share\">Set a phone to this proxy</a>. For programs: <a href=\"/metrics\">metrics</a>, \
-         <a href=\"/status.json\">status.json</a>. No client’s address is in any of it.</p>\n</footer>\n",
-        time(status.now),
-        Escaped(&status.version),
-        Escaped(&status.configuration),
-    )
+    #[test]
+    fn scales_are_round_and_hold_the_most() {
+        for (most, top) in
+            [(0, 1), (1, 1), (2, 2), (3, 4), (5, 6), (9, 10), (11, 20), (39, 40), (41, 60), (81, 100)]
+        {
+            assert_eq!(scale(most), top);
+        }
+        assert_eq!(scale(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn backticks_are_code_and_markup_is_text() {
+        assert_eq!(code("set `a.<b>` or & wait"), "set <code>a.&lt;b&gt;</code> or &amp; wait");
+    }
 }

@@ -36,7 +36,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Instance, openmetrics,
-    page::{self, Refresh},
+    page::{self, View},
     share,
     status::State,
 };
@@ -211,9 +211,8 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<Full<Bytes>
     }
     match request.uri().path() {
         "/" => {
-            let refresh =
-                if request.uri().query() == Some("refresh=off") { Refresh::Off } else { Refresh::On };
-            html(StatusCode::OK, page::STYLE, page::page(&instance.status(), refresh), refresh)
+            let view = View::of(request.uri().query());
+            html(StatusCode::OK, page::STYLE, page::page(&instance.status(), view), view.refreshes)
         }
         "/metrics" => match openmetrics::encode(instance.status()) {
             Ok(text) => document(StatusCode::OK, openmetrics::CONTENT_TYPE, text),
@@ -241,10 +240,10 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<Full<Bytes>
                 Ok(text) => (StatusCode::OK, text),
                 Err(text) => (StatusCode::BAD_REQUEST, text),
             };
-            html(status, page::STYLE, text, Refresh::Off)
+            html(status, page::STYLE, text, false)
         }
         "/share/card" => match share::card(instance, &asked(request)) {
-            Ok(text) => html(StatusCode::OK, CARD_STYLE, text, Refresh::Off),
+            Ok(text) => html(StatusCode::OK, CARD_STYLE, text, false),
             Err(error) => no_link(&error),
         },
         path => match Format::ALL.into_iter().find(|format| path == share::file(*format)) {
@@ -271,13 +270,13 @@ fn no_link(error: &ShareError) -> Response<Full<Bytes>> {
 }
 
 /// With its only style.
-fn html(status: StatusCode, style: &str, text: String, refresh: Refresh) -> Response<Full<Bytes>> {
+fn html(status: StatusCode, style: &str, text: String, refreshes: bool) -> Response<Full<Bytes>> {
     let mut response = document(status, "text/html; charset=utf-8", text);
     let headers = response.headers_mut();
     if let Ok(policy) = HeaderValue::from_str(&page::policy(style)) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
-    if refresh == Refresh::On {
+    if refreshes {
         headers.insert(REFRESH, HeaderValue::from_static(page::REFRESH_SECONDS));
     }
     response

@@ -1,12 +1,15 @@
 //! What there is to know of a running setu. It is what `/status.json` says, and so an interface: fields are added, and
 //! keep their meaning.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::history::Sample;
-use crate::operator::text::{moment, seconds};
+use super::history::{Counts, Month, Sample};
+use crate::{
+    account::{Class, CloseReason, Purpose},
+    operator::text::{moment, seconds},
+};
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +71,15 @@ pub struct Status {
     pub sandbox: Option<Vec<(u64, u64)>>,
     /// The last hour, oldest minute first.
     pub history: Vec<Sample>,
+    /// The last day in quarters of an hour, oldest first.
+    #[serde(default)]
+    pub history_day: Vec<Sample>,
+    /// The last week in pieces of two hours, oldest first.
+    #[serde(default)]
+    pub history_week: Vec<Sample>,
+    /// See [`Month`].
+    #[serde(default)]
+    pub month: Month,
 }
 
 /// What became of the configurations that setu was to take.
@@ -99,6 +111,12 @@ pub struct Listener {
     pub accepted: u64,
     /// Open connections by how their bytes move: `none` before they do, `sockmap`, `userspace`.
     pub active: BTreeMap<String, u64>,
+    /// Where it listens by the configuration that serves; nowhere when that has left it out.
+    #[serde(default)]
+    pub addresses: Vec<SocketAddr>,
+    /// Flows that were of use to somebody since the start, by what for: `chat`, `media`.
+    #[serde(default)]
+    pub useful: BTreeMap<String, u64>,
 }
 
 /// Bytes handed over.
@@ -233,6 +251,35 @@ impl Status {
         self.listeners.iter().map(Listener::connections).sum()
     }
 
+    /// Flows that were of use since the start, for `purpose`.
+    #[must_use]
+    pub fn useful(&self, purpose: Purpose) -> u64 {
+        self.listeners.iter().map(|listener| listener.useful(purpose)).sum()
+    }
+
+    /// Connections that ended for this reason since the start.
+    #[must_use]
+    pub fn ended(&self, reason: CloseReason) -> u64 {
+        self.closed.get(reason.name()).copied().unwrap_or(0)
+    }
+
+    /// What was counted since the start.
+    pub(super) fn counts(&self) -> Counts {
+        let ended = |class| {
+            let reasons = CloseReason::ALL.iter().filter(|reason| reason.class() == class);
+            reasons.map(|reason| self.ended(*reason)).sum()
+        };
+        Counts {
+            accepted: self.accepted(),
+            useful_chat: self.useful(Purpose::Chat),
+            useful_media: self.useful(Purpose::Media),
+            failed: ended(Class::Fault),
+            refused: ended(Class::Limit),
+            to_upstream: self.bytes.to_upstream,
+            to_client: self.bytes.to_client,
+        }
+    }
+
     /// Connections accepted since the start.
     #[must_use]
     pub fn accepted(&self) -> u64 {
@@ -272,6 +319,12 @@ impl Listener {
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.active.values().sum()
+    }
+
+    /// Flows that were of use since the start, for `purpose`.
+    #[must_use]
+    pub fn useful(&self, purpose: Purpose) -> u64 {
+        self.useful.get(purpose.name()).copied().unwrap_or(0)
     }
 }
 

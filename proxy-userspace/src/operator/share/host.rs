@@ -77,7 +77,7 @@ pub fn checked(given: &str) -> Result<String, ShareError> {
 }
 
 /// Why phones would hardly reach a [`checked`] host, if there is a reason. The operator may know better.
-pub(super) fn doubt(host: &str) -> Option<String> {
+pub(crate) fn doubt(host: &str) -> Option<String> {
     let reason = match host.parse() {
         Ok(ip) => address_doubt(ip)?,
         Err(_) => name_doubt(host)?,

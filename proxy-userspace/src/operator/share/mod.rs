@@ -15,4 +15,5 @@ pub(crate) use card::{STYLE as CARD_STYLE, card};
 pub use error::{Field, ShareError};
 pub use files::{Format, json, write};
 pub use host::checked as host;
+pub(crate) use host::doubt;
 pub use link::{Link, Ports, link};

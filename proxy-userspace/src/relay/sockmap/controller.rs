@@ -436,11 +436,12 @@ impl Controller {
         let Some(flow) = self.flows.get_mut(id as usize).and_then(Option::as_mut) else {
             return;
         };
+        let mut moved = [0; 2];
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             let seen = Seen::of(direction);
             let before = std::mem::replace(&mut flow.seen[side.index()], seen);
-            flow.ticket.counters().count_bytes(side, seen.bytes.wrapping_sub(before.bytes));
+            moved[side.index()] = seen.bytes.wrapping_sub(before.bytes);
             if self.limits.only_quiet && before != seen {
                 direction.tell_at(seen.bytes + STREAM);
             }
@@ -454,6 +455,7 @@ impl Controller {
                 budget::reserve(direction, self.kernel.budget.budget(), base, &info);
             }
         }
+        count(&mut flow.ticket, moved);
         let idle = flow.idle;
         if flow.deadline <= now {
             let silent = SIDES.iter().filter_map(|side| sys::tcp_info(flow.leg(*side)).ok());
@@ -498,7 +500,7 @@ impl Controller {
 
     /// Takes a flow out of the maps and of the table.
     fn remove(&mut self, id: u32) -> Option<Flow> {
-        let flow = self.flows.get_mut(id as usize)?.take()?;
+        let mut flow = self.flows.get_mut(id as usize)?.take()?;
         self.free.push(id);
         for side in SIDES {
             // Errors mean that it is gone already.
@@ -506,12 +508,13 @@ impl Controller {
             let _ = self.kernel.sockets.remove(&flow.cookies[side.index()]);
         }
         self.forget(&flow.cookies);
+        let mut moved = [0; 2];
         for side in SIDES {
             let direction = self.kernel.directions.direction(direction_index(id, side));
             budget::hold(direction, self.kernel.budget.budget(), 0);
-            let unseen = direction.redirected().wrapping_sub(flow.seen[side.index()].bytes);
-            flow.ticket.counters().count_bytes(side, unseen);
+            moved[side.index()] = direction.redirected().wrapping_sub(flow.seen[side.index()].bytes);
         }
+        count(&mut flow.ticket, moved);
         Some(flow)
     }
 }
@@ -529,6 +532,16 @@ impl Drop for Controller {
                 give_back(legs, ticket, &returns, Why::NotTaken(Refusal::Ended), Default::default());
             }
         }
+    }
+}
+
+/// Counts what the kernel has handed over since the flow was looked at last, by source. Nobody saw in which order. A
+/// client's hello went through userspace, so what came of it here is taken to follow what the upstream said.
+fn count(ticket: &mut Ticket, moved: [u64; 2]) {
+    for side in [Side::Upstream, Side::Client] {
+        let bytes = moved[side.index()];
+        ticket.counters().count_bytes(side, bytes);
+        ticket.moved(side, bytes);
     }
 }
 

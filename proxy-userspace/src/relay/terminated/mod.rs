@@ -36,7 +36,7 @@ use super::{
     silence::Silence,
 };
 use crate::{
-    account::{CloseReason, Counters, Meter, Side},
+    account::{CloseReason, Counters, Meter, Side, Ticket},
     config::Timeouts,
     front::tls::{End, ForwardError, Received, Session, SessionError, Terminated, let_go},
 };
@@ -46,9 +46,10 @@ const ROUNDS: u32 = 8;
 
 /// Relays until both sides have finished, one breaks, or nothing moves for too long. What the client has sent already
 /// goes first.
-pub async fn relay(
+pub(crate) async fn relay(
     terminated: Terminated,
     upstream: TcpStream,
+    ticket: &mut Ticket,
     timeouts: &Timeouts,
     counters: &Counters,
 ) -> CloseReason {
@@ -61,7 +62,7 @@ pub async fn relay(
         Outward { closing: false, meter: counters.meter(Side::Upstream), moved: 0, buffers: Buffers::NEW };
     let timer = pin!(sleep(timeouts.idle));
     let mut silence = Silence::new(timer, timeouts, None, true);
-    match run(client, &mut session, inward, outward, upstream, &mut silence).await {
+    match run(client, &mut session, inward, outward, upstream, ticket, &mut silence).await {
         Ok(Over::Finished(reason)) => {
             legs.close(silence.has_lasted());
             reason
@@ -120,6 +121,7 @@ async fn run(
     mut inward: Inward<'_>,
     mut outward: Outward<'_>,
     upstream: &mut TcpStream,
+    ticket: &mut Ticket,
     silence: &mut Silence<'_>,
 ) -> Result<Over, Broken> {
     let (mut client_read, mut client_write) = client.split();
@@ -133,13 +135,15 @@ async fn run(
             if finished[side.index()] {
                 continue;
             }
+            let before = inward.moved + outward.moved;
             let flowed = match side {
                 Side::Client => {
-                    inward.poll(cx, session, &mut client_read, &mut client_write, &mut upstream_write)?
+                    inward.poll(cx, session, &mut client_read, &mut client_write, &mut upstream_write)
                 }
-                Side::Upstream => outward.poll(cx, session, &mut upstream_read, &mut client_write)?,
+                Side::Upstream => outward.poll(cx, session, &mut upstream_read, &mut client_write),
             };
-            match flowed {
+            ticket.moved(side, inward.moved + outward.moved - before);
+            match flowed? {
                 Flowed::Waits { moved } => any_moved |= moved,
                 Flowed::Finished => {
                     finished[side.index()] = true;

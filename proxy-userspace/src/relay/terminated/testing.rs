@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::relay;
 use crate::{
-    account::{CloseReason, Counters},
+    account::{CloseReason, Counters, Ticket},
     config::{Timeouts, testing::PATIENCE},
     front::tls::{Acceptor, Terminated, accept, testing::acceptor},
 };
@@ -83,7 +83,9 @@ impl Proxy {
                             Ok(terminated) => match between(terminated).await {
                                 Ok(terminated) => {
                                     let upstream = tokio::net::TcpStream::connect(target).await.unwrap();
-                                    relay(terminated, upstream, &timeouts, &Counters::default()).await
+                                    let counters = Arc::<Counters>::default();
+                                    let mut ticket = Ticket::new(counters.clone(), counters.listener("test"));
+                                    relay(terminated, upstream, &mut ticket, &timeouts, &counters).await
                                 }
                                 Err(reason) => reason,
                             },

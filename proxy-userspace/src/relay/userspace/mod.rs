@@ -24,7 +24,7 @@ use super::{
     silence::Silence,
 };
 use crate::{
-    account::{CloseReason, Counters, Side},
+    account::{CloseReason, Counters, Side, Ticket},
     config::Timeouts,
 };
 pub(crate) use pipes::allow as allow_pipes;
@@ -55,7 +55,12 @@ pub(crate) enum Ended {
 }
 
 /// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow may go to the kernel.
-pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) -> Ended {
+pub(crate) async fn relay(
+    flow: Flow,
+    ticket: &mut Ticket,
+    timeouts: &Timeouts,
+    counters: &Counters,
+) -> Ended {
     let Flow { client, upstream, first, collected, is_new, hand_over } = flow;
     let [from_client, from_upstream] = collected;
     let buffers = || if is_new { Buffers::NEW } else { Buffers::RETURNED };
@@ -72,7 +77,7 @@ pub(crate) async fn relay(flow: Flow, timeouts: &Timeouts, counters: &Counters) 
     let mut legs = Legs::default();
     let mut both = legs.hold(client, upstream);
     loop {
-        match run(both, &mut streams, hand_over, &mut silence).await {
+        match run(both, &mut streams, ticket, hand_over, &mut silence).await {
             Ok(Over::Finished(reason)) => {
                 legs.close(silence.has_lasted());
                 return Ended::Closed(reason);
@@ -116,6 +121,7 @@ enum Over {
 async fn run(
     [client, upstream]: &mut [TcpStream; 2],
     Streams { out, back, first, finished, account, is_known }: &mut Streams<'_>,
+    ticket: &mut Ticket,
     hand_over: HandOver,
     silence: &mut Silence<'_>,
 ) -> Result<Over, Broken> {
@@ -130,11 +136,13 @@ async fn run(
             if finished[side.index()] {
                 continue;
             }
+            let before = out.moved() + back.moved();
             let flowed = match side {
-                Side::Client => out.poll(cx, side, &mut client_read, &mut upstream_write)?,
-                Side::Upstream => back.poll(cx, side, &mut upstream_read, &mut client_write)?,
+                Side::Client => out.poll(cx, side, &mut client_read, &mut upstream_write),
+                Side::Upstream => back.poll(cx, side, &mut upstream_read, &mut client_write),
             };
-            match flowed {
+            ticket.moved(side, out.moved() + back.moved() - before);
+            match flowed? {
                 Flowed::Waits { moved } => any_moved |= moved,
                 Flowed::Finished => {
                     first.get_or_insert(side);
@@ -203,6 +211,8 @@ async fn run(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use socket2::SockRef;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -231,14 +241,15 @@ mod tests {
         let collected = Default::default();
         let hand_over = HandOver::of_new(PathChoice::Auto, false);
         let flow = Flow { client, upstream, first: None, collected, is_new: true, hand_over };
-        let counters = Counters::default();
+        let counters = Arc::<Counters>::default();
         let peers = async {
             // More than is moved before buffers are held, less than lets them go.
             let mut bytes = vec![7; 64 * 1024];
             phone.write_all(&bytes).await.unwrap();
             server.read_exact(&mut bytes).await.unwrap();
         };
-        let (ended, ()) = tokio::join!(relay(flow, &TIMEOUTS, &counters), peers);
+        let mut ticket = Ticket::new(counters.clone(), counters.listener("test"));
+        let (ended, ()) = tokio::join!(relay(flow, &mut ticket, &TIMEOUTS, &counters), peers);
         let Ended::Quiet([client, upstream]) = ended else { panic!("it did not leave") };
         assert_eq!(unsent(&upstream), before);
         assert!(!sys::testing::is_receive_buffer_locked(&client));
