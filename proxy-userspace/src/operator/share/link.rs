@@ -192,6 +192,9 @@ mod tests {
             .unwrap()
             .url;
         assert!(url.ends_with("&chatPort=443&mediaPort=443&chatTLS=true"), "{url}");
+        let plain = Ports { chat_tls: Some(false), ..Ports::default() };
+        let url = link(&Config::load(Some(Path::new(file))).unwrap(), "example.org", &plain).unwrap().url;
+        assert!(url.ends_with("&chatPort=443&mediaPort=443&chatTLS=false"), "{url}");
     }
 
     #[test]
