@@ -51,7 +51,7 @@ fn without_a_terminal_options_that_are_missing_are_named() {
         r#"
         said "name --host" "$SETU" init </dev/null
         ended 2
-        said "no phone can reach 127.0.0.1" "$SETU" init --host 127.0.0.1
+        said "2001:db8::1 is an IPv6 address" "$SETU" init --host 2001:db8::1
         ended 2
         said "443,587" "$SETU" init --host a.example --ports 80
         ended 2
