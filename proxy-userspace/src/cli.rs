@@ -8,8 +8,9 @@ use crate::{
     config::{Config, ConfigError, FileArgs, RunArgs},
     lifecycle::ServeArgs,
     operator::{
+        doctor::{self, Link},
         reload::ReloadArgs,
-        share::{self, Link, ShareError},
+        share::{self, ShareError},
         status::StatusArgs,
     },
 };
@@ -37,7 +38,8 @@ pub enum Command {
     Reload(ReloadArgs),
     /// The TLS certificate that clients are shown
     Cert(CertArgs),
-    /// Test a running setu as the app would, from this machine; with the options that it was started with
+    /// Tell whether phones can use a server: this machine's, or with --remote one as phones reach it
+    #[command(after_help = doctor::EXIT_STATUS)]
     Doctor(DoctorArgs),
     /// Watch a running setu in the terminal
     Status(StatusArgs),
@@ -51,12 +53,43 @@ pub struct DoctorArgs {
     /// What setu was started with.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Test this host, as clients reach it; without it, the addresses of the configuration on this machine
-    #[arg(long, value_name = "HOST")]
-    pub host: Option<String>,
+    #[command(flatten)]
+    remote: RemoteArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// The server that `setu doctor` looks at from outside.
+#[derive(Debug, Args)]
+struct RemoteArgs {
+    /// Test this server as a phone does, from any machine: its name or address, or its whole share link. No configuration
+    /// is read, and nothing is said of this machine
+    #[arg(long, value_name = "HOST", alias = "host", conflicts_with_all = ["config", "path", "port_offset"])]
+    remote: Option<Link>,
+    /// The port for chat, if not the link's or 443
+    #[arg(long, value_name = "N", requires = "remote", value_parser = clap::value_parser!(u16).range(1..))]
+    chat_port: Option<u16>,
+    /// The port for media, if not the link's or 587
+    #[arg(long, value_name = "N", requires = "remote", value_parser = clap::value_parser!(u16).range(1..))]
+    media_port: Option<u16>,
+    /// Whether chat is inside TLS, if not as the link says or true
+    #[arg(long, value_name = "true|false", requires = "remote")]
+    chat_tls: Option<bool>,
+}
+
+impl DoctorArgs {
+    /// The server to look at from outside.
+    #[must_use]
+    pub fn remote(&self) -> Option<Link> {
+        let RemoteArgs { remote, chat_port, media_port, chat_tls } = &self.remote;
+        remote.clone().map(|link| Link {
+            chat: chat_port.unwrap_or(link.chat),
+            media: media_port.unwrap_or(link.media),
+            tls: chat_tls.unwrap_or(link.tls),
+            ..link
+        })
+    }
 }
 
 /// Arguments of `setu cert`.
@@ -107,7 +140,7 @@ impl ShareArgs {
     ///
     /// # Errors
     /// What is wrong in the file, or why there is no link.
-    pub fn link(&self) -> anyhow::Result<Link> {
+    pub fn link(&self) -> anyhow::Result<share::Link> {
         let config = self.run.config()?;
         let named = || config.tls.names.first().map(ToString::to_string);
         let host = self.host.clone().or_else(named).ok_or(ShareError::NoHost)?;

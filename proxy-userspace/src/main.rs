@@ -20,7 +20,10 @@ const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log::init();
+    // What the doctor's own dialing would log, it tells; and its first line is the conclusion.
+    if !matches!(cli.command, Command::Doctor(_)) {
+        log::init();
+    }
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -49,10 +52,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor(args) => {
-            let diagnosis = doctor::examine(&args.run.config()?, args.host.as_deref())?;
+            let diagnosis = match args.remote() {
+                Some(link) => doctor::examine_remote(&link),
+                None => doctor::examine(&args.run.config()?),
+            }?;
             let text = if args.json { diagnosis.json()? } else { diagnosis.text() };
             io::stdout().write_all(text.as_bytes())?;
-            Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(ExitCode::from(diagnosis.conclusion.exit_code()))
         }
         Command::Status(args) => status::run(&args, &mut io::stdout()).map(|()| ExitCode::SUCCESS),
         Command::Share(args) => {
