@@ -9,9 +9,10 @@ use crate::{
     lifecycle::ServeArgs,
     operator::{
         self,
+        doctor::{self, Link},
         init::InitArgs,
         reload::ReloadArgs,
-        share::{self, Format, Link, Ports, ShareError},
+        share::{self, Format, Ports, ShareError},
         status::StatusArgs,
     },
 };
@@ -41,7 +42,8 @@ pub enum Command {
     Reload(ReloadArgs),
     /// The TLS certificate that clients are shown
     Cert(CertArgs),
-    /// Test a running setu as the app would, from this machine; with the options that it was started with
+    /// Tell whether phones can use a server: this machine's, or with --remote one as phones reach it
+    #[command(after_help = doctor::EXIT_STATUS)]
     Doctor(DoctorArgs),
     /// Watch a running setu in the terminal
     Status(StatusArgs),
@@ -55,12 +57,43 @@ pub struct DoctorArgs {
     /// What setu was started with.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Test this host, as clients reach it; without it, the addresses of the configuration on this machine
-    #[arg(long, value_name = "HOST")]
-    pub host: Option<String>,
+    #[command(flatten)]
+    remote: RemoteArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// The server that `setu doctor` looks at from outside.
+#[derive(Debug, Args)]
+struct RemoteArgs {
+    /// Test this server as a phone does, from any machine: its name or address, or its whole share link. No configuration
+    /// is read, and nothing is said of this machine
+    #[arg(long, value_name = "HOST", alias = "host", conflicts_with_all = ["config", "path", "port_offset"])]
+    remote: Option<Link>,
+    /// The port for chat, if not the link's or 443
+    #[arg(long, value_name = "N", requires = "remote", value_parser = clap::value_parser!(u16).range(1..))]
+    chat_port: Option<u16>,
+    /// The port for media, if not the link's or 587
+    #[arg(long, value_name = "N", requires = "remote", value_parser = clap::value_parser!(u16).range(1..))]
+    media_port: Option<u16>,
+    /// Whether chat is inside TLS, if not as the link says or true
+    #[arg(long, value_name = "true|false", requires = "remote")]
+    chat_tls: Option<bool>,
+}
+
+impl DoctorArgs {
+    /// The server to look at from outside.
+    #[must_use]
+    pub fn remote(&self) -> Option<Link> {
+        let RemoteArgs { remote, chat_port, media_port, chat_tls } = &self.remote;
+        remote.clone().map(|link| Link {
+            chat: chat_port.unwrap_or(link.chat),
+            media: media_port.unwrap_or(link.media),
+            tls: chat_tls.unwrap_or(link.tls),
+            ..link
+        })
+    }
 }
 
 /// Arguments of `setu cert`.
@@ -119,10 +152,10 @@ impl Command {
             Self::Check(args) => args.file(),
             Self::Reload(args) => args.run.file(),
             Self::Cert(args) => &args.file,
-            Self::Doctor(args) => args.run.file(),
+            Self::Doctor(args) if args.remote().is_none() => args.run.file(),
             Self::Status(args) if args.admin.is_none() => args.run.file(),
             Self::Share(args) => args.run.file(),
-            Self::Run(_) | Self::Init(_) | Self::Status(_) => return None,
+            Self::Run(_) | Self::Init(_) | Self::Status(_) | Self::Doctor(_) => return None,
         };
         (!file.is_named()).then(|| file.origin())
     }
@@ -149,7 +182,7 @@ impl ShareArgs {
     ///
     /// # Errors
     /// What is wrong in the file, or why there is no link.
-    pub fn link(&self) -> anyhow::Result<Link> {
+    pub fn link(&self) -> anyhow::Result<share::Link> {
         let config = self.run.config()?;
         let named = || config.tls.names.first().map(ToString::to_string);
         let host = self.host.clone().or_else(named).ok_or(ShareError::NoHost)?;

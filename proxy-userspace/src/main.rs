@@ -26,7 +26,10 @@ const BAD_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log::init();
+    // What the doctor's own dialing would log, it tells; and its first line is the conclusion.
+    if !matches!(cli.command, Command::Doctor(_)) {
+        log::init();
+    }
     if let Some(origin) = cli.command.unnamed_origin() {
         log::aside(&format!("the configuration is {origin}"));
     }
@@ -64,10 +67,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor(args) => {
-            let diagnosis = doctor::examine(&args.run.config()?, args.host.as_deref())?;
+            let diagnosis = match args.remote() {
+                Some(link) => doctor::examine_remote(&link),
+                None => doctor::examine(&args.run.config()?),
+            }?;
             let text = if args.json { diagnosis.json()? } else { diagnosis.text() };
             io::stdout().write_all(text.as_bytes())?;
-            Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(ExitCode::from(diagnosis.conclusion.exit_code()))
         }
         Command::Status(args) => status::run(&args, &mut io::stdout()).map(ExitCode::from),
         Command::Share(args) => {

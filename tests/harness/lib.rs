@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod cgroup;
+pub mod chat;
 pub mod delay;
 pub mod dns;
 pub mod level;

@@ -213,6 +213,12 @@ impl Upstream {
         self.0.local_addr().unwrap().to_string()
     }
 
+    /// The next connection, for which it waits as long as the test goes.
+    #[must_use]
+    pub fn wait(&self) -> TcpStream {
+        uninterrupted(|| self.0.accept()).unwrap().0
+    }
+
     /// The next connection.
     #[must_use]
     pub fn accept(&self) -> TcpStream {

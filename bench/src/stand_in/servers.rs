@@ -1,14 +1,18 @@
-//! A DNS server, a chat server that wants PROXY protocol, and a media server inside TLS. What comes they send back.
+//! A DNS server, a chat server that wants PROXY protocol, and a media server inside TLS. What comes they send back, but for
+//! the hello of a web client, which the chat server answers as WhatsApp's does.
 
 use std::{fs, future::pending, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
-use setu_tests::dns::{Answer, DnsServer};
+use setu_tests::{
+    chat::{is_web_client, server_hello},
+    dns::{Answer, DnsServer},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime,
 };
 use tokio_rustls::TlsAcceptor;
@@ -44,7 +48,7 @@ pub(crate) fn run(dns: SocketAddr, authority: &Path) -> Result<()> {
                     // A connection without it is closed, and so is one that breaks.
                     let read = (&mut stream).take(LINE).read_until(b'\n', &mut line).await;
                     if read.is_ok() && line.starts_with(b"PROXY TCP") && line.ends_with(b"\r\n") {
-                        let _ = echo(stream).await;
+                        let _ = answer(stream).await;
                     }
                 });
             }
@@ -62,6 +66,16 @@ pub(crate) fn run(dns: SocketAddr, authority: &Path) -> Result<()> {
         });
         pending().await
     })
+}
+
+async fn answer(mut stream: BufReader<TcpStream>) -> std::io::Result<()> {
+    if is_web_client(stream.fill_buf().await?) {
+        stream.write_all(&server_hello()).await?;
+        // Its hello, and its end.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        return stream.shutdown().await;
+    }
+    echo(stream).await
 }
 
 async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {

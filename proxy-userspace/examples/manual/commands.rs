@@ -147,19 +147,39 @@ fn page(file: &str) -> Option<Page> {
             ],
         },
         "setu-doctor.1" => Page {
-            exit: &[("0", "Nothing failed."), ("1", "Something did: the output says what, and what to do.")],
+            exit: &[
+                ("0", "Phones are served, if only in part: then the first line says what does not work."),
+                ("1", "Nothing could be examined."),
+                (
+                    "10 to 18",
+                    "Found on the server. 10: setu does not run. 11: it is stopping. 12: names do not resolve. \
+                  13: WhatsApp cannot be reached. 14: it does not answer. 15: who answers is not WhatsApp. 16: names \
+                  lead to private addresses. 17: a certificate is not valid now, or the clock is wrong. 18: setu runs, \
+                  but not at these ports.",
+                ),
+                (
+                    "20 to 24",
+                    "Found with --remote. 20: no network here. 21: no DNS here. 22: no such host. 23: it \
+                  cannot be reached. 24: a port is closed.",
+                ),
+            ],
             environment: &[LOG, CERTIFICATES],
             files: &[FILE],
             signals: NO_SIGNALS,
             examples: &[
-                ("setu doctor", "Try everything from this machine."),
+                ("setu doctor", "Try everything on the server."),
+                ("setu doctor --remote proxy.example.org", "Try, on any other machine, what phones do."),
+                ("setu doctor --remote 'https://wa.me/proxy?host=…'", "The same, with the ports of a link."),
                 ("setu doctor --json", "The same for programs."),
             ],
         },
         "setu-status.1" => Page {
             exit: &[
-                ("0", "The status was shown."),
+                ("0", "The status was shown; with --once: clients are served, if only in part."),
                 ("1", "There is none: nobody answers at the admin endpoint."),
+                ("3", "With --once: clients are not served."),
+                ("4", "With --once: it is starting."),
+                ("5", "With --once: it is stopping."),
             ],
             environment: &[LOG],
             files: &[FILE],

@@ -17,6 +17,7 @@ mod sources;
 mod status;
 mod upstreams;
 
+pub(crate) use dns::{NameFailure, look_up};
 pub(crate) use pool::Lease;
 pub(crate) use sources::useless_sources;
 pub(crate) use status::{EndpointStatus, Standing};

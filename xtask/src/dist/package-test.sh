@@ -122,7 +122,7 @@ setu status --once | grep -q 'restart setu' || fail "the status does not tell of
 systemctl reload setu.service || fail "it does not reload any more"
 test "$(main_pid)" = "$pid" || fail "a reload that fails ends it"
 doctor=$(SSL_CERT_FILE=$authority setu doctor) || fail "the doctor finds: $doctor"
-echo "$doctor" | tail -n 1
+echo "$doctor" | head -n 1
 setu status --once | grep -q working || fail "the status is not that it works: $(setu status --once)"
 
 mkfifo /root/told

@@ -1,157 +1,95 @@
-//! Goes through setu's ports as clients do.
+//! Goes through the ports of this machine's setu as its clients do.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
-    thread,
-};
+use std::thread;
 
 use super::{
-    Finding,
-    probe::{self, Failure},
-    tls::{self, MEDIA_NAME, Media},
+    finding::{Finding, Group},
+    trial,
+    way::{Outcome, Service, Trial, Way},
 };
 use crate::{
-    account::{lacks_a_source, lacks_family},
     config::{Config, Listener, Mode},
     operator::admin,
 };
 
-/// What to try at an address.
-#[derive(Clone, Copy)]
-enum Trial {
-    Chat,
-    ChatTls,
-    Media,
+/// What came of all ports.
+#[derive(Default)]
+pub(super) struct Through {
+    pub(super) ways: Vec<Way>,
+    /// Of each way, in their order.
+    pub(super) seen: Vec<Vec<Finding>>,
+    pub(super) is_any_untried: bool,
+    /// Of what is no way.
+    pub(super) findings: Vec<Finding>,
 }
 
-/// Tries each port as its clients would, all at the same time.
-pub(super) fn listeners(config: &Config, host: Option<&str>) -> Vec<Finding> {
-    let mut trials = Vec::new();
-    let mut findings = Vec::new();
-    for listener in &config.listeners {
-        match targets(listener, host) {
-            Ok(targets) => {
-                for target in targets {
-                    trials.extend(trials_of(listener.mode).iter().map(|trial| (listener, target, *trial)));
+/// Tries each port, all at the same time.
+pub(super) fn listeners(config: &Config) -> Through {
+    let mut through = Through::default();
+    thread::scope(|scope| {
+        let mut running = Vec::new();
+        for listener in &config.listeners {
+            for bound in &listener.bind {
+                let target = admin::reachable(*bound);
+                let place = format!("{} {target}", listener.name);
+                // This machine reaches an address of its own from the same.
+                if listener.accept_proxy_protocol && !config.trusted.contains(target.ip()) {
+                    let what = "not tried: proxy_protocol.trusted lets only others use it";
+                    through.findings.push(Finding::note(Group::Ports, what).at(place));
+                    through.is_any_untried |= is_needed(config, listener);
+                    continue;
+                }
+                for (what, upstream) in trials(listener.mode) {
+                    let run = move || trial::run(what, &[target], listener.accept_proxy_protocol);
+                    let way = Way {
+                        service: what.service(),
+                        port: target.port(),
+                        outcome: Outcome::Unanswered,
+                        is_needed: is_needed(config, listener),
+                        upstream: Some(upstream),
+                    };
+                    running.push((way, place.clone(), scope.spawn(run)));
                 }
             }
-            Err(error) => findings.push(Finding::fail(
-                format!("{}: {} has no address: {error}", listener.name, host.unwrap_or_default()),
-                "give --host the name or the address that clients use",
-            )),
         }
-    }
-    thread::scope(|scope| {
-        let running: Vec<_> = trials
-            .iter()
-            .map(|(listener, target, trial)| {
-                let whose = format!("{} {target}", listener.name);
-                let handle = scope.spawn(move || try_it(listener, *target, *trial));
-                (whose, handle)
-            })
-            .collect();
-        for (whose, handle) in running {
-            let found = handle.join().unwrap_or_else(|_| vec![Finding::fail("the test itself broke", "")]);
-            findings.extend(
-                found
-                    .into_iter()
-                    .map(|finding| Finding { what: format!("{whose}: {}", finding.what), ..finding }),
-            );
+        for (way, place, handle) in running {
+            // A panic is a defect, and no answer.
+            let (outcome, findings) = handle.join().unwrap_or_default();
+            let findings: Vec<_> = findings.into_iter().map(|finding| finding.at(place.clone())).collect();
+            match outcome {
+                Some(outcome) => {
+                    through.ways.push(Way { outcome, ..way });
+                    through.seen.push(findings);
+                }
+                None => through.findings.extend(findings),
+            }
         }
     });
-    findings
+    through
 }
 
-fn trials_of(mode: Mode) -> &'static [Trial] {
+/// What is tried at a listener, and which upstream it leads to.
+fn trials(mode: Mode) -> Vec<(Trial, usize)> {
     match mode {
-        Mode::Chat { .. } => &[Trial::Chat],
-        Mode::ChatTls { .. } => &[Trial::ChatTls],
-        Mode::Media { .. } => &[Trial::Media],
-        Mode::Auto { .. } => &[Trial::Chat, Trial::ChatTls, Trial::Media],
-    }
-}
-
-/// Where to reach a listener: each of its addresses, or its ports at `host`.
-fn targets(listener: &Listener, host: Option<&str>) -> io::Result<Vec<SocketAddr>> {
-    let Some(host) = host else {
-        return Ok(listener.bind.iter().map(|bound| admin::reachable(*bound)).collect());
-    };
-    let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    let mut ports: Vec<_> = listener.bind.iter().map(SocketAddr::port).collect();
-    ports.dedup();
-    let mut all = Vec::new();
-    for port in ports {
-        let found = match host.parse::<IpAddr>() {
-            Ok(ip) => Some((ip, port).into()),
-            // A client takes the first that answers; the resolver puts that first.
-            Err(_) => (host, port).to_socket_addrs()?.next(),
-        };
-        all.extend(found);
-    }
-    Ok(all)
-}
-
-fn try_it(listener: &Listener, target: SocketAddr, trial: Trial) -> Vec<Finding> {
-    let stream = match probe::connect(target, listener.accept_proxy_protocol) {
-        Ok(stream) => stream,
-        Err(error) if target.is_ipv6() && (lacks_a_source(&error) || lacks_family(&error)) => {
-            return vec![Finding::warn("this machine has no IPv6", "clients reach it by IPv4 only")];
+        Mode::Chat { upstream, .. } => vec![(Trial::Chat, upstream.0)],
+        Mode::ChatTls { upstream, .. } => vec![(Trial::ChatTls, upstream.0)],
+        Mode::Media { upstream } => vec![(Trial::Media, upstream.0)],
+        Mode::Auto { chat, media, .. } => {
+            vec![(Trial::Chat, chat.0), (Trial::ChatTls, chat.0), (Trial::Media, media.0)]
         }
-        Err(error) => {
-            let remedy = "see that setu runs with this configuration, and that no firewall is in the way: here, at the \
-                          provider, or on the way to --host";
-            return vec![Finding::fail(format!("not reachable: {error}"), remedy)];
-        }
+    }
+}
+
+/// Whether phones depend on a listener: on those that they use themselves, and on those for proxies where there is nothing
+/// else for one of its services.
+fn is_needed(config: &Config, listener: &Listener) -> bool {
+    let takes = |listener: &Listener, service: Service| {
+        trials(listener.mode).iter().any(|(trial, _)| trial.service() == service)
     };
-    match trial {
-        Trial::Chat => vec![chat("chat", probe::chat(stream))],
-        Trial::ChatTls => match tls::chat(stream) {
-            Ok((dates, answer)) => vec![dates, chat("chat inside TLS", answer)],
-            Err(failure) => vec![Finding::fail(
-                format!("no TLS: {failure}"),
-                "see that mode is \"chat-tls\" there, and that nothing else answers on this port",
-            )],
-        },
-        Trial::Media => vec![media(tls::media(stream))],
-    }
-}
-
-fn chat(what: &str, answer: Result<usize, Failure>) -> Finding {
-    match answer {
-        Ok(bytes) => Finding::ok(format!("{what}: WhatsApp's server answered with {bytes} bytes")),
-        Err(failure) => Finding::fail(
-            format!("{what}: no answer to a client's hello: {failure}"),
-            "see what is said of WhatsApp's servers above; SETU_LOG=debug tells why setu closes a connection; behind a \
-             load balancer, whether accept_proxy_protocol is set right",
-        ),
-    }
-}
-
-fn media(result: Result<Media, Failure>) -> Finding {
-    match result {
-        Ok(Media::Genuine { roots }) => Finding::ok(format!(
-            "media: TLS with {MEDIA_NAME}, whose certificate is genuine, judged by this machine's certification \
-             authorities ({roots})"
-        )),
-        Ok(Media::NameOnly) => Finding::warn(
-            format!(
-                "media: TLS with {MEDIA_NAME}; this machine knows no certification authorities to judge by"
-            ),
-            "apt-get install ca-certificates",
-        ),
-        Ok(Media::OtherName) => Finding::fail(
-            format!("media: who answers has no certificate for {MEDIA_NAME}"),
-            "the upstream is not WhatsApp, or something between here and there answers in its place; see the media \
-             upstream's endpoints, and DNS",
-        ),
-        Ok(Media::NotTrusted(error)) => Finding::fail(
-            format!("media: the certificate for {MEDIA_NAME} is not genuine: {error}"),
-            "something between here and WhatsApp answers in its place; or the clock is wrong",
-        ),
-        Err(failure) => Finding::fail(
-            format!("media: no TLS with {MEDIA_NAME}: {failure}"),
-            "see what is said of WhatsApp's servers above, and whether allow.sni allows the name",
-        ),
-    }
+    let has_open =
+        |service| config.listeners.iter().any(|other| !other.accept_proxy_protocol && takes(other, service));
+    !listener.accept_proxy_protocol
+        || [Service::Chat, Service::Media]
+            .into_iter()
+            .any(|service| takes(listener, service) && !has_open(service))
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::TcpStream,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -21,11 +20,8 @@ use rustls::{
 };
 use x509_parser::parse_x509_certificate;
 
-use super::{
-    Finding,
-    probe::{self, Failure},
-};
-use crate::operator::text::moment;
+use super::probe::{self, Connection, Failure};
+use crate::operator::text::seconds;
 
 /// The media server that is asked for.
 pub(super) const MEDIA_NAME: &str = "mmg.whatsapp.net";
@@ -45,13 +41,30 @@ pub(super) enum Media {
     OtherName,
     /// Somebody whom no authority vouches for.
     NotTrusted(Error),
+    /// Whoever has a certificate that is not valid now.
+    Dated(Error),
 }
 
-/// Does TLS to setu, and chat inside it. Returns what there is to say of setu's certificate, and what came of the chat.
+/// How the certificate that setu shows to chat clients is dated. They do not check who signed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dates {
+    /// It cannot be read.
+    Unreadable,
+    /// It will be valid from then on, in seconds since 1970 as all that follow.
+    From(u64),
+    /// It ended then.
+    Ended(u64),
+    /// It ends soon.
+    Soon(u64),
+    /// It is valid until then.
+    Until(u64),
+}
+
+/// Does TLS to setu, and chat inside it. Returns how setu's certificate is dated, and what came of the chat.
 ///
 /// # Errors
 /// Why there is no TLS.
-pub(super) fn chat(stream: TcpStream) -> Result<(Finding, Result<usize, Failure>), Failure> {
+pub(super) fn chat(stream: Connection) -> Result<(Dates, Result<(), Failure>), Failure> {
     // An address is not sent as a name: a client of a port that takes media as well must not ask for a media server's.
     let peer = ServerName::from(stream.peer_addr()?.ip());
     let (stream, shown) = handshake(stream, peer)?;
@@ -62,7 +75,7 @@ pub(super) fn chat(stream: TcpStream) -> Result<(Finding, Result<usize, Failure>
 ///
 /// # Errors
 /// Why there is no TLS.
-pub(super) fn media(stream: TcpStream) -> Result<Media, Failure> {
+pub(super) fn media(stream: Connection) -> Result<Media, Failure> {
     let name = ServerName::try_from(MEDIA_NAME).map_err(|error| Failure::Io(io::Error::other(error)))?;
     let (_, shown) = handshake(stream, name)?;
     let mut roots = RootCertStore::empty();
@@ -90,39 +103,34 @@ fn judge(shown: &[CertificateDer<'_>], roots: RootCertStore) -> Media {
     {
         Ok(_) => Media::Genuine { roots: count },
         Err(Error::InvalidCertificate(CertificateError::NotValidForName)) => Media::OtherName,
+        Err(
+            error @ Error::InvalidCertificate(
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. },
+            ),
+        ) => Media::Dated(error),
         Err(error) => Media::NotTrusted(error),
     }
 }
 
-/// What there is to say of the certificate that setu shows to chat clients. They do not check who signed it.
-fn dates(shown: Option<&CertificateDer<'_>>) -> Finding {
+fn dates(shown: Option<&CertificateDer<'_>>) -> Dates {
     let parsed = shown.and_then(|certificate| Some(parse_x509_certificate(certificate).ok()?.1));
-    let Some(validity) = parsed.map(|parsed| parsed.validity().clone()) else {
-        return Finding::fail(
-            "the TLS certificate cannot be read",
-            "replace it: see [tls] of the configuration",
-        );
-    };
-    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
-    let (from, until) = (seconds(validity.not_before), seconds(validity.not_after));
-    judge_dates(
-        from,
-        until,
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs()),
-    )
+    let Some(validity) = parsed.map(|parsed| parsed.validity().clone()) else { return Dates::Unreadable };
+    let at = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    judge_dates(at(validity.not_before), at(validity.not_after), seconds(SystemTime::now()))
 }
 
-fn judge_dates(from: u64, until: u64, now: u64) -> Finding {
-    let remedy = "renew it, or remove tls.certificate and tls.key and let setu make one";
+fn judge_dates(from: u64, until: u64, now: u64) -> Dates {
     if now < from {
-        let what = format!("the TLS certificate is not valid before {}", moment(from));
-        Finding::fail(what, "see whether the clock is right; else replace it")
+        Dates::From(from)
     } else if now > until {
-        Finding::fail(format!("the TLS certificate ended at {}", moment(until)), remedy)
+        Dates::Ended(until)
     } else if until - now < RENEW.as_secs() {
-        Finding::warn(format!("the TLS certificate ends soon, at {}", moment(until)), remedy)
+        Dates::Soon(until)
     } else {
-        Finding::ok(format!("the TLS certificate is valid until {}", moment(until)))
+        Dates::Until(until)
     }
 }
 
@@ -130,14 +138,14 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-type Stream = StreamOwned<ClientConnection, TcpStream>;
+type Stream = StreamOwned<ClientConnection, Connection>;
 
 /// Does a handshake whatever the certificate, and returns the chain that was shown.
 fn handshake(
-    mut stream: TcpStream,
+    mut stream: Connection,
     name: ServerName<'static>,
 ) -> Result<(Stream, Vec<CertificateDer<'static>>), Failure> {
-    let broken = |error: Error| Failure::Io(io::Error::other(error));
+    let broken = |error: Error| Failure::Io(io::Error::other(error.to_string()));
     let witness = Arc::new(Witness { provider: provider(), shown: Mutex::default() });
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -204,15 +212,14 @@ impl ServerCertVerifier for Witness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::doctor::Verdict;
 
     #[test]
     fn certificates_are_judged_by_their_dates() {
         let day = 86_400;
-        let verdict = |now| judge_dates(100 * day, 200 * day, now).verdict;
-        assert_eq!(verdict(99 * day), Verdict::Fail);
-        assert_eq!(verdict(150 * day), Verdict::Ok);
-        assert_eq!(verdict(190 * day), Verdict::Warn);
-        assert_eq!(verdict(201 * day), Verdict::Fail);
+        let judge = |now| judge_dates(100 * day, 200 * day, now * day);
+        assert_eq!(judge(99), Dates::From(100 * day));
+        assert_eq!(judge(150), Dates::Until(200 * day));
+        assert_eq!(judge(190), Dates::Soon(200 * day));
+        assert_eq!(judge(201), Dates::Ended(200 * day));
     }
 }

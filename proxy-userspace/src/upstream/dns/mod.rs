@@ -242,6 +242,15 @@ fn make_room(table: &mut HashMap<Arc<str>, Entry>, new: &str) {
     }
 }
 
+/// The addresses of a name as this system has them, public or not: for an operator who asks, not for a client.
+///
+/// # Errors
+/// Why there is none. It waits as long as lookups do: bound it by a timeout.
+pub(crate) async fn look_up(name: &str) -> Result<Vec<IpAddr>, NameFailure> {
+    let resolver = Resolver::new(&[], Files::system());
+    resolver.lookup(name, |_| {}).await.map(|found| found.addresses)
+}
+
 /// Looks up what is due and what is asked for, for ever. `servers`: whom to ask; none for those of the system.
 pub(crate) async fn run(
     names: &Names,
