@@ -15,9 +15,15 @@ use crate::{process, setup};
 const OUT: &str = "target/page";
 /// What is checked with, pinned; and states of setu that a test cannot wait for.
 const SOURCE: &str = "tests/page";
-/// The state that is looked at in each way that a reader may choose: by the end of the page's name, and by query.
+/// The state that is looked at in each way that a reader may choose: by the end of the page's name, the query, and the
+/// browser's language.
 const CHOSEN: &str = "busy";
-const CHOICES: [(&str, &str); 2] = [("-day", "span=day"), ("-week", "span=week&refresh=off")];
+const CHOICES: [(&str, &str, &str); 4] = [
+    ("-day", "span=day", "en"),
+    ("-week", "span=week&refresh=off", "en"),
+    ("-arabic", "", "ar"),
+    ("-burmese", "", "my"),
+];
 
 /// `setu` is the binary.
 pub(crate) fn run(setu: &Path) -> Result<()> {
@@ -27,10 +33,10 @@ pub(crate) fn run(setu: &Path) -> Result<()> {
     let mut pages = Vec::new();
     for entry in fs::read_dir(Path::new(SOURCE).join("status"))? {
         let status = entry?.path();
-        pages.push(render(&status, "", "")?);
+        pages.push(render(&status, "", "", "en")?);
         if status.file_stem() == Some(OsStr::new(CHOSEN)) {
-            for (ending, query) in CHOICES {
-                pages.push(render(&status, ending, query)?);
+            for (ending, query, language) in CHOICES {
+                pages.push(render(&status, ending, query, language)?);
             }
         }
     }
@@ -55,13 +61,14 @@ fn install_modules() -> Result<()> {
     process::run(Command::new("npm").arg("ci").args(quiet).stdout(Stdio::null()))
 }
 
-/// Makes the page of a status, as a browser that asks by this query gets it.
-fn render(status: &Path, ending: &str, query: &str) -> Result<PathBuf> {
+/// Makes the page of a status, as a browser that asks by this query, in this language, gets it.
+fn render(status: &Path, ending: &str, query: &str, language: &str) -> Result<PathBuf> {
     let name = status.file_stem().and_then(OsStr::to_str).context("a status without a name")?;
     let page = Path::new(OUT).join(format!("{name}{ending}.html"));
     let mut example = process::cargo();
     example
-        .args(["run", "--quiet", "--package", "proxy-userspace", "--example", "status_page", "--", query])
+        .args(["run", "--quiet", "--package", "proxy-userspace", "--example", "status_page", "--"])
+        .args([query, language])
         .stdin(fs::File::open(status)?)
         .stdout(fs::File::create(&page)?);
     process::run(&mut example)?;

@@ -55,15 +55,14 @@ pub(crate) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// A span of time, by its two largest units.
+/// A span of time, by its two largest units, of which the symbols are the same in all languages.
 pub(crate) fn ago(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
-    let s = |count: u64| if count == 1 { "" } else { "s" };
     match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} second{}", s(seconds)),
-        (0, 0, _) => format!("{minutes} minute{}", s(minutes)),
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min"),
         (0, ..) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} day{} {hours} h", s(days)),
+        _ => format!("{days} d {hours} h"),
     }
 }
 
@@ -111,16 +110,7 @@ mod tests {
         );
         assert_eq!(
             [0, 1, 59, 60, 3_599, 3_600, 90_000, 200_000].map(ago),
-            [
-                "0 seconds",
-                "1 second",
-                "59 seconds",
-                "1 minute",
-                "59 minutes",
-                "1 h 0 min",
-                "1 day 1 h",
-                "2 days 7 h"
-            ]
+            ["0 s", "1 s", "59 s", "1 min", "59 min", "1 h 0 min", "1 d 1 h", "2 d 7 h"]
         );
         assert_eq!(
             [0, 999, 1_000, 1_250_000, 12_500_000, 999_600_000, 10_000_000_000, u64::MAX].map(bit_rate),

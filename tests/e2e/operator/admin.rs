@@ -116,6 +116,28 @@ fn readiness_follows_the_upstream_and_health_does_not() {
 }
 
 #[test]
+fn the_page_speaks_the_browsers_language() {
+    let upstream = Upstream::new();
+    let setu = Setu::start(&with_admin(Path::Userspace, &upstream.address()));
+    let admin = setu.admin();
+    let page = |languages: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: {admin}\r\nAccept-Language: {languages}\r\n\r\n");
+        ask(admin, &request).body
+    };
+    for (languages, root, title) in [
+        ("ar-EG,ar;q=0.9,en;q=0.8", "<html lang=\"ar\" dir=\"rtl\">", "setu، جسر إلى واتساب"),
+        ("xx,es", "<html lang=\"es\" dir=\"ltr\">", "setu, un puente hacia WhatsApp"),
+        ("xx", "<html lang=\"en\" dir=\"ltr\">", "setu, a bridge to WhatsApp"),
+    ] {
+        let page = page(languages);
+        assert!(page.contains(root) && page.contains(&format!("<h1>{title}</h1>")), "{languages}: {page}");
+        assert!(page.ends_with("</html>\n"), "{languages}");
+    }
+    // Nobody has reviewed what was translated, and it says so.
+    assert!(page("es").contains("hablante nativo") && !page("en").contains("native speaker"));
+}
+
+#[test]
 fn documents_are_read_only_and_shown_to_nobody_elses_page() {
     let upstream = Upstream::new();
     let setu = Setu::start(&with_admin(Path::Userspace, &upstream.address()));

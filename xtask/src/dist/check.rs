@@ -28,12 +28,13 @@ const METRICS: &str = "target/dist/metrics.txt";
 /// A check's name and what it does.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 16] = [
+const CHECKS: [Check; 17] = [
     ("the binary is static and runs", binary),
     ("examples are configurations that setu takes", examples),
     ("man pages and completions", manual),
     ("the unit: systemd-analyze security", unit),
     ("the image serves", image),
+    ("the image serves what a mounted file says", image_with_configuration),
     ("alerts and metrics: promtool", alerts),
     ("dashboard and alerts name metrics that exist", metric_names),
     ("Kubernetes manifests: kustomize and schemas", kubernetes::check),
@@ -189,8 +190,24 @@ fn scripts() -> Result<()> {
     quiet(python::tool("shellcheck")?.args(["--shell", "sh"]).arg(file))
 }
 
-/// Runs the image as it comes, in a network of its own, asks it whether it lives, and keeps its metrics.
+/// Runs the image as it comes, asks it whether it lives, and keeps its metrics.
 fn image() -> Result<()> {
+    in_image(&[], "curl --silent --show-error --fail http://127.0.0.1:8199/metrics --output \"$METRICS\"")
+}
+
+/// Runs the image with a file where its configuration is, and no other word of it: it serves that file's ports.
+fn image_with_configuration() -> Result<()> {
+    let file = std::env::current_dir()?.join("dist/examples/one-port.toml");
+    let volume = format!("--volume={}:/etc/setu/setu.toml:ro", file.display());
+    let ports = r#"
+        listens() { test -n "$(ss --no-header --tcp --listening --numeric "sport = :$1")"; }
+        listens 443 || { echo "port 443 is not served" >&2; exit 1; }
+        ! listens 5222 || { echo "port 5222 is served, which the file does not name" >&2; exit 1; }"#;
+    in_image(&[&volume], ports)
+}
+
+/// Runs the image in a network of its own, and a script beside it once it lives.
+fn in_image(options: &[&str], script: &str) -> Result<()> {
     const SERVE: &str = r#"
 ip link set lo up
 "$@" &
@@ -198,15 +215,15 @@ for _ in $(seq 100); do
     ! curl --silent --fail http://127.0.0.1:8199/healthz || break
     sleep 0.1
 done
-curl --silent --show-error --fail http://127.0.0.1:8199/metrics --output "$METRICS""#;
+"#;
     let container =
         output(buildah()?.args(["from", "--quiet", "--pull-never"]).arg(format!("oci-archive:{IMAGE}")))?;
     let mut inside = buildah()?;
-    inside.args(["run", "--isolation", "chroot", &container, "/setu", "run"]);
+    inside.args(["run", "--isolation", "chroot"]).args(options).args([&container, "/setu", "run"]);
     let mut machine = Command::new("unshare");
     // With its first process, the shell, all end.
-    machine.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", SERVE, "sh"]);
-    machine.env("METRICS", METRICS);
+    machine.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]);
+    machine.arg(format!("{SERVE}{script}")).arg("sh").env("METRICS", METRICS);
     machine.arg(inside.get_program()).args(inside.get_args());
     let served = quiet(&mut machine);
     run(buildah()?.args(["rm", &container]).stdout(Stdio::null()))?;

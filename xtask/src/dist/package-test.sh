@@ -51,7 +51,7 @@ wait_for "the servers" test -s "$authority"
 test ! -e /etc/setu/setu.toml || fail "the package decides which ports are opened"
 ! systemctl start setu.service 2>/dev/null || fail "it starts without a configuration"
 told() {
-    systemctl status --no-pager --lines=30 setu.service | grep -q 'setu.toml: cannot be read: .*`setu init` writes one'
+    systemctl status --no-pager --lines=30 setu.service | grep -q 'setu.toml: cannot be read: .*.setu init. writes one'
 }
 wait_for "the word that setu init is next" told
 systemctl reset-failed setu.service
@@ -76,7 +76,8 @@ link=$(setu share 2>/root/said | head -n 1)
 ! grep -q 'another configuration' /root/said || fail "the link is not that of what runs: $(cat /root/said)"
 for port in chatPort mediaPort; do
     number=$(echo "$link" | sed -n "s/.*[?&]$port=\([0-9]*\).*/\1/p")
-    # The shell's own way to connect, of bash alone.
+    # The shell's own way to connect, of bash alone, which is the one to expand this.
+    # shellcheck disable=SC2016
     answer=$(timeout 30 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && head -n 1 <&3' \
         bash "$number" || true)
     case $answer in HTTP/1.1*) ;; *) fail "port $number of $link does not answer: $answer" ;; esac

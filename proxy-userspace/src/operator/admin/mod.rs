@@ -13,7 +13,6 @@ mod readiness;
 mod server;
 mod share;
 mod status;
-mod words;
 
 pub(crate) use fetch::reachable;
 pub use fetch::{FetchError, fetch};

@@ -3,7 +3,7 @@
 //! It says first whether setu works. Its only inline style is allowed by its hash, so that the policy of the page is
 //! "nothing, but this", and a form that asks setu itself. Its layout has no left and no right: a translation sets `dir` and is done.
 
-use std::fmt::{self, Write as _};
+use std::fmt::{self, Display, Write as _};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use sha2::{Digest as _, Sha256};
@@ -11,11 +11,13 @@ use sha2::{Digest as _, Sha256};
 use super::{
     history::{Counts, Sample, Span},
     status::{Endpoint, Listener, Standing, State, Status},
-    words::{ENGLISH, Words, fill},
 };
 use crate::{
     account::{Class, CloseReason, Purpose},
-    operator::text::{Escaped, ago, bit_rate, bytes, grouped, moment},
+    operator::{
+        languages::{self, Language, LanguageError, fill, languages},
+        text::{Escaped, ago, bit_rate, bytes, grouped, moment},
+    },
 };
 
 pub(super) const STYLE: &str = include_str!("page.css");
@@ -73,13 +75,16 @@ pub(super) fn policy(style: &str) -> String {
     )
 }
 
-/// The page.
-#[must_use]
-pub fn page(status: &Status, view: View) -> String {
+/// The page, in the best of the languages that a reader takes (Accept-Language), or in English.
+///
+/// # Errors
+/// The words of a language cannot be read.
+pub fn page(status: &Status, view: View, accepted: &str) -> Result<String, &'static LanguageError> {
+    let language = languages()?.preferred(accepted);
     let mut to = String::with_capacity(32 * 1024);
     // Writing to a string cannot fail.
-    let _ = Page { status, view, words: &ENGLISH }.write(&mut to);
-    to
+    let _ = Page { status, view, language, words: &language.status }.write(&mut to);
+    Ok(to)
 }
 
 /// Up to the body, in a language that is written in a direction.
@@ -97,7 +102,8 @@ pub(super) fn head(to: &mut String, (language, direction): (&str, &str), title: 
 struct Page<'a> {
     status: &'a Status,
     view: View,
-    words: &'a Words,
+    language: &'a Language,
+    words: &'a languages::Status,
 }
 
 /// A figure: its name, its value, and what more is to be said of it.
@@ -106,10 +112,11 @@ type Figure<'a> = (&'a str, String, String);
 /// A chart: its title, its class, what it shows, and in which unit.
 type Chart = (String, &'static str, fn(&Sample) -> u64, Unit);
 
-impl Page<'_> {
+impl<'a> Page<'a> {
     fn write(self, to: &mut String) -> fmt::Result {
         let (_, word, _) = self.verdict();
-        head(to, ("en", "ltr"), word)?;
+        let Self { language, .. } = self;
+        head(to, (&language.code, language.direction.name()), word)?;
         self.header(to)?;
         to.write_str("<main>\n")?;
         self.now(to)?;
@@ -125,18 +132,18 @@ impl Page<'_> {
     }
 
     /// Class, word, and what that means.
-    fn verdict(self) -> (&'static str, &'static str, &'static str) {
+    fn verdict(self) -> (&'static str, &'a str, &'a str) {
         let Self { status, words, .. } = self;
         let untried = |endpoint: &Endpoint| endpoint.standing == Standing::Untried;
         match status.state() {
-            State::Stopping => ("waiting", words.stopping, words.stopping_meaning),
-            State::Starting => ("waiting", words.starting, words.starting_meaning),
-            State::NotWorking => ("bad", words.not_working, words.not_working_meaning),
-            State::Degraded => ("waiting", words.degraded, words.degraded_meaning),
+            State::Stopping => ("waiting", &words.stopping, &words.stopping_meaning),
+            State::Starting => ("waiting", &words.starting, &words.starting_meaning),
+            State::NotWorking => ("bad", &words.not_working, &words.not_working_meaning),
+            State::Degraded => ("waiting", &words.degraded, &words.degraded_meaning),
             State::Working if status.endpoints.iter().all(untried) => {
-                ("waiting", words.waiting, words.waiting_meaning)
+                ("waiting", &words.waiting, &words.waiting_meaning)
             }
-            State::Working => ("good", words.working, words.working_meaning),
+            State::Working => ("good", &words.working, &words.working_meaning),
         }
     }
 
@@ -146,13 +153,13 @@ impl Page<'_> {
         write!(
             to,
             "<header>\n<h1>{}</h1>\n<div class=\"state {class}\" role=\"status\"><strong>{word}</strong><p>{meaning}</p>",
-            words.title
+            &words.title
         )?;
         list(to, status.problems.iter().chain(&status.degraded))?;
         let running = ago(status.now.saturating_sub(status.started));
-        writeln!(to, "<p>{}</p></div>", fill(words.running, &[&running, &time(status.started)]))?;
+        writeln!(to, "<p>{}</p></div>", fill(&words.running, &[&running, &time(status.started)]))?;
         if !status.notes.is_empty() {
-            write!(to, "<div class=\"state waiting\"><p>{}</p>", words.notes)?;
+            write!(to, "<div class=\"state waiting\"><p>{}</p>", &words.notes)?;
             list(to, &status.notes)?;
             to.write_str("</div>\n")?;
         }
@@ -161,21 +168,21 @@ impl Page<'_> {
 
     fn now(self, to: &mut String) -> fmt::Result {
         let Self { status, words, .. } = self;
-        section(to, "now", "wide", words.now)?;
+        section(to, "now", "wide", &words.now)?;
         // Before there is an hour, all there is is of the last one.
         let of_hour = status.history.len() >= Span::Hour.samples();
         let (when, counts) = if of_hour {
-            (words.in_the_last_hour, sum(&status.history))
+            (&words.in_the_last_hour, sum(&status.history))
         } else {
-            (words.since_the_start, status.counts())
+            (&words.since_the_start, status.counts())
         };
         let throughput = match status.history.last() {
             Some(minute) => {
                 let rate = |bytes: u64| bit_rate(bytes.saturating_mul(8) / (Span::Hour.minutes() * 60));
                 let up = rate(minute.counts.to_upstream);
-                (rate(minute.counts.to_client), fill(words.throughput_more, &[&up]))
+                (rate(minute.counts.to_client), fill(&words.throughput_more, &[&up]))
             }
-            None => ("–".into(), words.throughput_unknown.into()),
+            None => ("–".into(), words.throughput_unknown.clone()),
         };
         let month = &status.month;
         let paths = ["sockmap", "userspace", "none"].map(|path| grouped(status.active(path)));
@@ -183,64 +190,64 @@ impl Page<'_> {
             to,
             &[
                 (
-                    words.useful,
+                    &words.useful,
                     grouped(counts.useful_chat + counts.useful_media),
                     fill(
-                        words.useful_more,
+                        &words.useful_more,
                         &[&when, &grouped(counts.useful_chat), &grouped(counts.useful_media)],
                     ),
                 ),
-                (words.throughput, throughput.0, throughput.1),
+                (&words.throughput, throughput.0, throughput.1),
                 (
-                    words.faults_now,
+                    &words.faults_now,
                     grouped(counts.failed),
-                    fill(words.faults_now_more, &[&when, &grouped(counts.refused)]),
+                    fill(&words.faults_now_more, &[&when, &grouped(counts.refused)]),
                 ),
                 (
-                    words.open,
+                    &words.open,
                     grouped(status.connections()),
-                    fill(words.open_more, &[&paths[0], &paths[1], &paths[2]]),
+                    fill(&words.open_more, &[&paths[0], &paths[1], &paths[2]]),
                 ),
                 (
-                    words.month,
+                    &words.month,
                     bytes(month.to_client.saturating_add(month.to_upstream)),
                     fill(
-                        words.month_more,
+                        &words.month_more,
                         &[&bytes(month.to_client), &bytes(month.to_upstream), &time(month.since)],
                     ),
                 ),
-                (words.accepted, grouped(status.accepted()), words.accepted_more.into()),
+                (&words.accepted, grouped(status.accepted()), words.accepted_more.clone()),
             ],
         )
     }
 
     fn charts(self, to: &mut String) -> fmt::Result {
-        let Self { status, view, words } = self;
-        section(to, "past", "wide", words.history)?;
-        write!(to, "<nav aria-label=\"{}\"><ul class=\"choice\">", words.spans)?;
-        for (span, name) in Span::ALL.into_iter().zip([words.hour, words.day, words.week]) {
+        let Self { status, view, words, .. } = self;
+        section(to, "past", "wide", &words.history)?;
+        write!(to, "<nav aria-label=\"{}\"><ul class=\"choice\">", &words.spans)?;
+        for (span, name) in Span::ALL.into_iter().zip([&words.hour, &words.day, &words.week]) {
             let current = if span == view.span { " aria-current=\"true\"" } else { "" };
             write!(to, "<li><a href=\"{}\"{current}>{name}</a></li>", View { span, ..view }.link())?;
         }
         to.write_str("</ul></nav>\n")?;
         let (history, each, none) = match view.span {
-            Span::Hour => (&status.history, words.each_minute, words.no_minute),
-            Span::Day => (&status.history_day, words.each_quarter, words.no_quarter),
-            Span::Week => (&status.history_week, words.each_two_hours, words.no_two_hours),
+            Span::Hour => (&status.history, &words.each_minute, &words.no_minute),
+            Span::Day => (&status.history_day, &words.each_quarter, &words.no_quarter),
+            Span::Week => (&status.history_week, &words.each_two_hours, &words.no_two_hours),
         };
         if history.is_empty() {
             return writeln!(to, "<p class=\"none\">{none}</p>\n</section>");
         }
         let count = |title: &str| format!("{title} {each}");
         let charts: [Chart; 8] = [
-            (count(words.chart_chats), "", |sample| sample.counts.useful_chat, Unit::Count),
-            (count(words.chart_media), "", |sample| sample.counts.useful_media, Unit::Count),
-            (words.chart_to_clients.into(), "second", |sample| sample.counts.to_client, Unit::Rate),
-            (count(words.chart_failed), "third", |sample| sample.counts.failed, Unit::Count),
-            (words.chart_to_whatsapp.into(), "second", |sample| sample.counts.to_upstream, Unit::Rate),
-            (count(words.chart_refused), "third", |sample| sample.counts.refused, Unit::Count),
-            (words.chart_open.into(), "", |sample| sample.connections, Unit::Count),
-            (count(words.chart_accepted), "", |sample| sample.counts.accepted, Unit::Count),
+            (count(&words.chart_chats), "", |sample| sample.counts.useful_chat, Unit::Count),
+            (count(&words.chart_media), "", |sample| sample.counts.useful_media, Unit::Count),
+            (words.chart_to_clients.clone(), "second", |sample| sample.counts.to_client, Unit::Rate),
+            (count(&words.chart_failed), "third", |sample| sample.counts.failed, Unit::Count),
+            (words.chart_to_whatsapp.clone(), "second", |sample| sample.counts.to_upstream, Unit::Rate),
+            (count(&words.chart_refused), "third", |sample| sample.counts.refused, Unit::Count),
+            (words.chart_open.clone(), "", |sample| sample.connections, Unit::Count),
+            (count(&words.chart_accepted), "", |sample| sample.counts.accepted, Unit::Count),
         ];
         to.write_str("<div class=\"charts\">\n")?;
         for (title, class, value, unit) in charts {
@@ -272,15 +279,15 @@ impl Page<'_> {
             return writeln!(
                 to,
                 "<figure><figcaption>{title} <span>{}</span></figcaption></figure>",
-                words.nothing
+                &words.nothing
             );
         }
         let last = values.last().copied().unwrap_or(0);
-        let summary = fill(words.chart_summary, &[&show(last), &show(most)]);
+        let summary = fill(&words.chart_summary, &[&show(last), &show(most)]);
         let (name, ago, half) = match span {
-            Span::Hour => (words.hour, words.hour_ago, words.half_hour_ago),
-            Span::Day => (words.day, words.day_ago, words.half_day_ago),
-            Span::Week => (words.week, words.week_ago, words.half_week_ago),
+            Span::Hour => (&words.hour, &words.hour_ago, &words.half_hour_ago),
+            Span::Day => (&words.day, &words.day_ago, &words.half_day_ago),
+            Span::Week => (&words.week, &words.week_ago, &words.half_week_ago),
         };
         let top = scale(most);
         let middle = if top > 1 { show(top / 2) } else { String::new() };
@@ -291,7 +298,7 @@ impl Page<'_> {
              <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">\
              <path d=\"M0 0H{WIDTH}M0 {}H{WIDTH}\" vector-effect=\"non-scaling-stroke\"/>",
             show(top),
-            fill(words.chart_label, &[&title, &name, &summary]),
+            format_args!("{title}, {name}: {summary}"),
             HEIGHT / 2.0,
         )?;
         let bar = WIDTH / span.samples() as f64;
@@ -310,7 +317,7 @@ impl Page<'_> {
             to,
             "</svg><div class=\"axis\" aria-hidden=\"true\"><span>{ago}</span><span>{half}</span><span>{}</span></div>\
              </div></figure>",
-            words.until_now
+            &words.until_now
         )
     }
 
@@ -325,19 +332,23 @@ impl Page<'_> {
 
     fn faults(self, to: &mut String) -> fmt::Result {
         let words = self.words;
-        section(to, "faults", "wide", words.faults)?;
+        section(to, "faults", "wide", &words.faults)?;
         let reasons = self.reasons(&[Class::Fault, Class::Limit]);
         if reasons.is_empty() {
-            return writeln!(to, "<p class=\"none\">{}</p>\n</section>", words.faults_none);
+            return writeln!(to, "<p class=\"none\">{}</p>\n</section>", &words.faults_none);
         }
         let columns =
-            [Column::Text(words.reason), Column::Text(words.remedy), Column::Number(words.since_start)];
-        table(to, words.faults_label, "stack prose", &columns)?;
+            [Column::Text(&words.reason), Column::Text(&words.remedy), Column::Number(&words.since_start)];
+        table(to, &words.faults_label, "stack prose", &columns)?;
         for (reason, count) in reasons {
             reason_cell(to, reason)?;
             let remedy = code(reason.remedy().unwrap_or_default());
-            write!(to, "<td data-label=\"{}\"><span>{remedy}</span></td>", words.remedy)?;
-            number(to, words.since_start, count)?;
+            write!(
+                to,
+                "<td data-label=\"{}\"><span lang=\"en\" dir=\"ltr\">{remedy}</span></td>",
+                &words.remedy
+            )?;
+            number(to, &words.since_start, count)?;
             to.write_str("</tr>\n")?;
         }
         end_table(to)?;
@@ -346,35 +357,35 @@ impl Page<'_> {
 
     fn endpoints(self, to: &mut String) -> fmt::Result {
         let Self { status, words, .. } = self;
-        section(to, "servers", "wide", words.servers)?;
+        section(to, "servers", "wide", &words.servers)?;
         let columns = [
-            Column::Text(words.server),
-            Column::Text(words.state),
-            Column::Text(words.since),
-            Column::Text(words.last_failure),
-            Column::Number(words.connections),
+            Column::Text(&words.server),
+            Column::Text(&words.state),
+            Column::Text(&words.since),
+            Column::Text(&words.last_failure),
+            Column::Number(&words.connections),
         ];
-        table(to, words.servers_label, "stack", &columns)?;
+        table(to, &words.servers_label, "stack", &columns)?;
         for Endpoint { upstream, endpoint, standing, seconds, last_error, connections } in &status.endpoints {
             let (class, word) = match standing {
-                Standing::Up => ("up", words.answers),
-                Standing::Down => ("down", words.does_not_answer),
-                Standing::Untried => ("untried", words.not_tried),
+                Standing::Up => ("up", &words.answers),
+                Standing::Down => ("down", &words.does_not_answer),
+                Standing::Untried => ("untried", &words.not_tried),
             };
             let since = if *standing == Standing::Untried { "–".into() } else { ago(*seconds) };
-            let error = last_error.as_deref().unwrap_or(words.nothing).replace('_', " ");
+            let error = last_error.as_deref().unwrap_or(&words.nothing).replace('_', " ");
             write!(
                 to,
                 "<tr><th scope=\"row\">{}<small>{}</small></th><td data-label=\"{}\"><bdi class=\"{class}\">{word}</bdi></td>\
                  <td data-label=\"{}\"><bdi>{since}</bdi></td><td data-label=\"{}\"><bdi>{}</bdi></td>",
                 Escaped(endpoint),
                 Escaped(upstream),
-                words.state,
-                words.since,
-                words.last_failure,
+                &words.state,
+                &words.since,
+                &words.last_failure,
                 Escaped(&error),
             )?;
-            number(to, words.connections, *connections)?;
+            number(to, &words.connections, *connections)?;
             to.write_str("</tr>\n")?;
         }
         end_table(to)?;
@@ -384,17 +395,17 @@ impl Page<'_> {
     /// Those that nobody has used are folded: there are eight by default, and most servers need two.
     fn listeners(self, to: &mut String) -> fmt::Result {
         let Self { status, words, .. } = self;
-        section(to, "listeners", "wide", words.listeners)?;
+        section(to, "listeners", "wide", &words.listeners)?;
         let (unused, used): (Vec<_>, Vec<_>) =
             status.listeners.iter().partition(|listener| listener.accepted == 0);
         if !used.is_empty() {
-            self.listener_table(to, words.listeners_label, &used)?;
+            self.listener_table(to, &words.listeners_label, &used)?;
         }
         if !unused.is_empty() {
             let names: Vec<_> = unused.iter().map(|listener| Escaped(&listener.name).to_string()).collect();
-            let summary = fill(words.unused, &[&names.join(", ")]);
+            let summary = fill(&words.unused, &[&names.join(", ")]);
             writeln!(to, "<details><summary>{summary}</summary>")?;
-            self.listener_table(to, words.unused_label, &unused)?;
+            self.listener_table(to, &words.unused_label, &unused)?;
             to.write_str("</details>\n")?;
         }
         end_section(to)
@@ -403,11 +414,11 @@ impl Page<'_> {
     fn listener_table(self, to: &mut String, label: &str, listeners: &[&Listener]) -> fmt::Result {
         let words = self.words;
         let columns = [
-            Column::Text(words.listener),
-            Column::Number(words.listener_useful),
-            Column::Number(words.listener_open),
-            Column::Number(words.listener_kernel),
-            Column::Number(words.listener_accepted),
+            Column::Text(&words.listener),
+            Column::Number(&words.listener_useful),
+            Column::Number(&words.listener_open),
+            Column::Number(&words.listener_kernel),
+            Column::Number(&words.listener_accepted),
         ];
         table(to, label, "stack", &columns)?;
         for listener in listeners {
@@ -418,11 +429,11 @@ impl Page<'_> {
                 self.places(listener)
             )?;
             let useful = Purpose::ALL.map(|purpose| listener.useful(purpose)).iter().sum();
-            number(to, words.listener_useful, useful)?;
-            number(to, words.listener_open, listener.connections())?;
+            number(to, &words.listener_useful, useful)?;
+            number(to, &words.listener_open, listener.connections())?;
             let in_kernel = listener.active.get("sockmap").copied().unwrap_or(0);
-            number(to, words.listener_kernel, in_kernel)?;
-            number(to, words.listener_accepted, listener.accepted)?;
+            number(to, &words.listener_kernel, in_kernel)?;
+            number(to, &words.listener_accepted, listener.accepted)?;
             to.write_str("</tr>\n")?;
         }
         end_table(to)
@@ -433,7 +444,7 @@ impl Page<'_> {
         let mut places = Vec::new();
         for address in &listener.addresses {
             let place = if address.ip().is_unspecified() {
-                fill(self.words.ports, &[&address.port()])
+                fill(&self.words.ports, &[&address.port()])
             } else {
                 address.to_string()
             };
@@ -441,25 +452,30 @@ impl Page<'_> {
                 places.push(place);
             }
         }
-        if places.is_empty() { self.words.listener_gone.into() } else { places.join(", ") }
+        if places.is_empty() { self.words.listener_gone.clone() } else { places.join(", ") }
     }
 
     fn endings(self, to: &mut String) -> fmt::Result {
         let words = self.words;
         let groups = [
-            ("endings", words.endings, Class::Ordinary, words.endings_label),
-            ("visitors", words.visitors, Class::Visitor, words.visitors_label),
+            ("endings", &words.endings, Class::Ordinary, &words.endings_label),
+            ("visitors", &words.visitors, Class::Visitor, &words.visitors_label),
         ];
         for (id, title, class, label) in groups {
             section(to, id, "", title)?;
             let reasons = self.reasons(&[class]);
             if reasons.is_empty() {
-                writeln!(to, "<p class=\"none\">{}</p>", words.endings_none)?;
+                writeln!(to, "<p class=\"none\">{}</p>", &words.endings_none)?;
             } else {
-                table(to, label, "prose", &[Column::Text(words.reason), Column::Number(words.since_start)])?;
+                table(
+                    to,
+                    label,
+                    "prose",
+                    &[Column::Text(&words.reason), Column::Number(&words.since_start)],
+                )?;
                 for (reason, count) in reasons {
                     reason_cell(to, reason)?;
-                    number(to, words.since_start, count)?;
+                    number(to, &words.since_start, count)?;
                     to.write_str("</tr>\n")?;
                 }
                 end_table(to)?;
@@ -471,55 +487,69 @@ impl Page<'_> {
 
     fn machine(self, to: &mut String) -> fmt::Result {
         let Self { status, words, .. } = self;
-        section(to, "machine", "wide", words.machine)?;
+        section(to, "machine", "wide", &words.machine)?;
         let process = &status.process;
-        let unknown = || words.unknown.to_owned();
-        let of = |whole: String| fill(words.of, &[&whole]);
+        let unknown = || words.unknown.clone();
+        let of = |whole: String| fill(&words.of, &[&whole]);
         let kernel = match &status.kernel {
-            Some(kernel) => (bytes(kernel.reserved), fill(words.kernel_path_more, &[&bytes(kernel.budget)])),
-            None => ("–".into(), words.kernel_path_none.into()),
+            Some(kernel) => (bytes(kernel.reserved), fill(&words.kernel_path_more, &[&bytes(kernel.budget)])),
+            None => ("–".into(), words.kernel_path_none.clone()),
         };
         let free = status.limits.connections.saturating_sub(status.connections());
         let processor = process.cpu.map_or_else(unknown, |seconds| ago(seconds as u64));
-        let mut rows = vec![
-            (words.room, grouped(free), of(grouped(status.limits.connections))),
-            (words.memory, process.resident.map_or_else(unknown, bytes), words.resident.into()),
-            (words.files, process.files.map_or_else(unknown, grouped), of(grouped(status.limits.files))),
-            (words.processor, processor, words.processor_more.into()),
-            (words.kernel_path, kernel.0, kernel.1),
+        let mut rows: Vec<Figure<'_>> = vec![
+            (&words.room, grouped(free), of(grouped(status.limits.connections))),
+            (&words.memory, process.resident.map_or_else(unknown, bytes), words.resident.clone()),
+            (&words.files, process.files.map_or_else(unknown, grouped), of(grouped(status.limits.files))),
+            (&words.processor, processor, words.processor_more.clone()),
+            (&words.kernel_path, kernel.0, kernel.1),
         ];
         if let Some(certificate) = &status.certificate {
             let left = certificate.not_after.checked_sub(status.now);
-            let left = left.map_or_else(|| words.expired.into(), ago);
-            let until = fill(words.certificate_more, &[&time(certificate.not_after)]);
-            rows.push((words.certificate, left, until));
+            let left = left.map_or_else(|| words.expired.clone(), ago);
+            let until = fill(&words.certificate_more, &[&time(certificate.not_after)]);
+            rows.push((&words.certificate, left, until));
         }
         let taken = match status.reload.taken {
             0 => unknown(),
             taken => ago(status.now.saturating_sub(taken)),
         };
         let how = match (&status.reload.refused, status.reload.count) {
-            (Some(_), _) => words.reload_refused,
-            (None, 0) => words.read_at_start,
-            (None, _) => words.read_by_reload,
+            (Some(_), _) => &words.reload_refused,
+            (None, 0) => &words.read_at_start,
+            (None, _) => &words.read_by_reload,
         };
-        rows.push((words.configuration, taken, how.into()));
+        rows.push((&words.configuration, taken, how.clone()));
         let failures: u64 = status.name_failures.values().sum();
-        rows.push((words.lookups, grouped(failures), words.lookups_more.into()));
+        rows.push((&words.lookups, grouped(failures), words.lookups_more.clone()));
         figures(to, &rows)
     }
 
     fn footer(self, to: &mut String) -> fmt::Result {
-        let Self { status, view, words } = self;
-        let switch = if view.refreshes { words.refreshes } else { words.refresh };
+        let Self { status, view, language, words } = self;
         let other = View { refreshes: !view.refreshes, ..view }.link();
+        let seconds: [&dyn Display; 1] = [&REFRESH_SECONDS];
+        write!(to, "<footer>\n<p>{} ", fill(&words.as_of, &[&time(status.now)]))?;
+        if view.refreshes {
+            let (says, stop) = (fill(&words.refreshes, &seconds), &words.refreshes_stop);
+            writeln!(to, "{says} <a href=\"{other}\">{stop}</a>.</p>")?;
+        } else {
+            writeln!(to, "<a href=\"{other}\">{}</a>.</p>", fill(&words.refresh, &seconds))?;
+        }
+        let configuration = format!("<code>{}</code>", Escaped(&status.configuration));
         writeln!(
             to,
-            "<footer>\n<p>{} {}</p>\n<p>{}</p>\n</footer>",
-            fill(words.as_of, &[&time(status.now)]),
-            fill(switch, &[&REFRESH_SECONDS, &other]),
-            fill(words.about, &[&Escaped(&status.version), &Escaped(&status.configuration)]),
-        )
+            "<p>{} <a href=\"/share\">{}</a>. {} <a href=\"/metrics\">metrics</a>, \
+             <a href=\"/status.json\">status.json</a>. {}</p>",
+            fill(&words.about, &[&Escaped(&status.version), &configuration]),
+            words.about_share,
+            words.about_programs,
+            words.about_privacy,
+        )?;
+        if let Some(unreviewed) = language.unreviewed() {
+            writeln!(to, "<p>{unreviewed}</p>")?;
+        }
+        to.write_str("</footer>\n")
     }
 }
 
@@ -549,12 +579,13 @@ fn sum(samples: &[Sample]) -> Counts {
     samples.iter().fold(Counts::default(), |sum, sample| sum.and(sample.counts))
 }
 
+/// Items that are in English in any language: what setu says elsewhere, too, in its log above all.
 fn list<'a>(to: &mut String, items: impl IntoIterator<Item = &'a String>) -> fmt::Result {
     let mut items = items.into_iter().peekable();
     if items.peek().is_none() {
         return Ok(());
     }
-    to.write_str("<ul>")?;
+    to.write_str("<ul lang=\"en\" dir=\"ltr\">")?;
     for item in items {
         write!(to, "<li>{}</li>", Escaped(item))?;
     }
@@ -620,7 +651,10 @@ fn number(to: &mut String, label: &str, value: u64) -> fmt::Result {
 /// The row's head: a reason by its name in logs and metrics, and what it means.
 fn reason_cell(to: &mut String, reason: CloseReason) -> fmt::Result {
     let meaning = code(reason.meaning().trim());
-    write!(to, "<tr><th scope=\"row\"><code>{reason}</code><small>{meaning}</small></th>")
+    write!(
+        to,
+        "<tr><th scope=\"row\"><code>{reason}</code><small lang=\"en\" dir=\"ltr\">{meaning}</small></th>"
+    )
 }
 
 /// Text in which what is between backticks is code.

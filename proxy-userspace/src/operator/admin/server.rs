@@ -212,7 +212,10 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<Full<Bytes>
     match request.uri().path() {
         "/" => {
             let view = View::of(request.uri().query());
-            html(StatusCode::OK, page::STYLE, page::page(&instance.status(), view), view.refreshes)
+            match page::page(&instance.status(), view, accepted(request)) {
+                Ok(text) => html(StatusCode::OK, page::STYLE, text, view.refreshes),
+                Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+            }
         }
         "/metrics" => match openmetrics::encode(instance.status()) {
             Ok(text) => document(StatusCode::OK, openmetrics::CONTENT_TYPE, text),
@@ -261,8 +264,13 @@ fn respond<B>(request: &Request<B>, instance: &Instance) -> Response<Full<Bytes>
 
 /// What a request has to say of a link.
 fn asked<B>(request: &Request<B>) -> share::Asked {
+    share::Asked::new(request.uri().query().unwrap_or_default(), accepted(request))
+}
+
+/// The languages that a browser takes.
+fn accepted<B>(request: &Request<B>) -> &str {
     let languages = request.headers().get(ACCEPT_LANGUAGE).and_then(|languages| languages.to_str().ok());
-    share::Asked::new(request.uri().query().unwrap_or_default(), languages.unwrap_or_default())
+    languages.unwrap_or_default()
 }
 
 fn no_link(error: &ShareError) -> Response<Full<Bytes>> {

@@ -1,10 +1,18 @@
 //! The words of what people read who are not operators, in the languages of places where WhatsApp is or was blocked. Each
 //! language is one file, which a translator can edit; the notes for that are in `en.toml`.
 
-use std::{iter, sync::LazyLock};
+mod status;
+
+use std::{
+    fmt::{Display, Write as _},
+    iter,
+    sync::LazyLock,
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub(crate) use status::Status;
 
 const ENGLISH: (&str, &str) = ("en.toml", include_str!("en.toml"));
 /// The other files' names, and what is in them.
@@ -55,6 +63,7 @@ pub(crate) struct Language {
     pub(crate) reviewed: Option<String>,
     pub(crate) card: Card,
     pub(crate) page: Page,
+    pub(crate) status: Status,
 }
 
 /// Which way a language is written.
@@ -158,6 +167,28 @@ impl Languages {
     }
 }
 
+impl Language {
+    /// What readers are told of a text that nobody has reviewed. What is English was not translated.
+    pub(crate) fn unreviewed(&self) -> Option<&str> {
+        (self.reviewed.is_none() && self.code != "en").then_some(&self.card.unreviewed)
+    }
+}
+
+/// A text with values in their places, in whatever order a language has them.
+pub(crate) fn fill(text: &str, values: &[&dyn Display]) -> String {
+    let mut parts = text.split('{');
+    let mut filled = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (place, rest) = part.split_once('}').unwrap_or(("", part));
+        if let Some(value) = place.parse::<usize>().ok().and_then(|place| values.get(place)) {
+            // Writing to a string cannot fail.
+            let _ = write!(filled, "{value}");
+        }
+        filled.push_str(rest);
+    }
+    filled
+}
+
 impl Direction {
     /// As the attribute `dir` has it.
     pub(crate) const fn name(self) -> &'static str {
@@ -175,8 +206,14 @@ mod tests {
     use super::*;
 
     /// Words that are the same in English.
-    const SAME: [(&str, &str); 5] =
-        [("tr", "Proxy"), ("es", "Proxy"), ("es", "no"), ("fr", "Proxy"), ("pt", "Proxy")];
+    const SAME: [(&str, &str); 6] = [
+        ("tr", "Proxy"),
+        ("es", "Proxy"),
+        ("es", "no"),
+        ("fr", "Proxy"),
+        ("fr", "port {0}"),
+        ("pt", "Proxy"),
+    ];
 
     /// Each text with the way to it: `card.steps.0`.
     fn texts(file: &str) -> BTreeMap<String, String> {
@@ -238,6 +275,9 @@ mod tests {
             for (key, text) in texts(text) {
                 let other = text.chars().find(|character| character.is_numeric() && !character.is_ascii());
                 assert_eq!(other, None, "{file}: {key}");
+                if key.starts_with("status.") {
+                    continue;
+                }
                 let places: &[&str] = match key.as_str() {
                     "card.works" => &["{proxy}"],
                     "card.remove" => &["{proxy}", "{use}"],
@@ -247,6 +287,23 @@ mod tests {
                 assert!(places.iter().all(|place| text.contains(place)), "{file}: {key} = {text:?}");
             }
         }
+    }
+
+    #[test]
+    fn values_have_the_same_places_in_all_languages() {
+        let places = |text: &str| {
+            let mut places: Vec<_> = text.split('{').skip(1).map(|rest| rest[..2].to_owned()).collect();
+            places.sort_unstable();
+            places
+        };
+        let english = texts(ENGLISH.1);
+        for (file, text) in OTHERS {
+            for (key, text) in texts(text).into_iter().filter(|(key, _)| key.starts_with("status.")) {
+                assert_eq!(places(&text), places(&english[&key]), "{file}: {key} = {text:?}");
+            }
+        }
+        assert_eq!(fill("{1} of {0}, {1}", &[&"{1}", &2]), "2 of {1}, 2");
+        assert_eq!(fill("none", &[&1]), "none");
     }
 
     #[test]

@@ -281,7 +281,7 @@ mod tests {
         before.bytes.to_client -= 4 << 20;
         let text = screen(&now, Some(&before), WHOLE);
         assert!(text.starts_with("working\n"), "{text}");
-        assert!(text.contains("\nsetu 0.1.0, up 12 days 5 h, configuration "), "{text}");
+        assert!(text.contains("\nsetu 0.1.0, up 12 d 5 h, configuration "), "{text}");
         assert!(text.contains("to clients (2.0\u{a0}MiB/s)"), "{text}");
         assert!(text.contains("g-fallback.whatsapp.net:5222         does not answer"), "{text}");
         let broken = include_str!("../../../../tests/page/status/broken.json");
