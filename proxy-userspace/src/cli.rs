@@ -91,6 +91,7 @@ impl DoctorArgs {
             chat: chat_port.unwrap_or(link.chat),
             media: media_port.unwrap_or(link.media),
             tls: chat_tls.unwrap_or(link.tls),
+            is_media_known: link.is_media_known || media_port.is_some(),
             ..link
         })
     }

@@ -75,6 +75,8 @@ pub enum Lack {
     Media,
     /// No port takes chat.
     Chat,
+    /// Media comes in at this port, and not where phones look for it that are told nothing else.
+    MediaAt(u16),
     /// Ports that only proxies may use, which this machine is not.
     Untried,
 }
@@ -243,6 +245,15 @@ impl Outside {
         }
         let failed: Vec<_> = self.ways.iter().filter(|way| way.is_needed && !way.works()).collect();
         let closed = ports(failed.iter().copied().filter(|way| !way.is_reached()));
+        let takes_all = |chat: &&Way| {
+            let is_media = |way: &Way| way.service == Service::Media && way.port == chat.port && way.works();
+            chat.is_needed && chat.service == Service::Chat && chat.works() && self.ways.iter().any(is_media)
+        };
+        if !closed.is_empty()
+            && let Some(one) = self.ways.iter().find(takes_all)
+        {
+            return Conclusion::WorksInPart(Lack::MediaAt(one.port));
+        }
         if !closed.is_empty() {
             let rest_works = failed.iter().all(|way| !way.is_reached());
             return Conclusion::PortsClosed { ports: closed, rest_works };

@@ -20,6 +20,8 @@ pub struct Link {
     pub media: u16,
     /// Whether chat is inside TLS.
     pub tls: bool,
+    /// Whether `media` is what phones are told, or nobody has said where media comes in.
+    pub is_media_known: bool,
 }
 
 impl Link {
@@ -39,6 +41,7 @@ impl FromStr for Link {
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let (mut host, mut chat, mut media, mut tls) = (None, CHAT, MEDIA, true);
+        let is_link = text.contains('?');
         if let Some((page, parameters)) = text.split_once('?') {
             let page = page.strip_prefix("https://").unwrap_or(page);
             if page != "wa.me/proxy" {
@@ -60,7 +63,7 @@ impl FromStr for Link {
             host = Some(self::host(text)?);
         }
         let host = host.ok_or("the link has no host")?;
-        Ok(Self { host, chat, media, tls })
+        Ok(Self { host, chat, media, tls, is_media_known: is_link })
     }
 }
 
@@ -86,9 +89,10 @@ mod tests {
     #[test]
     fn a_host_has_the_ports_of_a_link_that_names_none() {
         let name = |text: &str| Host::Name(text.into());
-        let plain = Link { host: name("proxy.example"), chat: 443, media: 587, tls: true };
+        let plain =
+            Link { host: name("proxy.example"), chat: 443, media: 587, tls: true, is_media_known: true };
         let parsed = |text: &str| text.parse::<Link>();
-        assert_eq!(parsed("proxy.example"), Ok(plain.clone()));
+        assert_eq!(parsed("proxy.example"), Ok(Link { is_media_known: false, ..plain.clone() }));
         assert_eq!(parsed(" https://wa.me/proxy?host=proxy.example "), Ok(plain.clone()));
         assert_eq!(parsed("wa.me/proxy?host=proxy.example&chatTLS=1&x=y"), Ok(plain.clone()));
         assert_eq!(

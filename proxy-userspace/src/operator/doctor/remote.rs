@@ -39,27 +39,49 @@ pub(super) async fn examine(link: &Link) -> Diagnosis {
     let others = if link.has_default_ports() { &OTHERS[..] } else { &[] };
     let trials: Vec<_> =
         needed.into_iter().map(|way| (way, true)).chain(others.iter().map(|way| (*way, false))).collect();
+    let tried = at_once(trials, &ips);
+    let is_closed = |(trial, _, is_needed, (outcome, _)): &Tried| {
+        *is_needed && *trial == Trial::Media && *outcome == Some(Outcome::Closed)
+    };
+    // A server that takes everything on one port has media there.
+    let elsewhere = (!link.is_media_known && tried.iter().any(is_closed))
+        .then(|| trial::run(Trial::Media, &sockets(&ips, link.chat), false))
+        .filter(|(outcome, _)| *outcome == Some(Outcome::Works))
+        .map(|seen| (Trial::Media, link.chat, false, seen));
+    let is_moved = elsewhere.is_some();
     let (mut ways, mut findings) = (Vec::new(), Vec::new());
+    for (trial, port, is_needed, (outcome, seen)) in tried.into_iter().chain(elsewhere) {
+        // Of a family that this machine does not have: there is no way to it.
+        let outcome = outcome.unwrap_or(Outcome::NoRoute);
+        ways.push(Way { service: trial.service(), port, outcome, is_needed, upstream: None });
+        let is_missed = is_needed && !(is_moved && port == link.media);
+        findings.extend(seen.into_iter().map(|finding| told(finding, is_missed).at(format!("port {port}"))));
+    }
+    Diagnosis::new(Outside { lookup: Lookup::Found, ways }.conclusion(), findings)
+}
+
+/// A trial at a port, whether phones need it, and what came of it.
+type Tried = (Trial, u16, bool, (Option<Outcome>, Vec<Finding>));
+
+fn at_once(trials: Vec<((Trial, u16), bool)>, ips: &[IpAddr]) -> Vec<Tried> {
     thread::scope(|scope| {
         let running: Vec<_> = trials
             .into_iter()
             .map(|((trial, port), is_needed)| {
-                let to: Vec<_> = ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-                let handle = scope.spawn(move || trial::run(trial, &to, false));
-                (trial, port, is_needed, handle)
+                let to = sockets(ips, port);
+                (trial, port, is_needed, scope.spawn(move || trial::run(trial, &to, false)))
             })
             .collect();
-        for (trial, port, is_needed, handle) in running {
+        let ended = running.into_iter().map(|(trial, port, is_needed, handle)| {
             // A panic is a defect, and no answer.
-            let (outcome, seen) = handle.join().unwrap_or_default();
-            // Of a family that this machine does not have: there is no way to it.
-            let outcome = outcome.unwrap_or(Outcome::NoRoute);
-            ways.push(Way { service: trial.service(), port, outcome, is_needed, upstream: None });
-            findings
-                .extend(seen.into_iter().map(|finding| told(finding, is_needed).at(format!("port {port}"))));
-        }
-    });
-    Diagnosis::new(Outside { lookup: Lookup::Found, ways }.conclusion(), findings)
+            (trial, port, is_needed, handle.join().unwrap_or_default())
+        });
+        ended.collect()
+    })
+}
+
+fn sockets(ips: &[IpAddr], port: u16) -> Vec<SocketAddr> {
+    ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect()
 }
 
 /// A server need not have all ports that it has by default; closed ones make it harder to find.

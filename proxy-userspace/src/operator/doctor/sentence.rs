@@ -157,6 +157,10 @@ impl Conclusion {
                 "a link has one host for both, so phones need both at one address: add a listener, unless a load \
                  balancer puts two servers together"
             }
+            Self::WorksInPart(Lack::MediaAt(_)) => {
+                "its link must say so, as that of `setu share` on the server does; a phone that is set by hand needs \
+                 this media port"
+            }
             Self::WorksInPart(Lack::Untried) => {
                 "try them from outside, through the load balancer: setu doctor --remote HOST"
             }
@@ -229,6 +233,9 @@ impl Lack {
             Self::Names => "names do not resolve any more: it goes by old answers".into(),
             Self::Media => "only for chat: none of its ports takes media".into(),
             Self::Chat => "only for media: none of its ports takes chat".into(),
+            Self::MediaAt(port) => {
+                format!("media comes in at port {port}, as chat does")
+            }
             Self::Untried => "ports that expect PROXY protocol could not be tried from here".into(),
         }
     }
@@ -252,7 +259,8 @@ mod tests {
 
     /// One of each kind, and of each kind that is said in several ways all of these.
     fn all() -> Vec<Conclusion> {
-        let lacks = [Lack::Ports(vec![80]), Lack::Names, Lack::Media, Lack::Chat, Lack::Untried];
+        let lacks =
+            [Lack::Ports(vec![80]), Lack::Names, Lack::Media, Lack::Chat, Lack::MediaAt(443), Lack::Untried];
         let mut all: Vec<_> = lacks.map(Conclusion::WorksInPart).into();
         for seen in [Seen::Inside, Seen::Outside] {
             all.push(Conclusion::Works(seen));
