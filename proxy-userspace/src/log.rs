@@ -227,8 +227,18 @@ fn quiet(directives: &str) -> EnvFilter {
 
 /// Writes what ends setu. It goes past the queue, of which there is none any more.
 pub fn last_words(text: &str) {
+    let text: String =
+        text.chars().map(|letter| if letter == '\n' { letter } else { harmless(letter) }).collect();
     // Nobody is left to tell when it cannot be written.
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A character as a terminal may be given it, whoever has chosen it: neither does it anything to the terminal, nor does it
+/// change the order of what stands beside it.
+pub(crate) fn harmless(letter: char) -> char {
+    let changes_direction =
+        matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if letter.is_control() || changes_direction { char::REPLACEMENT_CHARACTER } else { letter }
 }
 
 /// Tells the operator of a command what is not its result, which others may read from standard output.
@@ -239,6 +249,12 @@ pub fn aside(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_have_chosen_does_nothing_to_a_terminal() {
+        let shown: String = "a\u{1b}[2J\r\n\u{9b}31m\u{202e}\u{2066}é سلام".chars().map(harmless).collect();
+        assert_eq!(shown, "a\u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}31m\u{fffd}\u{fffd}é سلام");
+    }
 
     #[test]
     fn a_word_that_is_no_level_is_told() {

@@ -37,6 +37,9 @@ use crate::{
 /// Whether eBPF programs are compiled to machine code.
 const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
 
+/// Where the package puts its unit.
+const UNIT: &str = "/usr/lib/systemd/system/setu.service";
+
 /// What the lack of any of three capabilities costs.
 const USERSPACE: &str = "bytes go through userspace, which takes more CPU time for each";
 
@@ -214,12 +217,16 @@ fn reload(lines: &mut Lines, config: &Config, file: Option<&Path>) {
     let user = serving.as_ref().and_then(|(running, _)| running.user).map(|user| user.to_string());
     let user = user.as_deref().or(config.user.as_deref());
     if let Ok(Some(user)) = User::wanted(user, state_dir::owner(&config.tls.state_dir)) {
+        // The packaged unit starts as that user.
+        let is_start = serving.is_none() && Path::new(UNIT).exists();
         for path in user.cannot_read(&named) {
-            lines.note(&format!(
-                "{}: setu's user {} cannot read it: a reload will fail; let that user read it",
-                path.display(),
-                user.name
-            ));
+            let (name, path) = (&user.name, path.display());
+            let what = if is_start { "setu does not start as the unit has it" } else { "a reload will fail" };
+            let text = format!(
+                "{path}: setu's user {name} cannot read it: {what}; let that user read it: chgrp {name} {path}; \
+                 chmod 640 {path}"
+            );
+            if is_start { lines.bad(&text) } else { lines.note(&text) }
         }
     }
     let Some((Running { pid, name, .. }, listens)) = serving else { return };

@@ -167,7 +167,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<String> {
             "Which ports is it to open?\n  443      everything on one, which networks block last\n  443,587  and 587 for \
              media, for phones that are set by hand\n  all      and 80, 5222 and 7777, as WhatsApp's own proxy",
             Some("443"),
-            |answer| Ports::from_str(answer, true),
+            |answer| Ports::from_str(answer, true).map_err(|_| "write 443, 443,587 or all"),
         )?,
         (None, None) => Ports::One,
     };

@@ -21,6 +21,25 @@ fn check_tells_the_path_and_the_self_test() {
     }
 }
 
+/// The self-test's own connections must not be waited for without end, neither here nor at a start.
+#[test]
+fn a_firewall_on_loopback_is_told_of() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let namespace = Netns::new();
+    namespace
+        .nft("add table inet f; add chain inet f in { type filter hook input priority 0; policy drop; }");
+    let mut check = namespace.command(&Setu::binary().display().to_string());
+    let output = check.args(["check", "--config", "/dev/null"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("loopback takes no connection: a firewall of this machine is in the way"),
+        "{text}"
+    );
+    assert!(text.contains("path: userspace, because"), "{text}");
+}
+
 #[test]
 fn check_tells_what_each_missing_privilege_costs() {
     if !is_root() {

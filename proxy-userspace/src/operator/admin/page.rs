@@ -9,8 +9,8 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    history::{Counts, Sample, Span},
-    status::{Endpoint, Listener, Standing, State, Status},
+    history::{Sample, Span},
+    status::{Endpoint, Listener, Standing, State, Status, total},
 };
 use crate::{
     account::{Class, CloseReason, Purpose},
@@ -157,7 +157,7 @@ impl<'a> Page<'a> {
         )?;
         list(to, status.problems.iter().chain(&status.degraded))?;
         let running = ago(status.now.saturating_sub(status.started));
-        writeln!(to, "<p>{}</p></div>", fill(&words.running, &[&running, &time(status.started)]))?;
+        writeln!(to, "<p>{}</p></div>", isolated(&words.running, &[&running, &time(status.started)]))?;
         if !status.notes.is_empty() {
             write!(to, "<div class=\"state waiting\"><p>{}</p>", &words.notes)?;
             list(to, &status.notes)?;
@@ -170,17 +170,15 @@ impl<'a> Page<'a> {
         let Self { status, words, .. } = self;
         section(to, "now", "wide", &words.now)?;
         // Before there is an hour, all there is is of the last one.
-        let of_hour = status.history.len() >= Span::Hour.samples();
-        let (when, counts) = if of_hour {
-            (&words.in_the_last_hour, sum(&status.history))
-        } else {
-            (&words.since_the_start, status.counts())
+        let (when, counts) = match status.last_hour() {
+            Some(counts) => (&words.in_the_last_hour, counts),
+            None => (&words.since_the_start, status.counts()),
         };
         let throughput = match status.history.last() {
             Some(minute) => {
                 let rate = |bytes: u64| bit_rate(bytes.saturating_mul(8) / (Span::Hour.minutes() * 60));
                 let up = rate(minute.counts.to_upstream);
-                (rate(minute.counts.to_client), fill(&words.throughput_more, &[&up]))
+                (rate(minute.counts.to_client), isolated(&words.throughput_more, &[&up]))
             }
             None => ("–".into(), words.throughput_unknown.clone()),
         };
@@ -191,8 +189,8 @@ impl<'a> Page<'a> {
             &[
                 (
                     &words.useful,
-                    grouped(counts.useful_chat + counts.useful_media),
-                    fill(
+                    grouped(counts.useful_chat.saturating_add(counts.useful_media)),
+                    isolated(
                         &words.useful_more,
                         &[&when, &grouped(counts.useful_chat), &grouped(counts.useful_media)],
                     ),
@@ -201,17 +199,17 @@ impl<'a> Page<'a> {
                 (
                     &words.faults_now,
                     grouped(counts.failed),
-                    fill(&words.faults_now_more, &[&when, &grouped(counts.refused)]),
+                    isolated(&words.faults_now_more, &[&when, &grouped(counts.refused)]),
                 ),
                 (
                     &words.open,
                     grouped(status.connections()),
-                    fill(&words.open_more, &[&paths[0], &paths[1], &paths[2]]),
+                    isolated(&words.open_more, &[&paths[0], &paths[1], &paths[2]]),
                 ),
                 (
                     &words.month,
                     bytes(month.to_client.saturating_add(month.to_upstream)),
-                    fill(
+                    isolated(
                         &words.month_more,
                         &[&bytes(month.to_client), &bytes(month.to_upstream), &time(month.since)],
                     ),
@@ -283,7 +281,8 @@ impl<'a> Page<'a> {
             );
         }
         let last = values.last().copied().unwrap_or(0);
-        let summary = fill(&words.chart_summary, &[&show(last), &show(most)]);
+        let shown: [&dyn Display; 2] = [&show(last), &show(most)];
+        let (summary, spoken) = (isolated(&words.chart_summary, &shown), fill(&words.chart_summary, &shown));
         let (name, ago, half) = match span {
             Span::Hour => (&words.hour, &words.hour_ago, &words.half_hour_ago),
             Span::Day => (&words.day, &words.day_ago, &words.half_day_ago),
@@ -298,7 +297,7 @@ impl<'a> Page<'a> {
              <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">\
              <path d=\"M0 0H{WIDTH}M0 {}H{WIDTH}\" vector-effect=\"non-scaling-stroke\"/>",
             show(top),
-            format_args!("{title}, {name}: {summary}"),
+            format_args!("{title}, {name}: {spoken}"),
             HEIGHT / 2.0,
         )?;
         let bar = WIDTH / span.samples() as f64;
@@ -376,8 +375,8 @@ impl<'a> Page<'a> {
             let error = last_error.as_deref().unwrap_or(&words.nothing).replace('_', " ");
             write!(
                 to,
-                "<tr><th scope=\"row\">{}<small>{}</small></th><td data-label=\"{}\"><bdi class=\"{class}\">{word}</bdi></td>\
-                 <td data-label=\"{}\"><bdi>{since}</bdi></td><td data-label=\"{}\"><bdi>{}</bdi></td>",
+                "<tr><th scope=\"row\"><bdi>{}</bdi><small><bdi>{}</bdi></small></th><td data-label=\"{}\"><bdi class=\"{class}\">{word}</bdi></td>\
+                 <td data-label=\"{}\"><bdi>{since}</bdi></td><td data-label=\"{}\"><bdi lang=\"en\">{}</bdi></td>",
                 Escaped(endpoint),
                 Escaped(upstream),
                 &words.state,
@@ -402,8 +401,9 @@ impl<'a> Page<'a> {
             self.listener_table(to, &words.listeners_label, &used)?;
         }
         if !unused.is_empty() {
-            let names: Vec<_> = unused.iter().map(|listener| Escaped(&listener.name).to_string()).collect();
-            let summary = fill(&words.unused, &[&names.join(", ")]);
+            let names: Vec<_> =
+                unused.iter().map(|listener| format!("<bdi>{}</bdi>", Escaped(&listener.name))).collect();
+            let summary = isolated(&words.unused, &[&names.join(", ")]);
             writeln!(to, "<details><summary>{summary}</summary>")?;
             self.listener_table(to, &words.unused_label, &unused)?;
             to.write_str("</details>\n")?;
@@ -424,11 +424,11 @@ impl<'a> Page<'a> {
         for listener in listeners {
             write!(
                 to,
-                "<tr><th scope=\"row\">{}<small>{}</small></th>",
+                "<tr><th scope=\"row\"><bdi>{}</bdi><small>{}</small></th>",
                 Escaped(&listener.name),
                 self.places(listener)
             )?;
-            let useful = Purpose::ALL.map(|purpose| listener.useful(purpose)).iter().sum();
+            let useful = total(Purpose::ALL.map(|purpose| listener.useful(purpose)).into_iter());
             number(to, &words.listener_useful, useful)?;
             number(to, &words.listener_open, listener.connections())?;
             let in_kernel = listener.active.get("sockmap").copied().unwrap_or(0);
@@ -444,9 +444,9 @@ impl<'a> Page<'a> {
         let mut places = Vec::new();
         for address in &listener.addresses {
             let place = if address.ip().is_unspecified() {
-                fill(&self.words.ports, &[&address.port()])
+                isolated(&self.words.ports, &[&address.port()])
             } else {
-                address.to_string()
+                format!("<bdi>{address}</bdi>")
             };
             if !places.contains(&place) {
                 places.push(place);
@@ -490,9 +490,11 @@ impl<'a> Page<'a> {
         section(to, "machine", "wide", &words.machine)?;
         let process = &status.process;
         let unknown = || words.unknown.clone();
-        let of = |whole: String| fill(&words.of, &[&whole]);
+        let of = |whole: String| isolated(&words.of, &[&whole]);
         let kernel = match &status.kernel {
-            Some(kernel) => (bytes(kernel.reserved), fill(&words.kernel_path_more, &[&bytes(kernel.budget)])),
+            Some(kernel) => {
+                (bytes(kernel.reserved), isolated(&words.kernel_path_more, &[&bytes(kernel.budget)]))
+            }
             None => ("–".into(), words.kernel_path_none.clone()),
         };
         let free = status.limits.connections.saturating_sub(status.connections());
@@ -507,7 +509,7 @@ impl<'a> Page<'a> {
         if let Some(certificate) = &status.certificate {
             let left = certificate.not_after.checked_sub(status.now);
             let left = left.map_or_else(|| words.expired.clone(), ago);
-            let until = fill(&words.certificate_more, &[&time(certificate.not_after)]);
+            let until = isolated(&words.certificate_more, &[&time(certificate.not_after)]);
             rows.push((&words.certificate, left, until));
         }
         let taken = match status.reload.taken {
@@ -520,7 +522,7 @@ impl<'a> Page<'a> {
             (None, _) => &words.read_by_reload,
         };
         rows.push((&words.configuration, taken, how.clone()));
-        let failures: u64 = status.name_failures.values().sum();
+        let failures: u64 = total(status.name_failures.values().copied());
         rows.push((&words.lookups, grouped(failures), words.lookups_more.clone()));
         figures(to, &rows)
     }
@@ -529,19 +531,19 @@ impl<'a> Page<'a> {
         let Self { status, view, language, words } = self;
         let other = View { refreshes: !view.refreshes, ..view }.link();
         let seconds: [&dyn Display; 1] = [&REFRESH_SECONDS];
-        write!(to, "<footer>\n<p>{} ", fill(&words.as_of, &[&time(status.now)]))?;
+        write!(to, "<footer>\n<p>{} ", isolated(&words.as_of, &[&time(status.now)]))?;
         if view.refreshes {
-            let (says, stop) = (fill(&words.refreshes, &seconds), &words.refreshes_stop);
+            let (says, stop) = (isolated(&words.refreshes, &seconds), &words.refreshes_stop);
             writeln!(to, "{says} <a href=\"{other}\">{stop}</a>.</p>")?;
         } else {
-            writeln!(to, "<a href=\"{other}\">{}</a>.</p>", fill(&words.refresh, &seconds))?;
+            writeln!(to, "<a href=\"{other}\">{}</a>.</p>", isolated(&words.refresh, &seconds))?;
         }
         let configuration = format!("<code>{}</code>", Escaped(&status.configuration));
         writeln!(
             to,
             "<p>{} <a href=\"/share\">{}</a>. {} <a href=\"/metrics\">metrics</a>, \
              <a href=\"/status.json\">status.json</a>. {}</p>",
-            fill(&words.about, &[&Escaped(&status.version), &configuration]),
+            isolated(&words.about, &[&Escaped(&status.version), &configuration]),
             words.about_share,
             words.about_programs,
             words.about_privacy,
@@ -575,10 +577,6 @@ fn scale(most: u64) -> u64 {
     }
 }
 
-fn sum(samples: &[Sample]) -> Counts {
-    samples.iter().fold(Counts::default(), |sum, sample| sum.and(sample.counts))
-}
-
 /// Items that are in English in any language: what setu says elsewhere, too, in its log above all.
 fn list<'a>(to: &mut String, items: impl IntoIterator<Item = &'a String>) -> fmt::Result {
     let mut items = items.into_iter().peekable();
@@ -590,6 +588,13 @@ fn list<'a>(to: &mut String, items: impl IntoIterator<Item = &'a String>) -> fmt
         write!(to, "<li>{}</li>", Escaped(item))?;
     }
     to.write_str("</ul>")
+}
+
+/// A text with values in their places, each of which runs its own way: a date would run backwards in Arabic.
+fn isolated(text: &str, values: &[&dyn Display]) -> String {
+    let values: Vec<_> = values.iter().map(|value| format!("<bdi>{value}</bdi>")).collect();
+    let values: Vec<&dyn Display> = values.iter().map(|value| value as &dyn Display).collect();
+    fill(text, &values)
 }
 
 /// A moment, for people and for programs.

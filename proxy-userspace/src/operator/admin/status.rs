@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::history::{Counts, Month, Sample};
+use super::history::{Counts, Month, Sample, Span};
 use crate::{
     account::{Class, CloseReason, Purpose},
     operator::text::{moment, seconds},
@@ -242,19 +242,19 @@ impl Status {
     /// Open connections by how their bytes move.
     #[must_use]
     pub fn active(&self, path: &str) -> u64 {
-        self.listeners.iter().filter_map(|listener| listener.active.get(path)).sum()
+        total(self.listeners.iter().filter_map(|listener| listener.active.get(path)).copied())
     }
 
     /// Open connections.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.listeners.iter().map(Listener::connections).sum()
+        total(self.listeners.iter().map(Listener::connections))
     }
 
     /// Flows that were of use since the start, for `purpose`.
     #[must_use]
     pub fn useful(&self, purpose: Purpose) -> u64 {
-        self.listeners.iter().map(|listener| listener.useful(purpose)).sum()
+        total(self.listeners.iter().map(|listener| listener.useful(purpose)))
     }
 
     /// Connections that ended for this reason since the start.
@@ -263,11 +263,17 @@ impl Status {
         self.closed.get(reason.name()).copied().unwrap_or(0)
     }
 
+    /// What was counted in the last hour, once there is one.
+    pub(crate) fn last_hour(&self) -> Option<Counts> {
+        let sum = || self.history.iter().fold(Counts::default(), |sum, sample| sum.and(sample.counts));
+        (self.history.len() >= Span::Hour.samples()).then(sum)
+    }
+
     /// What was counted since the start.
-    pub(super) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         let ended = |class| {
             let reasons = CloseReason::ALL.iter().filter(|reason| reason.class() == class);
-            reasons.map(|reason| self.ended(*reason)).sum()
+            total(reasons.map(|reason| self.ended(*reason)))
         };
         Counts {
             accepted: self.accepted(),
@@ -283,8 +289,13 @@ impl Status {
     /// Connections accepted since the start.
     #[must_use]
     pub fn accepted(&self) -> u64 {
-        self.listeners.iter().map(|listener| listener.accepted).sum()
+        total(self.listeners.iter().map(|listener| listener.accepted))
     }
+}
+
+/// Together. What another process says has no bounds.
+pub(super) fn total(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
 impl Reload {
@@ -318,7 +329,7 @@ impl Listener {
     /// Open connections.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.active.values().sum()
+        total(self.active.values().copied())
     }
 
     /// Flows that were of use since the start, for `purpose`.

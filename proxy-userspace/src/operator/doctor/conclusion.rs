@@ -69,7 +69,7 @@ pub enum Part {
 pub enum Lack {
     /// These ports get no answer; others do.
     Ports(Vec<u16>),
-    /// Names do not resolve any more, and setu goes by old answers.
+    /// Names do not resolve any more, or lead elsewhere, and setu goes by old answers.
     Names,
     /// No port takes media.
     Media,
@@ -183,7 +183,7 @@ impl Inside {
         let is_taken = |service| self.ways.iter().any(|way| way.service == service);
         let lack = if !unanswered.is_empty() {
             Lack::Ports(unanswered)
-        } else if self.reached.iter().any(|(_, reach)| *reach == Reach::NoAddress) {
+        } else if self.reached.iter().any(|(_, reach)| matches!(reach, Reach::NoAddress | Reach::NotPublic)) {
             Lack::Names
         } else if self.is_any_untried {
             Lack::Untried

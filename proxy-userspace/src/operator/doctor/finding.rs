@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::conclusion::Conclusion;
+use crate::log;
 
 /// What a line means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -129,7 +130,9 @@ impl Diagnosis {
                 group = Some(finding.group);
                 let _ = writeln!(text, "\n{}", finding.group.title());
             }
-            let _ = writeln!(text, "  {:<5} {}", finding.level.word(), finding.what);
+            // Some of it is what others say.
+            let what: String = finding.what.chars().map(log::harmless).collect();
+            let _ = writeln!(text, "  {:<5} {what}", finding.level.word());
             if !finding.at.is_empty() {
                 let _ = writeln!(text, "        at {}", finding.at.join(", "));
             }

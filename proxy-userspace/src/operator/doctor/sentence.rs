@@ -165,7 +165,8 @@ impl Conclusion {
                 "try them from outside, through the load balancer: setu doctor --remote HOST"
             }
             Self::NotRunning => {
-                "start it: `systemctl start setu`, or `setu run`; its log says what keeps it from starting"
+                "start it: `systemctl start setu`, the first time after `setu init`; `setu check` and its log say what \
+                 keeps it from starting"
             }
             Self::Stopping => "wait until its connections have ended, and start it again",
             Self::NamesDead => {
@@ -176,8 +177,8 @@ impl Conclusion {
                  blocks WhatsApp a proxy cannot work"
             }
             Self::Unanswered(_, Seen::Inside) => {
-                "something on the way cuts connections once they speak, or setu closes them: SETU_LOG=debug tells why \
-                 it does"
+                "if the cause was mended just now, look again in half a minute; else something on the way cuts \
+                 connections once they speak, or setu closes them: SETU_LOG=debug tells why it does"
             }
             Self::Unanswered(_, Seen::Outside) => {
                 "run `setu doctor` on the server; if it is fine there, the network between here and there cuts the \
@@ -230,7 +231,7 @@ impl Lack {
     fn words(&self) -> String {
         match self {
             Self::Ports(ports) => format!("{} no answer from WhatsApp", self::ports(ports, "gets", "get")),
-            Self::Names => "names do not resolve any more: it goes by old answers".into(),
+            Self::Names => "WhatsApp's names do not lead to it any more: it goes by old answers".into(),
             Self::Media => "only for chat: none of its ports takes media".into(),
             Self::Chat => "only for media: none of its ports takes chat".into(),
             Self::MediaAt(port) => {

@@ -302,6 +302,12 @@ mod tests {
                 assert_eq!(places(&text), places(&english[&key]), "{file}: {key} = {text:?}");
             }
         }
+        // They go into the page as they are.
+        for (file, text) in iter::once(ENGLISH).chain(OTHERS) {
+            for (key, text) in texts(text).into_iter().filter(|(key, _)| key.starts_with("status.")) {
+                assert!(!text.contains(['<', '>', '&', '"']), "{file}: {key} = {text:?}");
+            }
+        }
         assert_eq!(fill("{1} of {0}, {1}", &[&"{1}", &2]), "2 of {1}, 2");
         assert_eq!(fill("none", &[&1]), "none");
     }

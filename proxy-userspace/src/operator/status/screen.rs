@@ -3,9 +3,12 @@
 
 use std::cmp::Reverse;
 
-use crate::operator::{
-    admin::{Endpoint, FetchError, Listener, Standing, State, Status},
-    text::{ago, bytes, grouped},
+use crate::{
+    log,
+    operator::{
+        admin::{Endpoint, FetchError, Listener, Standing, State, Status},
+        text::{ago, bytes, grouped},
+    },
 };
 
 /// Reasons that are shown.
@@ -150,6 +153,20 @@ impl Lines {
             let rate = before.map(|before| count(status).saturating_sub(count(before)) / seconds);
             rate.map_or(String::new(), |rate| format!(" ({}/s)", show(rate)))
         };
+        let (counts, when) = match status.last_hour() {
+            Some(counts) => (counts, "in the last hour"),
+            None => (status.counts(), "since the start"),
+        };
+        self.add(
+            Rank::Traffic,
+            format!(
+                "useful       {} chats, {} media {when}; {} accepted{}",
+                grouped(counts.useful_chat),
+                grouped(counts.useful_media),
+                grouped(status.accepted()),
+                rate(Status::accepted, grouped),
+            ),
+        );
         self.add(
             Rank::Traffic,
             format!(
@@ -160,10 +177,6 @@ impl Lines {
                 grouped(status.active("userspace")),
                 grouped(status.active("none")),
             ),
-        );
-        self.add(
-            Rank::Traffic,
-            format!("accepted     {}{}", grouped(status.accepted()), rate(Status::accepted, grouped)),
         );
         self.add(
             Rank::Traffic,
@@ -253,8 +266,7 @@ impl Lines {
 
 /// At most so many characters, none of which does anything to a terminal.
 fn clip(text: &str, columns: usize) -> String {
-    let harmless = |character: char| if character.is_control() { '\u{fffd}' } else { character };
-    let mut characters = text.chars().map(harmless);
+    let mut characters = text.chars().map(log::harmless);
     let mut clipped: String = characters.by_ref().take(columns).collect();
     if characters.next().is_some() {
         clipped.pop();
@@ -272,6 +284,18 @@ mod tests {
     }
 
     const WHOLE: Size = Size { columns: usize::MAX, rows: usize::MAX };
+
+    #[test]
+    fn what_another_process_says_has_no_bounds() {
+        let mut status = busy();
+        status.bytes.to_client = u64::MAX;
+        for listener in &mut status.listeners {
+            listener.accepted = u64::MAX;
+            listener.active = ["sockmap", "userspace"].map(|path| (path.into(), u64::MAX)).into();
+        }
+        let text = screen(&status, None, Size { columns: 80, rows: 24 });
+        assert!(text.contains("useful       ") && text.lines().count() <= 24, "{text}");
+    }
 
     #[test]
     fn a_screen_tells_state_and_rates() {

@@ -164,7 +164,14 @@ fn carry_on(flow: Returned) -> io::Result<()> {
 
 fn pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let near = TcpStream::connect(listener.local_addr()?)?;
+    let near = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE).map_err(|error| match error
+        .kind()
+    {
+        io::ErrorKind::TimedOut => {
+            io::Error::other("loopback takes no connection: a firewall of this machine is in the way")
+        }
+        _ => error,
+    })?;
     let (far, _) = listener.accept()?;
     for stream in [&near, &far] {
         stream.set_nodelay(true)?;
