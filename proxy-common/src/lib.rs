@@ -8,3 +8,4 @@
 pub mod credit;
 pub mod direction;
 pub mod names;
+pub mod wire;

@@ -30,3 +30,26 @@ pub const SEQUENCE_OFFSET: &str = "SEQUENCE_OFFSET";
 
 /// Every map of the object.
 pub const MAPS: [&str; 5] = [SOCKETS, SOURCES, DIRECTIONS, BUDGET, EVENTS];
+
+/// Names of the wire path's object.
+pub mod wire {
+    /// Hash, [`crate::wire::layout::Names`] to [`crate::wire::layout::Place`]: both sides of each flow.
+    pub const FLOWS: &str = "FLOWS";
+    /// Memory-mapped array of [`crate::wire::layout::Conn`].
+    pub const CONNS: &str = "CONNS";
+    /// Memory-mapped array of [`crate::wire::layout::Noted`], an element for each port of `wire.ports`.
+    pub const NOTED: &str = "NOTED";
+    /// Ring buffer of [`crate::wire::layout::Event`].
+    pub const WIRE_EVENTS: &str = "WIRE_EVENTS";
+
+    /// The program at tc ingress.
+    pub const TRANSLATE: &str = "translate";
+
+    /// Global `u32`: first port of `wire.ports`, in host order.
+    pub const FIRST_PORT: &str = "FIRST_PORT";
+    /// Global `u32`: how many ports `wire.ports` are.
+    pub const PORTS: &str = "PORTS";
+
+    /// Every map of the object.
+    pub const MAPS: [&str; 4] = [FLOWS, CONNS, NOTED, WIRE_EVENTS];
+}

@@ -13,6 +13,7 @@ pub mod sockmap;
 pub mod terminated;
 pub(crate) mod userspace;
 mod vanished;
+mod wire;
 
 use tokio::{net::TcpStream, sync::mpsc::UnboundedSender};
 

@@ -1,0 +1,3 @@
+//! The wire: a flow whose packets are translated in the kernel from one connection to the other.
+
+mod message;
