@@ -17,8 +17,8 @@ pub const DEFAULT_FILE: &str = "/etc/setu/setu.toml";
 pub struct RunArgs {
     #[command(flatten)]
     file: FileArgs,
-    /// How bytes move: in the kernel (sockmap), through this process (userspace), or each connection where it is better
-    /// off (auto).
+    /// How bytes move: in the kernel (sockmap), through this process (userspace), each connection where it is better
+    /// off (auto), or as packets that are rewritten (wire).
     /// Overrides relay.path of the configuration
     #[arg(long, value_enum)]
     path: Option<PathChoice>,
@@ -97,8 +97,21 @@ impl RunArgs {
         let mut config = self.file.load()?;
         config.path = self.path.unwrap_or(config.path);
         offset_ports(&mut config, self.port_offset)?;
+        check_wire_ports(&config)?;
         Ok(config)
     }
+}
+
+/// Whether setu would listen at a port of the wire's, now that all arguments are known.
+fn check_wire_ports(config: &Config) -> Result<(), ConfigError> {
+    let Some((whose, bind)) = config.wire_conflict() else { return Ok(()) };
+    let ports = &config.wire.ports;
+    Err(ConfigError::Value {
+        place: Place { file: "--path, --port-offset".into(), line: 0 },
+        key: "wire.ports".into(),
+        problem: format!("{}-{} has the port of {whose}, {bind}", ports.start(), ports.end()),
+        remedy: "write other ports, or choose another offset".into(),
+    })
 }
 
 /// Moves every port that setu listens on up, so that no privilege is needed. Port 0 stays.

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     ClientAddresses, Config, Dial, Endpoint, Host, Limits, Listener, Mode, PathChoice, Route,
-    SendProxyProtocol, Timeouts, Tls, Upstream, UpstreamId,
+    SendProxyProtocol, Timeouts, Tls, Upstream, UpstreamId, Wire,
 };
 use crate::config::{AllowList, Pattern, Ranges};
 
@@ -41,6 +41,9 @@ const PER_SOURCE: Option<NonZero<u32>> = NonZero::new(4096);
 /// through, and then 200 each second.
 const PER_SOURCE_RATE: Option<NonZero<u32>> = NonZero::new(200);
 
+/// Room for the phones of a small server, at 28 MB of the kernel's memory.
+const MAX_FLOWS: NonZero<u32> = NonZero::new(1 << 16).unwrap();
+
 impl Config {
     /// Whether the operator has said anything of proxies before setu: which listeners there are, or whom to trust.
     #[must_use]
@@ -70,6 +73,9 @@ pub(super) fn config() -> Config {
     ];
     Config {
         path: PathChoice::Auto,
+        // Below the ports that the kernel chooses by default, 32768 to 60999. A segment of 1400 bytes fits through most
+        // tunnels that are on the way.
+        wire: Wire { ports: 10_000..=31_999, max_flows: MAX_FLOWS, mss: 1400 },
         listeners: listeners
             .map(|(name, port, mode, accept_proxy_protocol)| Listener {
                 name: name.into(),

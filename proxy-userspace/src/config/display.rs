@@ -2,11 +2,12 @@
 
 use std::{fmt, num::NonZero, path::Path};
 
-use super::{Config, Limits, Listener, Mode, Timeouts, Tls, Upstream};
+use super::{Config, Limits, Listener, Mode, Timeouts, Tls, Upstream, Wire};
 
 impl fmt::Display for Config {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "[relay]\npath = \"{}\"", self.path)?;
+        self.wire.fmt(formatter)?;
         for listener in &self.listeners {
             self.listener(listener, formatter)?;
         }
@@ -65,6 +66,14 @@ impl Config {
         }
         writeln!(formatter, "accept_proxy_protocol = {}", listener.accept_proxy_protocol)?;
         writeln!(formatter, "dial = \"{}\"", listener.dial)
+    }
+}
+
+impl fmt::Display for Wire {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ports, max_flows, mss } = self;
+        writeln!(formatter, "\n[wire]\nports = \"{}-{}\"", ports.start(), ports.end())?;
+        writeln!(formatter, "max_flows = {max_flows}\nmss = {mss}")
     }
 }
 

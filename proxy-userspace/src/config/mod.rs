@@ -26,5 +26,5 @@ pub use network::{Ranges, is_public};
 pub use reference::{Entry, Section, reference};
 pub use types::{
     CertificateFiles, ClientAddresses, Config, Dial, Limits, Listener, Mode, PathChoice, Purpose, Route,
-    SendProxyProtocol, Timeouts, Tls, Upstream, UpstreamId,
+    SendProxyProtocol, Timeouts, Tls, Upstream, UpstreamId, Wire,
 };

@@ -161,7 +161,12 @@ mod tests {
     #[test]
     fn types_and_defaults_are_those_that_hold() {
         let rows = [
-            ("[relay]", "path", "string: `\"auto\"`, `\"sockmap\"` or `\"userspace\"`", Some("`\"auto\"`")),
+            (
+                "[relay]",
+                "path",
+                "string: `\"auto\"`, `\"wire\"`, `\"sockmap\"` or `\"userspace\"`",
+                Some("`\"auto\"`"),
+            ),
             ("[[listener]]", "mode", "string: `\"chat\"`, `\"chat-tls\"`, `\"media\"` or `\"auto\"`", None),
             ("[[listener]]", "gate", "boolean", Some("`false`, `true` where `mode = \"auto\"`")),
             ("[upstream.NAME]", "sources", "array of strings: an IP address of this machine", Some("`[]`")),

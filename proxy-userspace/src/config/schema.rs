@@ -74,12 +74,15 @@ pub(super) const ENDPOINT: &str = "write host:port, an IPv6 address in brackets"
 pub(super) const FALLBACK: &str = "write IP:port of your web server, for example \"127.0.0.1:8081\"";
 pub(super) const HOST_NAME: &str = "write a name without a port, for example \"setu.example.org\"";
 pub(super) const LIMIT: &str = "write a number; 0 is no limit";
+pub(super) const MAX_FLOWS: &str = "write a number from 1 to 4000000";
 pub(super) const MODE: &str = "write \"chat\", \"chat-tls\", \"media\" or \"auto\"";
+pub(super) const MSS: &str = "write a number of bytes from 536 to 8960";
 pub(super) const NAME: &str = "write 1 to 64 letters, digits, \"-\" or \"_\": it is used in logs and metrics";
-pub(super) const PATH: &str = "write \"auto\", \"sockmap\" or \"userspace\"";
+pub(super) const PATH: &str = "write \"auto\", \"wire\", \"sockmap\" or \"userspace\"";
 pub(super) const PATTERN: &str =
     "write a name such as \"whatsapp.net\", or \"*.whatsapp.net\" for all below it";
 pub(super) const PAUSE: &str = "write a time such as \"10s\"; \"0s\" is none";
+pub(super) const PORTS: &str = "write the first and the last, from 1024 on, for example \"10000-31999\"";
 pub(super) const POSITIVE: &str = "write a number from 1, or leave the key out";
 pub(super) const RANGE: &str = "write a range such as \"10.0.0.0/8\" or \"fd00::/8\"";
 pub(super) const ROUTE: &str = "write \"fixed\" or \"sni\"";
@@ -97,6 +100,8 @@ const UPSTREAM: &str = "write the name of an upstream, for example \"chat\"";
 pub(super) const FILE: &[Key] = keys! {
     /// How bytes move.
     key("relay", Form::Table(RELAY)),
+    /// What the path `"wire"` may use.
+    key("wire", Form::Table(WIRE)),
     /// Addresses that clients connect to, and what is expected of them there. Any `[[listener]]` replaces all of the
     /// defaults, which are below.
     key("listener", Form::Tables(LISTENER)),
@@ -127,9 +132,22 @@ pub(super) const FILE: &[Key] = keys! {
 
 const RELAY: &[Key] = keys! {
     /// `"auto"`: each connection where it is better off, in the kernel while it is quiet, if that is possible and
-    /// safe, else in userspace. `"sockmap"`: in the kernel, or setu does not start. `"userspace"`: in userspace.
+    /// safe, else in userspace. `"wire"`: by rewriting packets, without a socket of setu, or setu does not start; what that
+    /// cannot carry goes through userspace. `"sockmap"`: in the kernel, or setu does not start. `"userspace"`: in userspace.
     /// `--path` overrides it.
     fixed("path", Form::Text(PATH)),
+};
+
+const WIRE: &[Key] = keys! {
+    /// Local ports from which upstreams are dialed, none of them one at which setu listens. The system leaves them to setu
+    /// (`net.ipv4.ip_local_reserved_ports`). Each source has as many connections to a server as there are ports here.
+    fixed("ports", Form::Text(PORTS)),
+    /// Connections on the wire at once; others stay in userspace. The kernel takes their memory at once, about 450 bytes
+    /// each.
+    fixed("max_flows", Form::Number(MAX_FLOWS)),
+    /// The longest segment that clients are told to send, without options. With one that is less than what upstreams
+    /// take, their connections can go on the wire.
+    fixed("mss", Form::Number(MSS)),
 };
 
 const LISTENER: &[Key] = keys! {
@@ -483,7 +501,7 @@ mod tests {
     }
 
     /// Keys that the example leaves to setu.toml(5): few operators need them.
-    const NOT_IN_THE_EXAMPLE: [&str; 23] = [
+    const NOT_IN_THE_EXAMPLE: [&str; 26] = [
         "admin.hosts",
         "admin.ready_after",
         "dns.servers",
@@ -507,6 +525,9 @@ mod tests {
         "timeouts.lame_duck",
         "timeouts.vanished",
         "upstream.sources",
+        "wire.max_flows",
+        "wire.mss",
+        "wire.ports",
     ];
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZero,
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -19,6 +20,8 @@ use super::{
 pub struct Config {
     /// How bytes are to move.
     pub path: PathChoice,
+    /// See [`Wire`].
+    pub wire: Wire,
     /// Never empty; names are unique.
     pub listeners: Vec<Listener>,
     /// Names are unique.
@@ -57,11 +60,24 @@ keywords! {
         /// Each connection where it is better off: in the kernel while it is quiet, if that is possible and safe, else in
         /// userspace.
         Auto = "auto",
+        /// By rewriting packets, without a socket of setu, or do not start; in userspace what that cannot carry.
+        Wire = "wire",
         /// In the kernel, or do not start.
         Sockmap = "sockmap",
         /// In userspace.
         Userspace = "userspace",
     }
+}
+
+/// What the wire path may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wire {
+    /// Local ports from which upstreams are dialed; never empty. Where the path is the wire, setu listens at none of them.
+    pub ports: RangeInclusive<u16>,
+    /// Connections at once.
+    pub max_flows: NonZero<u32>,
+    /// The longest segment that clients are told to send, bytes without options.
+    pub mss: u16,
 }
 
 keywords! {
@@ -307,9 +323,20 @@ impl Config {
             .any(|listener| matches!(listener.mode, Mode::ChatTls { .. } | Mode::Auto { .. }))
     }
 
+    /// A port of the wire's at which setu is to listen as well: whose it is, and the address.
+    pub(crate) fn wire_conflict(&self) -> Option<(String, SocketAddr)> {
+        let listeners = self.listeners.iter().flat_map(|listener| {
+            listener.bind.iter().map(move |bind| (format!("listener \"{}\"", listener.name), *bind))
+        });
+        let admin = self.admin.iter().map(|bind| ("admin.bind".into(), *bind));
+        let mut bound = listeners.chain(admin).filter(|_| self.path == PathChoice::Wire);
+        bound.find(|(_, bind)| self.wire.ports.contains(&bind.port()))
+    }
+
     /// Leaves all that takes a restart as it was `before`, so that nothing of it holds in part.
     pub fn keep_until_restart(&mut self, before: &Self) {
         self.path = before.path;
+        self.wire.clone_from(&before.wire);
         self.limits.kernel_bytes = before.limits.kernel_bytes;
         self.tls.state_dir.clone_from(&before.tls.state_dir);
         self.admin.clone_from(&before.admin);
@@ -320,6 +347,9 @@ impl Config {
     pub fn takes_restart(&self, before: &Self) -> impl Iterator<Item = &'static str> {
         let differs = [
             ("relay.path", self.path != before.path),
+            ("wire.ports", self.wire.ports != before.wire.ports),
+            ("wire.max_flows", self.wire.max_flows != before.wire.max_flows),
+            ("wire.mss", self.wire.mss != before.wire.mss),
             ("limits.kernel_bytes", self.limits.kernel_bytes != before.limits.kernel_bytes),
             ("tls.state_dir", self.tls.state_dir != before.tls.state_dir),
             ("admin.bind", self.admin != before.admin),

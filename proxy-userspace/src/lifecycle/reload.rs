@@ -39,6 +39,11 @@ impl Server {
         let mut config = self.args.config().map_err(|error| unreadable(error, file))?;
         let take_restart: Vec<_> = config.takes_restart(&self.shared.config).collect();
         config.keep_until_restart(&self.shared.config);
+        if let Some((whose, bind)) = config.wire_conflict() {
+            anyhow::bail!(
+                "{whose}: {bind} is one of the wire.ports that setu was started with; restart setu"
+            );
+        }
         let bound = listener::bind_all(&config, self.workers.len(), &self.bound)
             .map_err(|error| at_reload(error, &self.bound))?;
         if let Some(address) = service::torn(&self.bound, &bound) {

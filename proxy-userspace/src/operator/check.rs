@@ -317,8 +317,8 @@ fn privileges(lines: &mut Lines) {
 fn kernel(lines: &mut Lines, config: &Config) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
     lines.fine(&format!("Linux {}", release.trim()));
-    if config.path == PathChoice::Userspace {
-        return lines.fine("the kernel path is not wanted: relay.path = \"userspace\"");
+    if matches!(config.path, PathChoice::Userspace | PathChoice::Wire) {
+        return lines.fine(&format!("the kernel path is not wanted: relay.path = \"{}\"", config.path));
     }
     match fs::metadata(sockmap::VMLINUX) {
         Ok(_) => lines.fine(&format!("the kernel publishes its types (BTF) in {}", sockmap::VMLINUX)),

@@ -90,7 +90,7 @@ impl HandOver {
     /// For a flow that no path has had before. `forced`: only to test the way in and out.
     pub(super) fn of_new(choice: PathChoice, forced: bool) -> Self {
         match choice {
-            PathChoice::Userspace => Self::Never,
+            PathChoice::Userspace | PathChoice::Wire => Self::Never,
             _ if forced => Self::AtOnce,
             PathChoice::Sockmap => Self::AtOnce,
             PathChoice::Auto => Self::Quiet(QUIET),

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     num::NonZero,
+    ops::RangeInclusive,
     path::{self, Path},
 };
 
@@ -18,16 +19,24 @@ use toml::{
 };
 
 use super::{
-    CertificateFiles, Config, Endpoint, Host, Limits, Mode, Route, Timeouts, Tls, Upstream, defaults,
+    CertificateFiles, Config, Endpoint, Host, Limits, Mode, Route, Timeouts, Tls, Upstream, Wire, defaults,
     error::ConfigError, schema,
 };
 use crate::config::{AllowList, is_host_name};
 use source::{Source, Text, Texts};
 
+/// Flows on the wire whose map takes less than 2 GB of the kernel's memory.
+const MAX_FLOWS: u32 = 4_000_000;
+/// What every host takes (RFC 9293, section 3.7.1), and what fits into the jumbo frames of most networks, with IPv4's
+/// header and TCP's.
+const MSS_MIN: u32 = 536;
+const MSS_MAX: u32 = 8960;
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct File {
     relay: RawRelay,
+    wire: RawWire,
     listener: Option<Vec<listener::Raw>>,
     upstream: BTreeMap<Spanned<String>, upstream::Raw>,
     timeouts: RawTimeouts,
@@ -45,6 +54,14 @@ struct File {
 #[serde(deny_unknown_fields, default)]
 struct RawRelay {
     path: Option<Text>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawWire {
+    ports: Option<Text>,
+    max_flows: Option<Spanned<u32>>,
+    mss: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -143,6 +160,7 @@ impl File {
         if let Some(user) = &self.security.user {
             config.user = Some(source.read("security.user", user, schema::USER, source::name)?);
         }
+        self.wire.validate(source, &mut config.wire)?;
         self.timeouts.validate(source, &mut config.timeouts)?;
         self.limits.validate(source, &mut config.limits)?;
         self.tls.validate(source, &mut config.tls)?;
@@ -200,6 +218,7 @@ impl File {
         self.check_trusted(source, &config)?;
         self.check_routes(source, &config)?;
         self.check_loops(source, &config)?;
+        self.check_wire_ports(source, &config)?;
         Ok(config)
     }
 
@@ -260,6 +279,39 @@ impl File {
                 let problem = format!("\"{fallback}\" is setu itself, which binds {bound}");
                 return source.wrong(&raw.fallback_span(), "listener.fallback", problem, remedy);
             }
+        }
+        Ok(())
+    }
+
+    /// An upstream that is dialed from the port of a listener would take it from that.
+    fn check_wire_ports(&self, source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
+        let Some((whose, bind)) = config.wire_conflict() else { return Ok(()) };
+        let (ports, span) = (&config.wire.ports, self.wire.ports.as_ref().or(self.relay.path.as_ref()));
+        let problem = format!("{}-{} has the port of {whose}, {bind}", ports.start(), ports.end());
+        let remedy = "write other ports, or have setu listen at another";
+        source.wrong(&span.map_or(0..0, Spanned::span), "wire.ports", problem, remedy)
+    }
+}
+
+impl RawWire {
+    fn validate(&self, source: &Source<'_>, wire: &mut Wire) -> Result<(), ConfigError> {
+        if let Some(text) = &self.ports {
+            wire.ports = source.read("wire.ports", text, schema::PORTS, ports)?;
+        }
+        let between = |key: &str, raw: &Spanned<u32>, least: u32, most: u32, remedy: &str| {
+            let number = *raw.get_ref();
+            if (least..=most).contains(&number) {
+                return Ok(number);
+            }
+            source.wrong(&raw.span(), key, format!("{number} is not between {least} and {most}"), remedy)
+        };
+        if let Some(raw) = &self.max_flows {
+            let flows = between("wire.max_flows", raw, 1, MAX_FLOWS, schema::MAX_FLOWS)?;
+            wire.max_flows = NonZero::new(flows).unwrap_or(wire.max_flows);
+        }
+        if let Some(raw) = &self.mss {
+            let mss = between("wire.mss", raw, MSS_MIN, MSS_MAX, schema::MSS)?;
+            wire.mss = u16::try_from(mss).unwrap_or(wire.mss);
         }
         Ok(())
     }
@@ -341,6 +393,19 @@ impl RawTls {
             tls.state_dir = folder.join(state_dir.get_ref());
         }
         Ok(())
+    }
+}
+
+/// Ports, as `10000-31999`. Those below 1024 setu may not bind once it has given up its rights.
+fn ports(text: &str) -> Result<RangeInclusive<u16>, &'static str> {
+    let (first, last) = text.split_once('-').ok_or("is no range of ports")?;
+    let port =
+        |text: &str| text.trim().parse::<u16>().map_err(|_| "is no range of ports between 1024 and 65535");
+    let range = port(first)?..=port(last)?;
+    match () {
+        () if *range.start() < 1024 => Err("begins below 1024"),
+        () if range.is_empty() => Err("has no port"),
+        () => Ok(range),
     }
 }
 
