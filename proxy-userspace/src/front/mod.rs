@@ -7,6 +7,7 @@ pub mod listener;
 pub(crate) mod opening;
 pub mod proxy_protocol;
 pub(crate) mod route;
+pub(crate) mod segments;
 mod source_filter;
 #[cfg(test)]
 pub(crate) mod testing;

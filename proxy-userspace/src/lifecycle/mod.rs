@@ -35,6 +35,7 @@ use crate::{
     front::{
         limits::Limits,
         listener::{self, Bound},
+        segments::Segments,
         tls::Acceptor,
     },
     log,
@@ -172,7 +173,8 @@ impl Prepared {
         holdings::allow(machine.holdings());
         let counters = Arc::<Counters>::default();
         let listeners = listener_counts(&config, &counters);
-        let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners });
+        let segments = Segments::new(&config);
+        let shared = Arc::new(Shared { config, upstreams, limits, acceptor, counters, listeners, segments });
         let (current, shown) = watch::channel(shared.clone());
         let (reloads, reloaded) = watch::channel(admin::Reload::start());
         let (notes, noted) = watch::channel(Vec::new());

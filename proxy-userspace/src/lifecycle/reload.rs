@@ -16,6 +16,7 @@ use crate::{
     config::{Config, ConfigError},
     front::{
         listener::{self, BindError, Bound},
+        segments::Segments,
         tls::TlsSettings,
     },
     relay::holdings,
@@ -85,6 +86,7 @@ impl Server {
         }
         self.shared = Arc::new(Shared {
             listeners: listener_counts(&config, &self.shared.counters),
+            segments: Segments::new(&config),
             config,
             upstreams,
             limits: self.shared.limits.clone(),

@@ -382,6 +382,7 @@ mod tests {
             received: 0,
             acked,
             window,
+            segment: 1460,
             min_rtt: Duration::ZERO,
             silent: Duration::ZERO,
         };

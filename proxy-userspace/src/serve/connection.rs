@@ -35,7 +35,7 @@ use crate::{
         tls,
     },
     relay::{self, terminated},
-    upstream::Lease,
+    upstream::{Lease, PortLease},
 };
 
 /// Where servers that a client names are dialed.
@@ -86,7 +86,8 @@ struct Routed {
 struct Dialed {
     client: Stream,
     upstream: TcpStream,
-    lease: Option<Lease>,
+    /// What goes with the upstream's connection.
+    held: (Option<Lease>, Option<PortLease>),
 }
 
 /// The ends of the client's connection, for upstreams that are told.
@@ -192,16 +193,22 @@ impl TurnedAway {
 impl Routed {
     /// Connects, and sends the PROXY header where the upstream gets one. For a client that resets meanwhile nothing is
     /// dialed any more: an attempt that is given up leaves no TIME_WAIT.
-    async fn dial(self, worker: &Worker) -> Result<Dialed, CloseReason> {
+    async fn dial(self, worker: &Worker, listener: usize) -> Result<Dialed, CloseReason> {
         let Self { client, destination, origin } = self;
         let (config, upstreams) = (&worker.shared.config, &worker.shared.upstreams);
         let dialing = async {
+            let plain = match &client {
+                Stream::Plain(client) => Some(client),
+                Stream::Terminated(_) => None,
+            };
             Ok::<_, CloseReason>(match destination {
                 Destination::Upstream(id) => {
                     let send = config.upstream(id).send_proxy_protocol;
-                    (upstreams.dial(id).await?, origin.header(send, &client))
+                    (upstreams.dial(id, plain).await?, origin.header(send, &client))
                 }
-                Destination::Name(id, name) => (upstreams.dial_name(id, name.as_str(), HTTPS).await?, None),
+                Destination::Name(id, name) => {
+                    (upstreams.dial_name(id, name.as_str(), HTTPS, plain).await?, None)
+                }
                 Destination::Fallback(address) => (upstreams.dial_fallback(address).await?, None),
             })
         };
@@ -210,12 +217,15 @@ impl Routed {
             dialed = dialing => dialed?,
             reason = is_reset(client.socket()) => return Err(reason),
         };
+        if let Some(taken) = dialed.shorter {
+            worker.shared.segments.lower(listener, taken);
+        }
         let mut upstream = dialed.stream;
         if let Some(header) = header {
             let sent = upstream.write_all(&header).await;
             sent.map_err(|error| CloseReason::broken(Side::Upstream, &error))?;
         }
-        Ok(Dialed { client, upstream, lease: dialed.lease })
+        Ok(Dialed { client, upstream, held: (dialed.lease, dialed.port) })
     }
 }
 
@@ -235,8 +245,8 @@ impl Origin {
 impl Dialed {
     /// Moves the bytes until the end, in the kernel if it can be.
     async fn relay(self, mut ticket: Ticket, permit: Permit, worker: &Worker) {
-        let Self { client, upstream, lease } = self;
-        ticket.hold((permit, lease));
+        let Self { client, upstream, held } = self;
+        ticket.hold((permit, held));
         let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
         prepare(&upstream);
         match client {
@@ -336,7 +346,7 @@ async fn serve(
     // The stages before the relay hold more than the relay does: boxed, their memory is free once they are over.
     let stages = Box::pin(async {
         let config = &worker.shared.config;
-        let listener = &config.listeners[listener];
+        let (number, listener) = (listener, &config.listeners[listener]);
         let identified = accepted.identify(listener, &worker, &mut ticket, &mut permit).await;
         forget_copies();
         let identified = identified?;
@@ -345,7 +355,7 @@ async fn serve(
         ticket.set_purpose(inspected.wish.purpose());
         match inspected.route(listener, config) {
             Ok(routed) => {
-                let dialed = routed.dial(&worker).await;
+                let dialed = routed.dial(&worker, number).await;
                 forget_copies();
                 dialed
             }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use crate::{
     account::{Counters, ListenerCounts, Ticket},
     config::Config,
-    front::{limits::Limits, tls::Acceptor},
+    front::{limits::Limits, segments::Segments, tls::Acceptor},
     relay::{
         Means,
         sockmap::{Handle, Returned},
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     /// What is counted for the listeners, by index.
     pub(crate) listeners: Vec<Arc<ListenerCounts>>,
+    /// What clients of the listeners are told of segments.
+    pub(crate) segments: Segments,
 }
 
 /// One thread's part.

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     account::{ClientAddr, CloseReason, forget_copies, out_of_resources},
+    front::segments::announce,
     relay::{self, sockmap::Handle},
 };
 
@@ -167,6 +168,9 @@ async fn accept(listener: usize, socket: TcpListener, mut dealer: Option<Dealer>
     // One warning for each shortage, not one for each attempt.
     static SHORT: AtomicBool = AtomicBool::new(false);
     let mut reserve = Reserve::new();
+    let mut announced = worker.shared.segments.of(listener);
+    // A setu of before may have left it otherwise.
+    announce(&socket, announced);
     loop {
         // Its result, which waits in this future, holds no address but in a box of its own.
         let accepted = poll_fn(|cx| {
@@ -183,6 +187,11 @@ async fn accept(listener: usize, socket: TcpListener, mut dealer: Option<Dealer>
                     (Some(client), None) => client.begin(worker.clone()),
                     (Some(client), Some(dealer)) => dealer.deal(client, &worker),
                     (None, _) => {}
+                }
+                let segment = worker.shared.segments.of(listener);
+                if segment != announced {
+                    announce(&socket, segment);
+                    announced = segment;
                 }
             }
             Err(error) if out_of_resources(&error) => {

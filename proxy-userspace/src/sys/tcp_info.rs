@@ -46,6 +46,14 @@ const _: () = assert!(size_of::<Raw>() == 232);
 /// What must be told: up to `tcpi_bytes_retrans`.
 const NEEDED: usize = offset_of!(Raw, dsack_dups);
 
+/// Index of `tcpi_options` in [`Raw::small`], and its `TCPI_OPT_TIMESTAMPS`, which take so many bytes of each segment
+/// (`TCPOLEN_TSTAMP_ALIGNED`, include/net/tcp.h).
+const OPTIONS: usize = 4;
+const TIMESTAMPS: u8 = 1;
+const TIMESTAMP_LEN: u32 = 12;
+/// Index of `tcpi_snd_mss` in [`Raw::words`], which is without these bytes.
+const SND_MSS: usize = 2;
+
 /// Index of `tcpi_last_data_sent` in [`Raw::words`]; `tcpi_last_data_recv` is two further. In milliseconds.
 const LAST_DATA_SENT: usize = 9;
 
@@ -62,6 +70,8 @@ pub(crate) struct TcpInfo {
     pub(crate) acked: u64,
     /// Bytes beyond those for which the peer has offered room; 0 where the kernel does not tell.
     pub(crate) window: u32,
+    /// The longest segment that the peer takes, options included: what it said, or what fits through the way to it.
+    pub(crate) segment: u32,
     /// The least round trip that was measured.
     pub(crate) min_rtt: Duration,
     /// Time since data was last sent or received.
@@ -98,6 +108,7 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         received: raw.bytes_received,
         acked: raw.bytes_acked,
         window: raw.snd_wnd,
+        segment: raw.words[SND_MSS] + if raw.small[OPTIONS] & TIMESTAMPS == 0 { 0 } else { TIMESTAMP_LEN },
         min_rtt: Duration::from_micros(u64::from(raw.min_rtt)),
         silent: Duration::from_millis(u64::from(silent)),
     })

@@ -18,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::history::History;
+use super::{history::History, ports::PortLease, splice::Splice};
 use crate::{
     account::{lacks_a_route, lacks_a_source, out_of_resources, rank},
     sys,
@@ -64,8 +64,11 @@ impl Sources {
     }
 }
 
+/// A connection, with the right to its local port where that is one of the wire's.
+pub(super) type Connected = (TcpStream, Option<PortLease>);
+
 /// Connects to the first address that answers, beginning with those that did not fail lately. The attempts that lost are
-/// closed.
+/// closed. With a splice it is as that asks, as far as it can be.
 ///
 /// # Errors
 /// The most telling error of all attempts. It waits as long as the kernel does: bound it by a timeout.
@@ -73,11 +76,14 @@ pub(super) async fn connect(
     addresses: &[SocketAddr],
     sources: &Sources,
     history: &History,
-) -> io::Result<TcpStream> {
+    splice: Option<&Splice>,
+) -> io::Result<Connected> {
     if let [only] = addresses {
-        return connect_one(*only, sources.clone()).await;
+        return connect_one(*only, sources.clone(), splice.cloned()).await;
     }
-    let mut ordered = alternate(addresses, SocketAddr::is_ipv6);
+    // The client's family first, where it matters.
+    let prefer_ipv6 = splice.is_none_or(|splice| splice.is_ipv6);
+    let mut ordered = alternate(addresses, |address| address.is_ipv6() == prefer_ipv6);
     history.put_failed_last(&mut ordered, Instant::now());
     let mut queue = ordered.into_iter();
     let Some(first) = queue.next() else { return Err(io::ErrorKind::HostUnreachable.into()) };
@@ -86,8 +92,8 @@ pub(super) async fn connect(
     let (mut start, mut newest) = (Some(first), first);
     loop {
         if let Some(address) = start.take() {
-            let sources = sources.clone();
-            attempts.spawn(async move { (address, connect_one(address, sources).await) });
+            let (sources, splice) = (sources.clone(), splice.cloned());
+            attempts.spawn(async move { (address, connect_one(address, sources, splice).await) });
             newest = address;
         }
         tokio::select! {
@@ -95,9 +101,9 @@ pub(super) async fn connect(
                 let (address, result) = done.unwrap_or_else(|error| (newest, Err(io::Error::other(error))));
                 match result {
                     // Dropping the others' tasks closes their sockets.
-                    Ok(stream) => {
+                    Ok(connected) => {
                         history.connected(address);
-                        return Ok(stream);
+                        return Ok(connected);
                     }
                     Err(error) => {
                         blame(history, address, &error);
@@ -119,14 +125,14 @@ pub(super) async fn connect(
     }
 }
 
-/// Alternates the families, IPv6 first (RFC 8305, section 4); within a family the order stays.
-pub(super) fn alternate<T: Copy>(addresses: &[T], is_ipv6: impl Fn(&T) -> bool) -> Vec<T> {
-    let mut v6 = addresses.iter().filter(|address| is_ipv6(address));
-    let mut v4 = addresses.iter().filter(|address| !is_ipv6(address));
+/// Alternates the families, the preferred first, which is IPv6 (RFC 8305, section 4); within a family the order stays.
+pub(super) fn alternate<T: Copy>(addresses: &[T], is_preferred: impl Fn(&T) -> bool) -> Vec<T> {
+    let mut preferred = addresses.iter().filter(|address| is_preferred(address));
+    let mut others = addresses.iter().filter(|address| !is_preferred(address));
     let mut ordered = Vec::with_capacity(addresses.len());
     while ordered.len() < addresses.len() {
-        ordered.extend(v6.next());
-        ordered.extend(v4.next());
+        ordered.extend(preferred.next());
+        ordered.extend(others.next());
     }
     ordered
 }
@@ -138,12 +144,17 @@ fn blame(history: &History, address: SocketAddr, error: &io::Error) {
     }
 }
 
-async fn connect_one(address: SocketAddr, sources: Sources) -> io::Result<TcpStream> {
+async fn connect_one(address: SocketAddr, sources: Sources, splice: Option<Splice>) -> io::Result<Connected> {
     let mut fitting = sources.fitting(address);
     let mut source = fitting.next();
     loop {
+        if let Some(splice) = &splice
+            && let Some(result) = splice.connect(address, source).await
+        {
+            return result.map(|(stream, lease)| (stream, Some(lease)));
+        }
         let result = match socket(address, source) {
-            Ok(socket) => socket.connect(address).await,
+            Ok(socket) => socket.connect(address).await.map(|stream| (stream, None)),
             Err(error) => Err(error),
         };
         match (result, fitting.next()) {
@@ -190,7 +201,7 @@ mod tests {
 
     /// As [`super::connect`], without a history.
     async fn connect(addresses: &[SocketAddr], sources: &Sources) -> io::Result<TcpStream> {
-        super::connect(addresses, sources, &History::default()).await
+        Ok(super::connect(addresses, sources, &History::default(), None).await?.0)
     }
 
     fn parse(addresses: &[&str]) -> Vec<SocketAddr> {
@@ -272,14 +283,14 @@ mod tests {
         let (listener, living) = listen("127.0.0.1:0");
         let (all, history) = ([silent.address(), refused(), living], History::default());
         for round in 0..5 {
-            let stream = super::connect(&all, &any(), &history).await.unwrap();
+            let (stream, _) = super::connect(&all, &any(), &history, None).await.unwrap();
             assert_eq!(stream.peer_addr().unwrap(), living);
             assert_eq!(next(&history, &all), [living, all[0], all[1]], "round {round}");
         }
         // Now it is the living one that refuses, and the refusing one that lives.
         drop(listener);
         let (_listener, _) = listen(&all[1].to_string());
-        let stream = super::connect(&all, &any(), &history).await.unwrap();
+        let (stream, _) = super::connect(&all, &any(), &history, None).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), all[1]);
         assert_eq!(next(&history, &all), [all[1], all[0], living]);
     }
@@ -291,7 +302,7 @@ mod tests {
         let (_listener, living) = listen("127.0.0.1:0");
         let (all, history) = ([silent.address(), living], History::default());
         let (more, patience) = ([silent.address(), silent.address(), living], STAGGER + STAGGER / 2);
-        let ended = tokio::time::timeout(patience, super::connect(&more, &any(), &history)).await;
+        let ended = tokio::time::timeout(patience, super::connect(&more, &any(), &history, None)).await;
         assert!(ended.is_err(), "nobody answers so soon");
         assert_eq!(next(&history, &all), [living, silent.address()]);
         history.connected(silent.address());
@@ -314,7 +325,7 @@ mod tests {
         let (_listener, living) = listen("127.0.0.1:0");
         let foreign = Sources::new(&["203.0.113.7".parse().unwrap()]);
         let (all, history) = ([living, refused()], History::default());
-        let error = super::connect(&all[..1], &foreign, &history).await.unwrap_err();
+        let error = super::connect(&all[..1], &foreign, &history, None).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable, "not the lack of a port: {error}");
         assert!(has_source(living, None) && has_source(living, Some("127.0.0.2".parse().unwrap())));
     }

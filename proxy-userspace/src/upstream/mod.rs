@@ -13,12 +13,15 @@ mod happy_eyeballs;
 mod health;
 mod history;
 mod pool;
+mod ports;
 mod sources;
+mod splice;
 mod status;
 mod upstreams;
 
 pub(crate) use dns::{NameFailure, look_up};
 pub(crate) use pool::Lease;
+pub(crate) use ports::{PortLease, Ports};
 pub(crate) use sources::useless_sources;
 pub(crate) use status::{EndpointStatus, Standing};
 pub(crate) use upstreams::{Background, Examined, Upstreams};

@@ -17,15 +17,17 @@ use tracing::{debug, warn};
 use super::{
     destinations::Destinations,
     dns::{self, NameFailure, Names},
-    happy_eyeballs::{self, Sources},
+    happy_eyeballs::{self, Connected, Sources},
     history::History,
     pool::{Lease, Pool},
+    ports::{PortLease, Ports},
     sources::useless_sources,
+    splice::Splice,
     status::EndpointStatus,
 };
 use crate::{
     account::CloseReason,
-    config::{self, Config, Endpoint, Host, UpstreamId},
+    config::{self, Config, Endpoint, Host, PathChoice, UpstreamId},
 };
 
 /// The least time that an endpoint gets to answer: one SYN may be lost, and is sent again after a second (RFC 6298).
@@ -41,6 +43,8 @@ pub(crate) struct Upstreams {
     all: Vec<Upstream>,
     pub(super) names: Names,
     pub(super) destinations: Destinations,
+    /// Local ports of connections that may go on the wire; `None` where that is not the path.
+    ports: Option<Arc<Ports>>,
     /// `timeouts.connect`.
     connect: Duration,
     pub(super) check_interval: Duration,
@@ -63,6 +67,10 @@ pub(crate) struct Dialed {
     pub(crate) stream: TcpStream,
     /// Must live as long as the connection. `None` for a name that a client chose.
     pub(crate) lease: Option<Lease>,
+    /// Must live as long as the connection, with its socket or without. `None`: its port is none of the wire's.
+    pub(crate) port: Option<PortLease>,
+    /// The longest segment that the upstream takes, options included, where the client was not told to send none longer.
+    pub(crate) shorter: Option<u32>,
 }
 
 /// What became of an attempt to reach an endpoint.
@@ -84,10 +92,22 @@ pub(crate) struct Background {
     pub(super) used: Vec<UpstreamId>,
 }
 
+impl Dialed {
+    fn new(
+        stream: TcpStream,
+        lease: Option<Lease>,
+        port: Option<PortLease>,
+        splice: Option<&Splice>,
+    ) -> Self {
+        let shorter = splice.filter(|_| port.is_some()).and_then(|splice| splice.shorter(&stream));
+        Self { stream, lease, port, shorter }
+    }
+}
+
 impl Upstreams {
     /// The upstreams of a configuration. `own`: where setu listens, which is never dialed. Of those of `before`, the
     /// configuration until now, what is known of names stays, the history of each upstream, and the health and connections
-    /// of each whose endpoints are the same.
+    /// of each whose endpoints are the same, and the account of the wire's ports.
     pub(crate) fn new(
         config: &Config,
         own: Vec<SocketAddr>,
@@ -125,6 +145,10 @@ impl Upstreams {
             all: config.upstreams.iter().map(upstream).collect(),
             names,
             destinations: Destinations::new(config.allow_private_upstreams, own),
+            ports: match before {
+                Some(before) => before.ports.clone(),
+                None => (config.path == PathChoice::Wire).then(|| Ports::new(config.wire.ports.clone())),
+            },
             connect: config.timeouts.connect,
             check_interval: CHECK_INTERVAL,
             checks_at_once: !config.ready_after.is_zero(),
@@ -134,11 +158,26 @@ impl Upstreams {
         (upstreams, background)
     }
 
-    /// Connects to the best endpoint that answers, within `timeouts.connect` for all of them together.
+    /// The local ports of connections that may go on the wire; `None` where that is not the path.
+    pub(crate) fn ports(&self) -> Option<&Arc<Ports>> {
+        self.ports.as_ref()
+    }
+
+    fn splice(&self, client: Option<&TcpStream>) -> Option<Splice> {
+        Splice::to(client?, self.ports.as_ref()?)
+    }
+
+    /// Connects to the best endpoint that answers, within `timeouts.connect` for all of them together; for a client whose
+    /// bytes pass as they are, so that its packets may go there.
     ///
     /// # Errors
     /// The reason for which the client's connection ends: that of the last endpoint tried, or that none was worth it.
-    pub(crate) async fn dial(&self, id: UpstreamId) -> Result<Dialed, CloseReason> {
+    pub(crate) async fn dial(
+        &self,
+        id: UpstreamId,
+        client: Option<&TcpStream>,
+    ) -> Result<Dialed, CloseReason> {
+        let splice = self.splice(client);
         let pool = &self.get(id).pool;
         let deadline = Deadline::now() + self.connect;
         let mut tried: Vec<usize> = Vec::new();
@@ -150,10 +189,10 @@ impl Upstreams {
             let others = u32::try_from(pool.endpoints().len() - tried.len()).unwrap_or(u32::MAX);
             let share = (left / others).max(SHARE_MIN).min(left);
             tried.push(lease.member());
-            match self.connect_by(now + share, id, lease.endpoint()).await {
-                Ok(stream) => {
+            match self.connect_by(now + share, id, lease.endpoint(), splice.as_ref()).await {
+                Ok((stream, port)) => {
                     lease.connected(Instant::now());
-                    return Ok(Dialed { stream, lease: Some(lease) });
+                    return Ok(Dialed::new(stream, Some(lease), port, splice.as_ref()));
                 }
                 // Says nothing of the endpoint; and to another one there may be a port left.
                 Err(CloseReason::OutOfResources) => reason = CloseReason::OutOfResources,
@@ -169,7 +208,7 @@ impl Upstreams {
         Err(reason)
     }
 
-    /// Connects to a host that the client named, from the sources of an upstream. Whether the name is allowed is the
+    /// As [`Self::dial`], to a host that the client named, from the sources of an upstream. Whether the name is allowed is the
     /// caller's affair; its addresses are judged here.
     ///
     /// # Errors
@@ -179,10 +218,12 @@ impl Upstreams {
         id: UpstreamId,
         host: &str,
         port: u16,
+        client: Option<&TcpStream>,
     ) -> Result<Dialed, CloseReason> {
-        let endpoint = Endpoint { host: Host::Name(host.into()), port };
-        let stream = self.connect(id, &endpoint).await?;
-        Ok(Dialed { stream, lease: None })
+        let (endpoint, splice) = (Endpoint { host: Host::Name(host.into()), port }, self.splice(client));
+        let deadline = Deadline::now() + self.connect;
+        let (stream, port) = self.connect_by(deadline, id, &endpoint, splice.as_ref()).await?;
+        Ok(Dialed::new(stream, None, port, splice.as_ref()))
     }
 
     /// Connects to the operator's own web server, wherever it is.
@@ -192,8 +233,8 @@ impl Upstreams {
     pub(crate) async fn dial_fallback(&self, address: SocketAddr) -> Result<Dialed, CloseReason> {
         let deadline = Deadline::now() + self.connect;
         let (sources, history) = (Sources::new(&[]), History::default());
-        match timeout_at(deadline, happy_eyeballs::connect(&[address], &sources, &history)).await {
-            Ok(Ok(stream)) => Ok(Dialed { stream, lease: None }),
+        match timeout_at(deadline, happy_eyeballs::connect(&[address], &sources, &history, None)).await {
+            Ok(Ok((stream, port))) => Ok(Dialed::new(stream, None, port, None)),
             Ok(Err(error)) => Err(CloseReason::connect(&error)),
             Err(_elapsed) => Err(CloseReason::ConnectTimeout),
         }
@@ -239,7 +280,7 @@ impl Upstreams {
         id: UpstreamId,
         endpoint: &Endpoint,
     ) -> Result<TcpStream, CloseReason> {
-        self.connect_by(Deadline::now() + self.connect, id, endpoint).await
+        Ok(self.connect_by(Deadline::now() + self.connect, id, endpoint, None).await?.0)
     }
 
     async fn connect_by(
@@ -247,7 +288,8 @@ impl Upstreams {
         deadline: Deadline,
         id: UpstreamId,
         endpoint: &Endpoint,
-    ) -> Result<TcpStream, CloseReason> {
+        splice: Option<&Splice>,
+    ) -> Result<Connected, CloseReason> {
         let resolved = timeout_at(deadline, self.resolve(endpoint)).await;
         let mut addresses = resolved.unwrap_or(Err(CloseReason::ResolveFailed))?;
         addresses.retain(|address| self.destinations.allow(*address));
@@ -256,8 +298,8 @@ impl Upstreams {
             return Err(CloseReason::DestinationRefused);
         }
         let Upstream { sources, history, .. } = self.get(id);
-        match timeout_at(deadline, happy_eyeballs::connect(&addresses, sources, history)).await {
-            Ok(Ok(stream)) => Ok(stream),
+        match timeout_at(deadline, happy_eyeballs::connect(&addresses, sources, history, splice)).await {
+            Ok(Ok(connected)) => Ok(connected),
             Ok(Err(error)) => {
                 debug!(endpoint = %self.told(endpoint), %error, "not connected");
                 Err(CloseReason::connect(&error))

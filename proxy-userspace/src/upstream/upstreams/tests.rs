@@ -45,7 +45,7 @@ async fn beside(background: Background, test: impl Future<Output = ()>) {
 async fn until_dialed(upstreams: &Upstreams) -> Dialed {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        match upstreams.dial(TEST).await {
+        match upstreams.dial(TEST, None).await {
             Ok(dialed) => return dialed,
             Err(reason) => assert!(Instant::now() < deadline, "still {reason}"),
         }
@@ -59,7 +59,7 @@ async fn dead_endpoints_fail_no_client_and_are_left_alone() {
     let (upstreams, _background) = upstreams(&[refused(), living.clone(), refused()], "", Vec::new());
     let mut all = Vec::new();
     for _ in 0..50 {
-        let dialed = upstreams.dial(TEST).await.unwrap();
+        let dialed = upstreams.dial(TEST, None).await.unwrap();
         assert_eq!(dialed.stream.peer_addr().unwrap().to_string(), living);
         all.push(dialed);
     }
@@ -76,9 +76,9 @@ async fn when_all_are_down_clients_are_told_at_once_and_checks_go_on() {
     let (upstreams, background) = upstreams(std::slice::from_ref(&endpoint), "", Vec::new());
     beside(background, async {
         for _ in 0..3 {
-            assert_eq!(upstreams.dial(TEST).await.unwrap_err(), CloseReason::ConnectRefused);
+            assert_eq!(upstreams.dial(TEST, None).await.unwrap_err(), CloseReason::ConnectRefused);
         }
-        assert_eq!(upstreams.dial(TEST).await.unwrap_err(), CloseReason::UpstreamDown);
+        assert_eq!(upstreams.dial(TEST, None).await.unwrap_err(), CloseReason::UpstreamDown);
         let listener = TcpListener::bind(&endpoint).unwrap();
         // No client helps: a check finds it.
         let accepted = tokio::task::spawn_blocking(move || listener.accept().map(|_| listener));
@@ -95,11 +95,11 @@ async fn a_silent_endpoint_leaves_time_for_the_others() {
     let (_listener, living) = listen();
     let (both, _background) = upstreams(&[silent.address().to_string(), living], "", Vec::new());
     for _ in 0..2 {
-        both.dial(TEST).await.unwrap();
+        both.dial(TEST, None).await.unwrap();
     }
     let short = "[timeouts]\nconnect = \"300ms\"";
     let (alone, _background) = upstreams(&[silent.address().to_string()], short, Vec::new());
-    assert_eq!(alone.dial(TEST).await.unwrap_err(), CloseReason::ConnectTimeout);
+    assert_eq!(alone.dial(TEST, None).await.unwrap_err(), CloseReason::ConnectTimeout);
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn an_endpoint_that_no_source_reaches_is_down() {
     // No address of this machine. The kernel's error is that of having no port left, of which `out_of_ephemeral_ports`
     // among the end-to-end tests shows that no endpoint is blamed.
     let (upstreams, _background) = upstreams(&[living], "sources = [\"203.0.113.7\"]", Vec::new());
-    assert_eq!(upstreams.dial(TEST).await.unwrap_err(), CloseReason::ConnectUnreachable);
+    assert_eq!(upstreams.dial(TEST, None).await.unwrap_err(), CloseReason::ConnectUnreachable);
     assert_ne!(standings(&upstreams), [Standing::Untried]);
 }
 
@@ -118,7 +118,7 @@ async fn setu_never_dials_itself() {
     let address = listener.local_addr().unwrap();
     for own_address in [address, SocketAddr::new([0, 0, 0, 0].into(), address.port())] {
         let (upstreams, _background) = upstreams(std::slice::from_ref(&own), "", vec![own_address]);
-        assert_eq!(upstreams.dial(TEST).await.unwrap_err(), CloseReason::DestinationRefused);
+        assert_eq!(upstreams.dial(TEST, None).await.unwrap_err(), CloseReason::DestinationRefused);
     }
 }
 
@@ -132,11 +132,11 @@ async fn names_are_dialed_and_failures_named() {
     let more = format!("[dns]\nservers = [\"{}\"]\n[timeouts]\nconnect = \"1s\"", server.address());
     let (upstreams, background) = upstreams(&[format!("a.test:{port}")], &more, Vec::new());
     beside(background, async {
-        assert!(upstreams.dial(TEST).await.unwrap().lease.is_some());
-        let dialed = upstreams.dial_name(TEST, "A.test", port).await.unwrap();
+        assert!(upstreams.dial(TEST, None).await.unwrap().lease.is_some());
+        let dialed = upstreams.dial_name(TEST, "A.test", port, None).await.unwrap();
         assert_eq!(dialed.stream.peer_addr().unwrap().port(), port);
         for name in ["absent.test", "silent.test"] {
-            let error = upstreams.dial_name(TEST, name, port).await.unwrap_err();
+            let error = upstreams.dial_name(TEST, name, port, None).await.unwrap_err();
             assert_eq!(error, CloseReason::ResolveFailed, "{name}");
         }
         let counts = upstreams.name_failures();
@@ -155,7 +155,7 @@ async fn an_upstream_that_moves_is_followed_before_its_name_expires() {
     let more = format!("[dns]\nservers = [\"{}\"]", server.address());
     let (upstreams, background) = upstreams(&[format!("a.test:{}", address.port())], &more, Vec::new());
     beside(background, async {
-        upstreams.dial(TEST).await.unwrap();
+        upstreams.dial(TEST, None).await.unwrap();
         drop(listener);
         let _moved = TcpListener::bind(("127.0.0.2", address.port())).unwrap();
         server.set("a.test", Answer::addresses(&["127.0.0.2"], 3_600));
@@ -172,9 +172,9 @@ async fn what_is_known_survives_another_configuration() {
     let (_listener, living) = listen();
     let (before, _background) = upstreams(&[dead.clone(), living.clone()], "", Vec::new());
     while standings(&before) != [Standing::Down, Standing::Up] {
-        before.dial(TEST).await.unwrap();
+        before.dial(TEST, None).await.unwrap();
     }
-    let held = before.dial(TEST).await.unwrap();
+    let held = before.dial(TEST, None).await.unwrap();
     let config = |endpoints: &[String]| {
         let text = format!(
             "[upstream.test]\nendpoints = {endpoints:?}\n[security]\nallow_private_upstreams = true\n"
