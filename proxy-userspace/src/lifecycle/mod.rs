@@ -27,7 +27,7 @@ use tokio::{
     runtime,
     sync::{mpsc, watch},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     account::{Counters, Path},
@@ -45,7 +45,7 @@ use crate::{
         sockmap::{Loaded, Running},
         userspace,
     },
-    serve::{capacity::Machine, shared::Shared, worker},
+    serve::{capacity::Machine, reserved::Reservation, shared::Shared, worker},
     sys::{self, user::User},
     upstream::Upstreams,
 };
@@ -85,6 +85,16 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     prepared.serve(kernel)
 }
 
+/// Has the kernel leave the wire's ports to setu, where that may be told.
+fn reserve(config: &Config) -> Option<Reservation> {
+    let ports = (config.path == PathChoice::Wire).then_some(&config.wire.ports)?;
+    Reservation::make(ports).unwrap_or_else(|error| {
+        let (first, last) = (ports.start(), ports.end());
+        warn!(%error, first, last, "wire.ports cannot be reserved for setu; `setu check` says what that means");
+        None
+    })
+}
+
 /// What is there before privileges are dropped.
 struct Prepared {
     args: RunArgs,
@@ -97,6 +107,8 @@ struct Prepared {
     acceptor: Option<Arc<Acceptor>>,
     bound: Vec<Bound>,
     admin: admin::Sockets,
+    /// Of the wire's ports.
+    reservation: Option<Reservation>,
     predecessor: Option<Predecessor>,
 }
 
@@ -139,7 +151,20 @@ impl Prepared {
         }
         listener::guard(&config, &bound, None);
         let admin = admin::Sockets::bind(&config, predecessor.is_some())?;
-        Ok(Self { args, config, machine, recall, workers, user, acceptor, bound, admin, predecessor })
+        let reservation = reserve(&config);
+        Ok(Self {
+            args,
+            config,
+            machine,
+            recall,
+            workers,
+            user,
+            acceptor,
+            bound,
+            admin,
+            reservation,
+            predecessor,
+        })
     }
 
     /// Serves until the end.
@@ -159,7 +184,8 @@ impl Prepared {
     }
 
     async fn run(self, kernel: Option<Running>) -> anyhow::Result<()> {
-        let Self { args, config, machine, workers, acceptor, bound, admin, predecessor, .. } = self;
+        let Self { args, config, machine, workers, acceptor, bound, admin, reservation, predecessor, .. } =
+            self;
         // They must be awaited before anyone is told that setu is ready.
         let mut signals = Signals::new().context("signals cannot be awaited")?;
         let addresses: Vec<SocketAddr> = admin.addresses().collect();
@@ -241,6 +267,12 @@ impl Prepared {
         }
         server.drain(&mut signals, told).await;
         server.stop();
+        // A successor has found them reserved, and relies on it.
+        if let Some(reservation) = reservation.filter(|_| told != Told::Succeeded)
+            && let Err(error) = reservation.give_back()
+        {
+            debug!(%error, "wire.ports stay reserved");
+        }
         anyhow::ensure!(told != Told::Broken, "what resolves names and checks upstreams had panicked");
         Ok(())
     }

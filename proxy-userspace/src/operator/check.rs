@@ -16,7 +16,7 @@ use tokio::runtime;
 
 use super::running::{self, Running, listens};
 use crate::{
-    config::{Config, PathChoice},
+    config::{Config, PathChoice, Wire},
     front::{
         listener::{self, BindError, Holder},
         tls::{self, CertificateError, TlsSettings},
@@ -24,7 +24,8 @@ use crate::{
     relay::sockmap,
     serve::{
         capacity::{Machine, Need},
-        ports,
+        ports::{self, Ports},
+        reserved::Reserved,
     },
     sys::{
         sandbox,
@@ -396,6 +397,64 @@ fn connections(lines: &mut Lines, config: &Config) {
         lines.fine(&text);
     }
     source_ports(lines, config, &machine, possible, allowed.by_ports);
+    if config.path == PathChoice::Wire {
+        wire_ports(lines, config, machine.ports.as_ref());
+        tracked(lines);
+    }
+}
+
+/// How many connections there are ports of the wire's for, and whether the kernel leaves these to setu.
+fn wire_ports(lines: &mut Lines, config: &Config, ports: Option<&Ports>) {
+    let Wire { ports: range, max_flows, .. } = &config.wire;
+    let (first, last) = (range.start(), range.end());
+    let each = ports::used(config).map(|upstream| {
+        let flows = ports::pairs(upstream).count() as u64 * range.len() as u64;
+        format!("{} to upstream \"{}\"", flows.min(max_flows.get().into()), upstream.name)
+    });
+    lines.fine(&format!(
+        "wire.ports: {} ({first} to {last}) for each server and local address, so many connections on the wire: {}, and \
+         wire.max_flows = {max_flows} in all",
+        range.len(),
+        each.collect::<Vec<_>>().join(", ")
+    ));
+    let name = "net.ipv4.ip_local_reserved_ports";
+    let is_chosen = ports.is_none_or(|ports| {
+        let chosen = &ports.range;
+        chosen.start().max(first) <= chosen.end().min(last)
+    });
+    match Reserved::read().and_then(|reserved| Ok((reserved.has(range), reserved.with(range)))) {
+        Ok((true, _)) => lines.fine(&format!("{name} has all of wire.ports: the system gives them to nobody else")),
+        Ok((false, _)) if Reserved::may_be_written() => {
+            lines.fine(&format!("{name} gets wire.ports while setu runs, so that the system gives them to nobody else"))
+        }
+        Ok((false, all)) if is_chosen => lines.note(&format!(
+            "{name} has not all of wire.ports, and setu may not write it: the system may give a port to others that a \
+             connection on the wire has, and theirs fails; sysctl {name}={all}"
+        )),
+        Ok((false, _)) => lines.fine(&format!(
+            "{name} has not all of wire.ports, and setu may not write it; but these are none that the system chooses \
+             (net.ipv4.ip_local_port_range)"
+        )),
+        Err(error) => lines.note(&format!("{name} cannot be read: {error}")),
+    }
+}
+
+/// Whether the table of connections that firewalls keep has room for setu's, two for each.
+fn tracked(lines: &mut Lines) {
+    let read = |name: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    // Other network namespaces than the first have the limit of that.
+    let (Some(count), Some(max)) = (read("count"), read("max")) else {
+        return lines.fine("connections are not tracked here (nf_conntrack)");
+    };
+    let text = format!("{count} of {max} connections are tracked (net.netfilter.nf_conntrack_max)");
+    if count >= max / 4 * 3 {
+        lines.note(&format!("{text}: the system refuses new ones when the table is full; raise it"));
+    } else {
+        lines.fine(&text);
+    }
 }
 
 /// How many connections there are ports for, where `possible` are so by files and memory.
@@ -403,14 +462,21 @@ fn source_ports(lines: &mut Lines, config: &Config, machine: &Machine, possible:
     let Some(ports) = &machine.ports else {
         return lines.note("source ports: /proc/sys/net/ipv4 cannot be read; mount /proc");
     };
-    let (one, range) = (ports.of_one(), &ports.range);
-    let each: Vec<_> = ports::used(config).map(|upstream| (&upstream.name, ports.of(upstream))).collect();
+    let (one, range) = (ports.of_one(config), &ports.range);
+    let each: Vec<_> =
+        ports::used(config).map(|upstream| (&upstream.name, ports.of(upstream, config))).collect();
     let listed: Vec<_> = each.iter().map(|(name, ports)| format!("{ports} to upstream \"{name}\"")).collect();
+    let wire = match config.path {
+        PathChoice::Wire => {
+            format!(", and {} to {} for the wire", config.wire.ports.start(), config.wire.ports.end())
+        }
+        _ => String::new(),
+    };
     let text = format!(
-        "source ports: {one} ({} to {}, {} of them reserved) for each server and local address, so many connections: {}",
+        "source ports: {one} ({} to {}, {} of them reserved{wire}) for each server and local address, so many connections: {}",
         range.start(),
         range.end(),
-        ports.reserved,
+        ports.reserved(config),
         listed.join(", ")
     );
     let wanted = config.limits.connections.map_or(possible, |wanted| possible.min(wanted.get().into()));

@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(pipes(20_000), 625);
         assert_eq!(machine(20_000, 1 << 40).allows(&any, 0).by_files, 9_968 - 625);
         assert_eq!((by_files(10, 64), pipes(10), pipes(1 << 30)), (0, 0, 960));
-        let ports = Ports { range: 1000..=1099, reserved: 10, reuse: 2 };
+        let ports = Ports { range: 1000..=1089, reserved: Default::default(), reuse: 2 };
         let machine = Machine { ports: Some(ports), ..machine(UNIT, GIB) };
         assert_eq!(machine.allows(&any, 0).by_ports, Some(270));
         let connections = |config: &Config| machine.allows(config, 0).connections(config);

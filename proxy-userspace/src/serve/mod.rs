@@ -3,5 +3,6 @@
 pub(crate) mod capacity;
 pub(crate) mod connection;
 pub(crate) mod ports;
+pub(crate) mod reserved;
 pub(crate) mod shared;
 pub(crate) mod worker;

@@ -5,7 +5,8 @@
 
 use std::{fs, net::IpAddr, ops::RangeInclusive};
 
-use crate::config::{Config, Endpoint, Host, Mode, Route, Upstream, UpstreamId};
+use super::reserved::Reserved;
+use crate::config::{Config, Endpoint, Host, Mode, PathChoice, Route, Upstream, UpstreamId};
 
 /// How long a port rests after a connection that setu ended first (`TCP_TIMEWAIT_LEN`, include/net/tcp.h), seconds.
 pub(crate) const REST: u64 = 60;
@@ -15,8 +16,8 @@ pub(crate) const REST: u64 = 60;
 pub(crate) struct Ports {
     /// `net.ipv4.ip_local_port_range`, for IPv6 as well.
     pub(crate) range: RangeInclusive<u16>,
-    /// How many of these `net.ipv4.ip_local_reserved_ports` takes out.
-    pub(crate) reserved: u64,
+    /// `net.ipv4.ip_local_reserved_ports`, which takes some of these out.
+    pub(crate) reserved: Reserved,
     /// `net.ipv4.tcp_tw_reuse`: whether a port that rests may be used after a second; 1: yes, 2: on loopback alone.
     pub(crate) reuse: u8,
 }
@@ -32,24 +33,26 @@ impl Ports {
     fn parse(range: &str, reserved: &str, reuse: &str) -> Option<Self> {
         let mut ends = range.split_whitespace().map(|end| end.parse::<u16>().ok());
         let range = ends.next()??..=ends.next()??;
-        let mut out = 0;
-        for part in reserved.trim().split(',').filter(|part| !part.is_empty()) {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
-            let common = first.max(*range.start())..=last.min(*range.end());
-            out += common.len() as u64;
+        Some(Self { range, reserved: Reserved::parse(reserved)?, reuse: reuse.trim().parse().ok()? })
+    }
+
+    /// How many of the range are reserved, those of the wire among them once setu runs.
+    pub(crate) fn reserved(&self, config: &Config) -> u64 {
+        match config.path {
+            PathChoice::Wire => self.reserved.with(&config.wire.ports).count_in(&self.range),
+            _ => self.reserved.count_in(&self.range),
         }
-        Some(Self { range, reserved: out, reuse: reuse.trim().parse().ok()? })
     }
 
     /// Connections from one address to one address and port.
-    pub(crate) fn of_one(&self) -> u64 {
-        (self.range.len() as u64).saturating_sub(self.reserved)
+    pub(crate) fn of_one(&self, config: &Config) -> u64 {
+        let wire = if config.path == PathChoice::Wire { config.wire.ports.len() as u64 } else { 0 };
+        self.range.len() as u64 - self.reserved(config) + wire
     }
 
     /// Connections to an upstream. A name counts as one address.
-    pub(crate) fn of(&self, upstream: &Upstream) -> u64 {
-        self.of_one() * pairs(upstream).count() as u64
+    pub(crate) fn of(&self, upstream: &Upstream, config: &Config) -> u64 {
+        self.of_one(config) * pairs(upstream).count() as u64
     }
 
     /// Connections to all upstreams to which listeners lead. `None`: clients name the servers, or some go to the
@@ -70,7 +73,7 @@ impl Ports {
                 }
             }
         }
-        Some(self.of_one() * all.len() as u64)
+        Some(self.of_one(config) * all.len() as u64)
     }
 }
 
@@ -81,10 +84,10 @@ pub(crate) fn used(config: &Config) -> impl Iterator<Item = &Upstream> {
 }
 
 /// A source, or the one that the kernel chooses.
-type IpAddrOrAny = Option<IpAddr>;
+pub(crate) type IpAddrOrAny = Option<IpAddr>;
 
 /// What has ports of its own: a source, and a server.
-fn pairs(upstream: &Upstream) -> impl Iterator<Item = (IpAddrOrAny, &Endpoint)> {
+pub(crate) fn pairs(upstream: &Upstream) -> impl Iterator<Item = (IpAddrOrAny, &Endpoint)> {
     upstream.endpoints.iter().flat_map(|endpoint| {
         let fits = |source: &&IpAddr| match &endpoint.host {
             Host::Ip(ip) => ip.is_ipv4() == source.is_ipv4(),
@@ -113,17 +116,25 @@ mod tests {
 
     #[test]
     fn ports_are_those_of_the_range_that_are_not_reserved() {
-        assert_eq!(ports("32768\t60999\n", "\n").unwrap().of_one(), 28_232);
-        assert_eq!(
-            ports("1024 65535", "80,5222,7777-7779,65000-65535\n").unwrap().of_one(),
-            64_512 - 4 - 536
-        );
-        assert_eq!(ports("50000 50003", "50000-50003").unwrap().of_one(), 0);
-        assert_eq!(ports("50000 50003", "8000-8001,1-3").unwrap().of_one(), 4);
+        let (any, wire) =
+            (Config::parse("f", "").unwrap(), Config::parse("f", "[relay]\npath = \"wire\"").unwrap());
+        let ports = |range: &str, reserved: &str| ports(range, reserved).map(|ports| ports.of_one(&any));
+        assert_eq!(ports("32768\t60999\n", "\n"), Some(28_232));
+        assert_eq!(ports("1024 65535", "80,5222,7777-7779,65000-65535\n"), Some(64_512 - 4 - 536));
+        assert_eq!(ports("50000 50003", "50000-50003"), Some(0));
+        assert_eq!(ports("50000 50003", "8000-8001,1-3"), Some(4));
         for nonsense in ["", "1", "a b", "1 99999"] {
             assert_eq!(ports(nonsense, ""), None);
         }
-        assert!(Ports::read().is_some_and(|ports| ports.of_one() > 0));
+        assert!(Ports::read().is_some_and(|ports| ports.of_one(&any) > 0));
+        // Those of the wire are more, or are counted once.
+        for (range, reserved, all) in [
+            ("32768 60999", "", 28_232 + 22_000),
+            ("1024 65535", "", 64_512),
+            ("1024 65535", "9000-10009", 64_512 - 1000),
+        ] {
+            assert_eq!(Ports::parse(range, reserved, "2").unwrap().of_one(&wire), all, "{range} {reserved}");
+        }
     }
 
     #[test]
@@ -132,7 +143,7 @@ mod tests {
         let of = |more: &str| {
             let config = Config::parse("f", more).unwrap();
             let chat = used(&config).next().unwrap();
-            (ports.of(chat), ports.of_all(&config))
+            (ports.of(chat, &config), ports.of_all(&config))
         };
         assert_eq!(of(""), (10, Some(30)));
         assert_eq!(of("[upstream.chat]\nendpoints = [\"a.example:1\", \"a.example:2\"]"), (20, Some(40)));
