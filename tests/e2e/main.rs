@@ -26,6 +26,8 @@
 //!   - `flood`: who says nothing gives up his place, and no source has all of them
 //!   - `sources`: thousands behind a carrier's address are served, and a site is not as many as it has networks
 //!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
+//! - `wire`: two connections become one, packet by packet
+//!   - `ports`: upstreams are dialed from ports of its own, and in segments that both ends take
 //! - `security`: setu tells nothing of its clients, and could do little to the machine
 //!   - `privacy`: no client's address is in anything that setu writes, unless that is configured
 //!   - `memory`: nobody who has left is in setu's memory, and no dump of it is written
@@ -85,6 +87,9 @@ mod limits {
     mod kernel;
     mod memory;
     mod sources;
+}
+mod wire {
+    mod ports;
 }
 mod security {
     mod memory;

@@ -14,6 +14,7 @@ pub mod netns;
 pub mod network;
 pub mod nobody;
 pub mod peers;
+pub mod pins;
 pub mod private;
 pub mod repair;
 pub mod servers;

@@ -53,6 +53,12 @@ impl Netns {
         }
     }
 
+    /// Its name, as ip(8) knows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Takes a device of this namespace into it.
     pub fn take(&self, device: &str) {
         run(&format!("link set {device} netns {}", self.name));

@@ -279,6 +279,12 @@ impl Upstream {
     }
 }
 
+impl From<TcpListener> for Upstream {
+    fn from(listener: TcpListener) -> Self {
+        Self(listener)
+    }
+}
+
 impl Default for Upstream {
     fn default() -> Self {
         Self::new()

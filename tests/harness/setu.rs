@@ -28,6 +28,8 @@ pub enum Path {
     Sockmap,
     /// In the process.
     Userspace,
+    /// As packets.
+    Wire,
     /// Wherever setu finds it best.
     Auto,
 }
@@ -39,6 +41,7 @@ impl Path {
         match self {
             Self::Sockmap => "sockmap",
             Self::Userspace => "userspace",
+            Self::Wire => "wire",
             Self::Auto => "auto",
         }
     }

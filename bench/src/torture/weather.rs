@@ -21,7 +21,7 @@ const NO_RESET: &str = "tcp flags & rst == 0";
 /// What setu must find when it starts: settings of its host, and packets' sizes.
 pub(crate) fn prepare(network: &Network, conditions: &Conditions) {
     introduce(network);
-    let Network { clients, proxy, servers } = network;
+    let Network { clients, proxy, servers, .. } = network;
     for (host, memory) in
         [(clients, conditions.clients), (proxy, conditions.proxy), (servers, conditions.servers)]
     {
@@ -44,7 +44,7 @@ pub(crate) fn prepare(network: &Network, conditions: &Conditions) {
 /// Lets hosts know each other without asking: a question that a full queue drops makes the other side unreachable, and
 /// that ends connections (`neigh_timer_handler`, net/core/neighbour.c).
 fn introduce(network: &Network) {
-    let Network { clients, proxy, servers } = network;
+    let Network { clients, proxy, servers, .. } = network;
     let ends = [
         (clients, TO_PROXY, "02:00:00:00:01:02", &[CLIENT][..]),
         (proxy, TO_CLIENTS, "02:00:00:00:01:01", &[PROXY][..]),
@@ -84,7 +84,7 @@ impl<'a> Weather<'a> {
     /// # Errors
     /// When tc or nft cannot.
     pub(crate) fn new(network: &'a Network, conditions: &Conditions) -> Result<Self> {
-        let Network { clients, proxy, servers } = network;
+        let Network { clients, proxy, servers, .. } = network;
         for (device, queue) in [(TO_CLIENTS, conditions.to_clients), (TO_SERVERS, conditions.to_servers)] {
             if queue.discipline != "none" {
                 tc(proxy, &format!("qdisc add dev {device} root {}", queue.discipline))?;
@@ -107,7 +107,7 @@ impl<'a> Weather<'a> {
     /// When tc cannot.
     pub(crate) fn mend(&mut self) -> Result<()> {
         self.stop_hogs();
-        let Network { clients, proxy, servers } = self.network;
+        let Network { clients, proxy, servers, .. } = self.network;
         self.network.mend();
         for host in [clients, servers] {
             host.nft("add table netdev torture; flush table netdev torture");

@@ -422,7 +422,7 @@ fn wire_ports(lines: &mut Lines, config: &Config, ports: Option<&Ports>) {
         let chosen = &ports.range;
         chosen.start().max(first) <= chosen.end().min(last)
     });
-    match Reserved::read().and_then(|reserved| Ok((reserved.has(range), reserved.with(range)))) {
+    match Reserved::read().map(|reserved| (reserved.has(range), reserved.with(range))) {
         Ok((true, _)) => lines.fine(&format!("{name} has all of wire.ports: the system gives them to nobody else")),
         Ok((false, _)) if Reserved::may_be_written() => {
             lines.fine(&format!("{name} gets wire.ports while setu runs, so that the system gives them to nobody else"))

@@ -27,6 +27,10 @@ use crate::{
 /// How long an attempt may be alone (RFC 8305, section 5: "Connection Attempt Delay").
 const STAGGER: Duration = Duration::from_millis(250);
 
+/// Connections that are tried from a port of the wire's before one from any will do: a port may be in use by another
+/// program, or by a connection of before that the kernel knows of.
+const TRIES: usize = 4;
+
 /// Local addresses from which to connect, used in turn, so that setu is not held to the ports of one.
 #[derive(Debug, Clone)]
 pub(crate) struct Sources(Arc<Inner>);
@@ -149,7 +153,7 @@ async fn connect_one(address: SocketAddr, sources: Sources, splice: Option<Splic
     let mut source = fitting.next();
     loop {
         if let Some(splice) = &splice
-            && let Some(result) = splice.connect(address, source).await
+            && let Some(result) = connect_spliced(splice, address, source).await
         {
             return result.map(|(stream, lease)| (stream, Some(lease)));
         }
@@ -166,6 +170,34 @@ async fn connect_one(address: SocketAddr, sources: Sources, splice: Option<Splic
             (result, _) => return result,
         }
     }
+}
+
+/// Connects as a splice asks. `None`: there is no port for that, or the address is none for it.
+async fn connect_spliced(
+    splice: &Splice,
+    address: SocketAddr,
+    source: Option<IpAddr>,
+) -> Option<io::Result<(TcpStream, PortLease)>> {
+    if !splice.fits(address) {
+        return None;
+    }
+    for _ in 0..TRIES {
+        let lease = splice.ports.lease(source, address, Instant::now())?;
+        let socket = match splice.socket(address, source, lease.port()) {
+            Ok(socket) => TcpSocket::from_std_stream(socket.into()),
+            // Another program has the port.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+            Err(error) if lacks_a_source(&error) => return None,
+            Err(error) => return Some(Err(error)),
+        };
+        match socket.connect(address).await {
+            Ok(stream) => return Some(Ok((stream, lease))),
+            // The kernel has a connection of this name.
+            Err(error) if lacks_a_source(&error) => {}
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    None
 }
 
 /// Whether this machine has an address from which to reach another. Where it has none, as for IPv6 that is switched off,
@@ -193,7 +225,7 @@ mod tests {
 
     use setu_tests::peers::Silent;
 
-    use super::*;
+    use super::{super::ports::Ports, *};
 
     fn any() -> Sources {
         Sources::new(&[])
@@ -224,6 +256,20 @@ mod tests {
         let wanted = parse(&["[1::]:1", "1.1.1.1:1", "[2::]:1", "2.2.2.2:1", "3.3.3.3:1"]);
         assert_eq!(alternate(&given, SocketAddr::is_ipv6), wanted);
         assert_eq!(alternate(&[], SocketAddr::is_ipv6), []);
+    }
+
+    /// Packets of one family do not become those of another.
+    #[tokio::test]
+    async fn the_family_of_a_client_whose_packets_may_pass_comes_first() {
+        let listeners = [listen("127.0.0.1:0"), listen("[::1]:0")];
+        let addresses = listeners.each_ref().map(|(_, address)| *address);
+        for is_ipv6 in [false, true] {
+            let splice = Splice { ports: Ports::new(20_000..=20_099), segment: 1400, is_ipv6 };
+            let (stream, port) =
+                super::connect(&addresses, &any(), &History::default(), Some(&splice)).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap().is_ipv6(), is_ipv6);
+            assert!(port.is_none(), "nothing on loopback is for the wire");
+        }
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ mod upstreams;
 
 pub(crate) use dns::{NameFailure, look_up};
 pub(crate) use pool::Lease;
-pub(crate) use ports::{PortLease, Ports};
+pub(crate) use ports::PortLease;
 pub(crate) use sources::useless_sources;
 pub(crate) use status::{EndpointStatus, Standing};
 pub(crate) use upstreams::{Background, Examined, Upstreams};

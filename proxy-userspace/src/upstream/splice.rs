@@ -5,18 +5,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
-    time::Instant,
 };
 
-use socket2::{Domain, SockRef, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpStream;
 
-use super::ports::{PortLease, Ports};
-use crate::{account::lacks_a_source, sys};
+use super::ports::Ports;
+use crate::sys;
 
-/// Connections that are tried from a port of the wire's before one from any will do: a port may be in use by another
-/// program, or by a connection of before that the kernel knows of.
-const TRIES: usize = 4;
 /// A client that takes less than what every host takes (RFC 9293, section 3.7.1) goes without: its upstream would pay.
 const SEGMENT_MIN: u32 = 536;
 
@@ -33,9 +29,12 @@ pub(super) struct Splice {
 impl Splice {
     /// `None`: the connection is none whose packets could go to another one.
     pub(super) fn to(client: &TcpStream, ports: &Arc<Ports>) -> Option<Self> {
-        let peer = client.peer_addr().ok()?.ip().to_canonical();
+        let (peer, own) =
+            (client.peer_addr().ok()?.ip().to_canonical(), client.local_addr().ok()?.ip().to_canonical());
         let segment = sys::tcp_info(client.as_fd()).ok()?.segment;
-        (!peer.is_loopback() && segment >= SEGMENT_MIN).then(|| Self {
+        // A client on this host has its address, or one of loopback.
+        let is_local = peer.is_loopback() || peer == own;
+        (!is_local && segment >= SEGMENT_MIN).then(|| Self {
             ports: ports.clone(),
             segment,
             is_ipv6: peer.is_ipv6(),
@@ -48,36 +47,18 @@ impl Splice {
         (taken < self.segment).then_some(taken)
     }
 
-    /// Connects from a port of the wire's; `None` as source is the one that the kernel chooses. `None` as answer: there is
-    /// none, or the addresses are of another family than the client's.
-    pub(super) async fn connect(
+    /// Whether a connection to this address may be what is asked for.
+    pub(super) fn fits(&self, address: SocketAddr) -> bool {
+        address.is_ipv6() == self.is_ipv6 && !address.ip().is_loopback()
+    }
+
+    /// A socket with a port of the wire's; `None` as source is the one that the kernel chooses.
+    pub(super) fn socket(
         &self,
         address: SocketAddr,
         source: Option<IpAddr>,
-    ) -> Option<io::Result<(TcpStream, PortLease)>> {
-        if address.is_ipv6() != self.is_ipv6 || address.ip().is_loopback() {
-            return None;
-        }
-        for _ in 0..TRIES {
-            let lease = self.ports.lease(source, address, Instant::now())?;
-            let socket = self.socket(address, source, lease.port());
-            match socket {
-                Ok(socket) => match socket.connect(address).await {
-                    Ok(stream) => return Some(Ok((stream, lease))),
-                    // The kernel has a connection of this name.
-                    Err(error) if lacks_a_source(&error) => {}
-                    Err(error) => return Some(Err(error)),
-                },
-                // Another program has the port.
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) if lacks_a_source(&error) => return None,
-                Err(error) => return Some(Err(error)),
-            }
-        }
-        None
-    }
-
-    fn socket(&self, address: SocketAddr, source: Option<IpAddr>, port: u16) -> io::Result<TcpSocket> {
+        port: u16,
+    ) -> io::Result<Socket> {
         let any = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
         // The port is shared by connections to different servers.
@@ -85,7 +66,7 @@ impl Splice {
         socket.bind(&SocketAddr::new(source.unwrap_or(any), port).into())?;
         // So that the server sends nothing that the client does not take. Only before it connects: the answer to the SYN
         // may be faster than what comes after.
-        SockRef::from(&socket).set_tcp_mss(self.segment)?;
-        Ok(TcpSocket::from_std_stream(socket.into()))
+        socket.set_tcp_mss(self.segment)?;
+        Ok(socket)
     }
 }
