@@ -5,9 +5,11 @@ mod epoll;
 mod filter;
 mod memory;
 mod process;
+mod repair;
 mod replace_file;
 mod result;
 pub(crate) mod sandbox;
+pub(crate) mod seqpacket;
 mod shared;
 mod socket;
 pub(crate) mod state_dir;
@@ -19,11 +21,16 @@ pub(crate) mod user;
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use filter::{Instruction, MOST as FILTER_MOST, attach_filter, detach_filter};
 pub(crate) use memory::available_memory;
-pub(crate) use process::{clock_is_kept, inherited, raise_file_limit, random, trim_heap, wipe_stack};
+pub(crate) use process::{
+    Forked, clock_is_kept, fork, inherited, membarrier, monotonic_coarse_tick, raise_file_limit, random,
+    trim_heap, wipe_stack,
+};
+pub(crate) use repair::{Numbers, close_silently, numbers, probe_window};
 pub(crate) use replace_file::{Readers, replace_file};
 pub(crate) use shared::{BudgetRef, DirectionRef, Shared};
 pub(crate) use socket::{
-    Pipe, bound_receive_buffer, cookie, discard, dropped, held, lock_receive_buffer, peek, queued, receive,
-    set_bind_address_no_port, set_receive_low_water, splice_in, splice_out, unacknowledged,
+    Pipe, acknowledge_now, bound_receive_buffer, cookie, discard, dropped, held, held_received,
+    lock_receive_buffer, peek, queued, receive, set_bind_address_no_port, set_receive_low_water,
+    set_segment_size, set_window_clamp, splice_in, splice_out, unacknowledged, unsent,
 };
-pub(crate) use tcp_info::{TcpInfo, tcp_info};
+pub(crate) use tcp_info::{LegInfo, TcpInfo, leg_info, tcp_info};

@@ -6,7 +6,12 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
 };
 
-use rustix::rand::{GetRandomFlags, getrandom};
+use proxy_common::wire::layout::TICK_SHIFT;
+use rustix::{
+    process::Pid,
+    rand::{GetRandomFlags, getrandom},
+    time::{ClockId, clock_gettime},
+};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::result::check;
@@ -48,6 +53,51 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Which of the two processes this is after [`fork`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forked {
+    Child,
+    /// The one that called, and the other's id.
+    Parent(Pid),
+}
+
+/// Makes a second process of this one. A parent's death sends the child no signal, whatever was set before
+/// (`copy_process`, kernel/fork.c, clears `pdeath_signal`).
+///
+/// # Errors
+/// `InvalidInput` when there are other threads, whose locks would stay locked in the child; out of processes or memory.
+pub(crate) fn fork() -> io::Result<Forked> {
+    // Gives up nothing where there is one thread, and is refused where there are more (`check_unshare_flags`,
+    // kernel/fork.c).
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::unshare(libc::CLONE_THREAD) })?;
+    // SAFETY: there is no other thread, so that the child has all that the parent has.
+    let child = check(unsafe { libc::fork() })?;
+    Ok(Pid::from_raw(child).map_or(Forked::Child, Forked::Parent))
+}
+
+/// Of membarrier(2) (include/uapi/linux/membarrier.h, `MEMBARRIER_CMD_GLOBAL`).
+const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// Waits for a grace period of RCU: what ran in the kernel on any CPU when this was called, a program on a packet for
+/// instance, has ended (`synchronize_rcu` in `membarrier`, kernel/sched/membarrier.c). It takes some 20 ms, and more on a
+/// busy machine.
+///
+/// # Errors
+/// `InvalidInput` where CPUs run without a tick (nohz_full).
+pub(crate) fn membarrier() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The tick in which the wire's program would note a packet now ([`TICK_SHIFT`]).
+pub(crate) fn monotonic_coarse_tick() -> u32 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    let nanoseconds = (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64);
+    (nanoseconds >> TICK_SHIFT) as u32
+}
+
 /// Bytes that nobody can guess.
 pub(crate) fn random<const LEN: usize>() -> Zeroizing<[u8; LEN]> {
     let mut bytes = Zeroizing::new([0; LEN]);
@@ -84,4 +134,52 @@ pub(crate) fn wipe_stack() {
     let mut below = [0_u64; WIPED];
     // Written for certain, where a plain array would be left out.
     below.zeroize();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn only_a_process_of_one_thread_forks() {
+        // This one has the harness's thread as well.
+        assert_eq!(fork().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        // SAFETY: the child makes system calls alone, and ends by one.
+        let child = check(unsafe { libc::fork() }).unwrap();
+        if child == 0 {
+            let code = match fork() {
+                Ok(Forked::Child) => 7,
+                Ok(Forked::Parent(grandchild)) => {
+                    let mut status = 0;
+                    // SAFETY: the kernel writes one integer to `status`.
+                    unsafe { libc::waitpid(grandchild.as_raw_nonzero().get(), &raw mut status, 0) };
+                    libc::WEXITSTATUS(status) + 1
+                }
+                Err(_) => 1,
+            };
+            // SAFETY: it ends the process, and runs nothing of it.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: the kernel writes one integer to `status`.
+        check(unsafe { libc::waitpid(child, &raw mut status, 0) }).unwrap();
+        assert_eq!(libc::WEXITSTATUS(status), 8, "the grandchild ends with 7, the child with one more");
+    }
+
+    #[test]
+    fn ticks_go_on() {
+        let before = monotonic_coarse_tick();
+        thread::sleep(Duration::from_millis(50));
+        assert!(monotonic_coarse_tick().wrapping_sub(before) >= 30);
+    }
+
+    #[test]
+    fn a_grace_period_ends() {
+        if let Err(error) = membarrier() {
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            println!("skipped: CPUs run without a tick here");
+        }
+    }
 }

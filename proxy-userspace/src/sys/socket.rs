@@ -19,6 +19,9 @@ const MEMINFO_SET_ASIDE: usize = 4;
 const MEMINFO_TO_SEND: usize = 5;
 const MEMINFO_DROPS: usize = 8;
 
+/// Of include/uapi/linux/sockios.h, which the libc crate has not for every target.
+const SIOCOUTQNSD: u32 = 0x894B;
+
 /// The kernel's name of a socket, unique until the next boot.
 ///
 /// # Errors
@@ -77,7 +80,7 @@ pub(crate) fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(super) fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     let value = (&raw const value).cast();
     // SAFETY: the kernel reads `len` bytes from `value`.
@@ -141,6 +144,50 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the kernel writes one integer to `bytes`. SIOCOUTQ has the number of TIOCOUTQ.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
     Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Bytes that were written to the socket and never sent (`SIOCOUTQNSD`: `tcp_ioctl`, net/ipv4/tcp.c).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes = 0_i32;
+    // SAFETY: the kernel writes one integer to `bytes`.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCOUTQNSD as _, &raw mut bytes) })?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Memory that the kernel holds for what came in on the socket, out of order or not, bytes (`SO_MEMINFO`).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn held_received(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(meminfo(socket)?[MEMINFO_RECEIVED])
+}
+
+/// Has the socket acknowledge at once what it owes an acknowledgement for (`tcp_sock_set_quickack`, net/ipv4/tcp.c).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn acknowledge_now(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1)
+}
+
+/// Bounds the segments that are sent and, before the handshake, those that the peer is asked for.
+///
+/// # Errors
+/// Out of the kernel's range, 88 to 32,767; the socket's.
+pub(crate) fn set_segment_size(socket: BorrowedFd<'_>, bytes: u16) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, bytes.into())
+}
+
+/// Bounds the window that the peer is offered; the kernel raises `bytes` to half of its least receive buffer
+/// (`tcp_set_window_clamp`, net/ipv4/tcp.c).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn set_window_clamp(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
 }
 
 /// Reads what is there, without waiting. 0 means that the peer has finished.
@@ -223,4 +270,39 @@ fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<us
     check_size(unsafe {
         libc::splice(from.as_raw_fd(), ptr::null_mut(), to.as_raw_fd(), ptr::null_mut(), len, flags)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write as _,
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_the_window_is_not_sent() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!((unsent(client.as_fd()).unwrap(), held_received(server.as_fd()).unwrap()), (0, 0));
+        set_window_clamp(server.as_fd(), 1).unwrap();
+        acknowledge_now(server.as_fd()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        // Until nothing goes: the peer reads nothing.
+        while let Ok(len) = client.write(&[7; 16 * 1024]) {
+            written += len as u64;
+        }
+        let (unsent, unacknowledged) =
+            (unsent(client.as_fd()).unwrap(), unacknowledged(client.as_fd()).unwrap());
+        assert!(
+            unsent > 0 && unsent <= unacknowledged && unacknowledged <= written,
+            "{unsent} {unacknowledged}"
+        );
+        assert!(u64::from(held_received(server.as_fd()).unwrap()) >= queued(server.as_fd()).unwrap());
+        set_segment_size(client.as_fd(), 1000).unwrap();
+        assert!(set_segment_size(client.as_fd(), 1).is_err());
+    }
 }

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::{ipproto, sockopt};
+
 /// `struct tcp_info` up to `tcpi_snd_wnd` (include/uapi/linux/tcp.h), which the libc crate does not carry whole.
 ///
 /// No position in a stream is ever reckoned from `tcpi_bytes_sent`: it counts a segment again that a local queue refused
@@ -46,16 +48,26 @@ const _: () = assert!(size_of::<Raw>() == 232);
 /// What must be told: up to `tcpi_bytes_retrans`.
 const NEEDED: usize = offset_of!(Raw, dsack_dups);
 
-/// Index of `tcpi_options` in [`Raw::small`], and its `TCPI_OPT_TIMESTAMPS`, which take so many bytes of each segment
-/// (`TCPOLEN_TSTAMP_ALIGNED`, include/net/tcp.h).
-const OPTIONS: usize = 4;
-const TIMESTAMPS: u8 = 1;
-const TIMESTAMP_LEN: u32 = 12;
-/// Index of `tcpi_snd_mss` in [`Raw::words`], which is without these bytes.
-const SND_MSS: usize = 2;
-
 /// Index of `tcpi_last_data_sent` in [`Raw::words`]; `tcpi_last_data_recv` is two further. In milliseconds.
 const LAST_DATA_SENT: usize = 9;
+
+/// Indices in [`Raw::words`] of `tcpi_snd_mss`, `tcpi_pmtu` and `tcpi_advmss`.
+const SEND_MSS: usize = 2;
+const PATH_MTU: usize = 13;
+const ADVERTISED_MSS: usize = 19;
+
+/// Indices in [`Raw::small`] of `tcpi_options`, and of `tcpi_snd_wscale` and `tcpi_rcv_wscale`.
+const OPTIONS: usize = 4;
+const WINDOW_SCALES: usize = 5;
+
+/// Bits of `tcpi_options` (include/uapi/linux/tcp.h).
+const TCPI_OPT_TIMESTAMPS: u8 = 1;
+const TCPI_OPT_SACK: u8 = 2;
+const TCPI_OPT_WSCALE: u8 = 4;
+const TCPI_OPT_ECN: u8 = 8;
+
+/// What timestamps take of each segment, bytes (`TCPOLEN_TSTAMP_ALIGNED`, include/net/tcp.h).
+const TIMESTAMP_LEN: u32 = 12;
 
 /// What setu reads of `TCP_INFO`.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +96,70 @@ pub(crate) struct TcpInfo {
 /// # Errors
 /// The socket's, and `Unsupported` on a kernel before 4.1, which does not tell the bytes acknowledged.
 pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
+    let raw = read(socket)?;
+    let silent = raw.words[LAST_DATA_SENT].min(raw.words[LAST_DATA_SENT + 2]);
+    Ok(TcpInfo {
+        closed: raw.state == TCP_CLOSE,
+        finished: matches!(raw.state, TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING),
+        received: raw.bytes_received,
+        acked: raw.bytes_acked,
+        window: raw.snd_wnd,
+        segment: raw.words[SEND_MSS]
+            + if raw.small[OPTIONS] & TCPI_OPT_TIMESTAMPS == 0 { 0 } else { TIMESTAMP_LEN },
+        min_rtt: Duration::from_micros(u64::from(raw.min_rtt)),
+        silent: Duration::from_millis(u64::from(silent)),
+    })
+}
+
+/// What both ends of a connection agreed on, and how large its segments are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LegInfo {
+    /// Whether it is established, and neither side has sent its FIN.
+    pub(crate) established: bool,
+    pub(crate) timestamps: bool,
+    pub(crate) sack: bool,
+    pub(crate) window_scaling: bool,
+    pub(crate) ecn: bool,
+    /// Shift of the windows that the peer announces.
+    pub(crate) send_window_scale: u8,
+    /// Shift of the windows that this side announces.
+    pub(crate) receive_window_scale: u8,
+    /// The most bytes of the stream that a segment to the peer has: headers, and timestamps where in use, are not in it.
+    pub(crate) send_mss: u32,
+    /// The most that one from the peer has, as the peer was told; likewise.
+    pub(crate) advertised_mss: u32,
+    pub(crate) path_mtu: u32,
+}
+
+/// Reads what a TCP connection's ends agreed on.
+///
+/// # Errors
+/// `InvalidInput` for what is no TCP, such as MPTCP; those of [`tcp_info`].
+pub(crate) fn leg_info(socket: BorrowedFd<'_>) -> io::Result<LegInfo> {
+    if sockopt::socket_protocol(socket)? != Some(ipproto::TCP) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let raw = read(socket)?;
+    let option = |bit| raw.small[OPTIONS] & bit != 0;
+    // Two bit fields, which begin at the low bits on little-endian machines.
+    let (low, high) = (raw.small[WINDOW_SCALES] & 0xf, raw.small[WINDOW_SCALES] >> 4);
+    let (send_window_scale, receive_window_scale) =
+        if cfg!(target_endian = "little") { (low, high) } else { (high, low) };
+    Ok(LegInfo {
+        established: raw.state == TCP_ESTABLISHED,
+        timestamps: option(TCPI_OPT_TIMESTAMPS),
+        sack: option(TCPI_OPT_SACK),
+        window_scaling: option(TCPI_OPT_WSCALE),
+        ecn: option(TCPI_OPT_ECN),
+        send_window_scale,
+        receive_window_scale,
+        send_mss: raw.words[SEND_MSS],
+        advertised_mss: raw.words[ADVERTISED_MSS],
+        path_mtu: raw.words[PATH_MTU],
+    })
+}
+
+fn read(socket: BorrowedFd<'_>) -> io::Result<Raw> {
     let mut raw = MaybeUninit::<Raw>::zeroed();
     let mut len = size_of::<Raw>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes into `raw`, which is that long.
@@ -100,18 +176,7 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     // SAFETY: zeroed before the call, and any bit pattern is a valid `Raw`.
-    let raw = unsafe { raw.assume_init() };
-    let silent = raw.words[LAST_DATA_SENT].min(raw.words[LAST_DATA_SENT + 2]);
-    Ok(TcpInfo {
-        closed: raw.state == TCP_CLOSE,
-        finished: matches!(raw.state, TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING),
-        received: raw.bytes_received,
-        acked: raw.bytes_acked,
-        window: raw.snd_wnd,
-        segment: raw.words[SND_MSS] + if raw.small[OPTIONS] & TIMESTAMPS == 0 { 0 } else { TIMESTAMP_LEN },
-        min_rtt: Duration::from_micros(u64::from(raw.min_rtt)),
-        silent: Duration::from_millis(u64::from(silent)),
-    })
+    Ok(unsafe { raw.assume_init() })
 }
 
 impl TcpInfo {
@@ -123,6 +188,7 @@ impl TcpInfo {
 }
 
 /// States of include/net/tcp_states.h.
+const TCP_ESTABLISHED: u8 = 1;
 const TCP_CLOSE: u8 = 7;
 const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_LAST_ACK: u8 = 9;
@@ -160,6 +226,27 @@ mod tests {
         drop(client);
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(tcp_info(server.as_fd()).unwrap().received, 1001, "a FIN counts as one byte");
+    }
+
+    #[test]
+    fn both_ends_agree() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let (here, there) = (leg_info(client.as_fd()).unwrap(), leg_info(server.as_fd()).unwrap());
+        assert!(here.established && here.timestamps && here.sack && here.window_scaling, "{here:?}");
+        assert_eq!((here.timestamps, here.sack, here.ecn), (there.timestamps, there.sack, there.ecn));
+        assert_eq!(here.send_window_scale, there.receive_window_scale);
+        assert_eq!(here.path_mtu, 65_535, "loopback's");
+        assert_eq!(here.advertised_mss, 65_535 - 40 - 12, "loopback's, less headers and timestamps");
+        drop(client);
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while leg_info(server.as_fd()).unwrap().established {
+            assert!(std::time::Instant::now() < deadline, "the FIN never came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(leg_info(udp.as_fd()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     /// A queue that refuses segments makes TCP count their transmission again and again.
