@@ -4,6 +4,7 @@
 mod epoll;
 mod filter;
 mod memory;
+mod packet;
 mod process;
 mod repair;
 mod replace_file;
@@ -21,6 +22,7 @@ pub(crate) mod user;
 pub(crate) use epoll::{Epoll, Event, EventFd, Interest};
 pub(crate) use filter::{Instruction, MOST as FILTER_MOST, attach_filter, detach_filter};
 pub(crate) use memory::available_memory;
+pub(crate) use packet::{open_icmp, open_icmpv6, open_packet, send_frame};
 pub(crate) use process::{
     Forked, clock_is_kept, fork, inherited, membarrier, monotonic_coarse_tick, raise_file_limit, random,
     trim_heap, wipe_stack,
