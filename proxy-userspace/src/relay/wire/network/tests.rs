@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use setu_tests::netns::Netns;
 
 use super::*;
@@ -267,4 +268,42 @@ fn connections_leave_conntrack() {
             network.forget(local, peer).unwrap();
         }
     }
+}
+
+/// The keeper keeps nothing else.
+#[test]
+fn one_capability_is_enough_once_all_is_open() {
+    if skipped() {
+        return;
+    }
+    let (near, far) = hosts();
+    let mut network = near.within(|| Network::open().unwrap());
+    let (mut client, server) = connect(&near, &far, "10.78.1.1:0");
+    client.set_nonblocking(true).unwrap();
+    near.ip("neighbour flush dev toward");
+    // Capabilities are a thread's.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let one = CapabilitySet::NET_ADMIN;
+            let sets = CapabilitySets { effective: one, permitted: one, inheritable: CapabilitySet::empty() };
+            set_capabilities(None, sets).unwrap();
+            assert!(sys::open_packet().is_err(), "the others are gone");
+            let (from, to) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
+            let way = network.way(from.ip(), to.ip()).unwrap();
+            assert!(!network.forwards(way.device, from.ip()));
+            network.drain().unwrap();
+            if network.conntrack() == Conntrack::Deletes {
+                network.forget(from, to).unwrap();
+            }
+            assert_eq!(network.too_big(), []);
+            let sequence = numbers(server.as_fd()).unwrap().written;
+            assert!(network.reset(&Reset { from, to, sequence }, Instant::now()));
+            eventually(&mut network, "the client is reset", |_| {
+                client
+                    .read(&mut [0])
+                    .is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+                    .then_some(())
+            });
+        });
+    });
 }
