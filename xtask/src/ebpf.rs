@@ -1,9 +1,10 @@
-//! Builds the eBPF object, and compares it with the committed one.
+//! Builds the eBPF objects, and compares them with the committed ones.
 //!
-//! The object is committed because few machines can build it: the target needs `core` from source and a linker of
-//! the compiler's LLVM. The provenance beside it says with what it was built, so that anyone can do it again.
+//! They are committed because few machines can build it: the target needs `core` from source and a linker of
+//! the compiler's LLVM. The provenance beside them says with what they were built, so that anyone can do it again.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -16,7 +17,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::process::{output, run};
 
-const OBJECT: &str = "proxy-ebpf/object/setu.bpf.o";
+const FOLDER: &str = "proxy-ebpf/object";
+/// The binaries of the crate: sockmap's programs, and the wire's.
+const OBJECTS: [&str; 2] = ["setu", "wire"];
 const PROVENANCE: &str = "proxy-ebpf/object/provenance.toml";
 /// The crates are built here, not in place: names of symbols depend on the absolute paths of path dependencies.
 const BUILD: &str = "/tmp/setu-ebpf";
@@ -39,8 +42,8 @@ struct Provenance {
     rustflags: String,
     /// SHA-256 over the sources and the lock file.
     sources: String,
-    /// SHA-256 of the object.
-    object: String,
+    /// SHA-256 of each object, by name.
+    objects: BTreeMap<String, String>,
 }
 
 /// Finds a compiler that has the source of `core`.
@@ -63,33 +66,50 @@ pub(crate) fn way() -> Result<Way> {
     )
 }
 
-/// Builds the object and writes it with its provenance.
+/// What was built, in the order of [`OBJECTS`].
+type Objects = Vec<Vec<u8>>;
+
+/// Builds the objects and writes them with their provenance.
 pub(crate) fn build() -> Result<()> {
-    let (object, provenance) = compile(Lock::Renew)?;
-    fs::create_dir_all("proxy-ebpf/object")?;
-    fs::write(OBJECT, object)?;
+    let (objects, provenance) = compile(Lock::Renew)?;
+    fs::create_dir_all(FOLDER)?;
+    for (name, object) in OBJECTS.iter().zip(objects) {
+        fs::write(path(name), object)?;
+        println!("{}: sha256 {}", path(name), provenance.objects[*name]);
+    }
     fs::write(PROVENANCE, toml::to_string(&provenance)?)?;
-    println!("{OBJECT}: sha256 {}", provenance.object);
     Ok(())
 }
 
 /// Fails unless what is built now is what is committed.
 pub(crate) fn check() -> Result<()> {
-    let committed = fs::read(OBJECT).with_context(|| format!("{OBJECT} cannot be read"))?;
+    let committed =
+        |name: &&str| fs::read(path(name)).with_context(|| format!("{} cannot be read", path(name)));
+    let committed = OBJECTS.iter().map(committed).collect::<Result<Objects>>()?;
     let recorded: Provenance = toml::from_str(&fs::read_to_string(PROVENANCE)?)?;
-    if sha256(&committed) != recorded.object {
-        bail!("{OBJECT} is not the object of {PROVENANCE}; run `cargo xtask ebpf` and commit both");
-    }
-    let (object, provenance) = compile(Lock::Keep)?;
-    if object != committed {
+    if hashes(&committed) != recorded.objects {
         bail!(
-            "the object built now differs from the committed one.\ncommitted: {recorded:#?}\nnow: {provenance:#?}\n\
+            "the objects in {FOLDER} are not those of {PROVENANCE}; run `cargo xtask ebpf` and commit all of it"
+        );
+    }
+    let (objects, provenance) = compile(Lock::Keep)?;
+    if objects != committed {
+        bail!(
+            "what is built now differs from what is committed.\ncommitted: {recorded:#?}\nnow: {provenance:#?}\n\
              With the same toolchain: run `cargo xtask ebpf` and commit the result. With another one, install the \
              recorded one."
         );
     }
-    println!("ebpf: built from source, byte for byte what is committed (sha256 {})", recorded.object);
+    println!("ebpf: built from source, byte for byte what is committed ({:?})", recorded.objects);
     Ok(())
+}
+
+fn path(name: &str) -> String {
+    format!("{FOLDER}/{name}.bpf.o")
+}
+
+fn hashes(objects: &Objects) -> BTreeMap<String, String> {
+    OBJECTS.iter().zip(objects).map(|(name, object)| ((*name).to_owned(), sha256(object))).collect()
 }
 
 /// What becomes of the lock file.
@@ -99,7 +119,7 @@ enum Lock {
     Renew,
 }
 
-fn compile(lock: Lock) -> Result<(Vec<u8>, Provenance)> {
+fn compile(lock: Lock) -> Result<(Objects, Provenance)> {
     let way = way()?;
     for name in ["proxy-ebpf", "proxy-common"] {
         let to = Path::new(BUILD).join(name);
@@ -147,7 +167,8 @@ fn compile(lock: Lock) -> Result<(Vec<u8>, Provenance)> {
     if lock == Lock::Renew {
         fs::copy(Path::new(BUILD).join("proxy-ebpf/Cargo.lock"), "proxy-ebpf/Cargo.lock")?;
     }
-    let object = fs::read(Path::new(BUILD).join("target").join(TARGET).join("release/setu"))?;
+    let built = Path::new(BUILD).join("target").join(TARGET).join("release");
+    let objects = OBJECTS.iter().map(|name| fs::read(built.join(name))).collect::<Result<Objects, _>>()?;
 
     let rustc = match way {
         Way::Rustup => output(Command::new("rustc").args(["+nightly", "--version"]))?,
@@ -158,9 +179,9 @@ fn compile(lock: Lock) -> Result<(Vec<u8>, Provenance)> {
         bpf_linker: output(Command::new("bpf-linker").arg("--version"))?,
         rustflags: flags.into(),
         sources: sources()?,
-        object: sha256(&object),
+        objects: hashes(&objects),
     };
-    Ok((object, provenance))
+    Ok((objects, provenance))
 }
 
 /// The manifest of the shared crate, which in place inherits from a workspace that is not copied.
@@ -181,13 +202,23 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Every file below a folder.
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => list(&entry.path(), files)?,
+            false => files.push(entry.path()),
+        }
+    }
+    Ok(())
+}
+
 /// SHA-256 over the names and contents of all that the object is made of.
 fn sources() -> Result<String> {
     let mut files = vec![PathBuf::from("proxy-ebpf/Cargo.toml"), PathBuf::from("proxy-ebpf/Cargo.lock")];
     for folder in ["proxy-ebpf/src", "proxy-common/src"] {
-        for entry in fs::read_dir(folder)? {
-            files.push(entry?.path());
-        }
+        list(Path::new(folder), &mut files)?;
     }
     files.sort();
     let mut hash = Sha256::new();

@@ -3,7 +3,7 @@
 //! Each field has one writer, or is exchanged atomically: constants are written by the keeper before
 //! [`Conn::gate`] is [`ACTIVE`], all else by the program.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::{cell::UnsafeCell, sync::atomic::AtomicU64};
 
 /// Raised whenever a map's layout, or what a field means, changes: a successor takes over only flows that it can read.
 pub const VERSION: u32 = 1;
@@ -14,6 +14,27 @@ pub const ACTIVE: u64 = 1 << 63;
 pub const DEAD: u64 = 1 << 61;
 /// The part of [`Conn::gate`] that counts packets that were passed.
 pub const COUNT: u64 = (1 << 60) - 1;
+
+/// A number that one side writes and the other reads, by whole accesses: an `AtomicU32`, which the program's target lacks.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Word(UnsafeCell<u32>);
+
+impl Word {
+    /// Where it is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_ptr(&self) -> *mut u32 {
+        self.0.get()
+    }
+}
+
+mod sync {
+    #![expect(unsafe_code, reason = "what two sides share is Sync by promise")]
+
+    // SAFETY: it gives away nothing but its place, and who goes there does so by whole accesses.
+    unsafe impl Sync for super::Word {}
+}
 
 /// The names that a packet carries as it arrives: key of the map `FLOWS`, whose value is a [`Place`].
 #[repr(C)]
@@ -66,7 +87,7 @@ pub struct Direction {
     /// New destination port, in network order.
     pub destination_port: u16,
     /// Index of the device by which Y is reached. The keeper changes it when routes change.
-    pub out_device: AtomicU32,
+    pub out_device: Word,
     /// Added to the sequence number.
     pub add_sequence: u32,
     /// Added to the acknowledgement, and to both ends of each SACK block.
@@ -85,34 +106,34 @@ pub struct Direction {
     pub window_shift_in: u8,
     /// Shift of the windows that Y is told.
     pub window_shift_out: u8,
-    /// Of [`CLEAR_ECN`], [`USE_FIB`].
+    /// Of [`CLEAR_ECN`].
     pub options: u16,
 
     // State, written by the program.
     /// Highest end of a segment that was passed before the flow was active.
-    pub passed_end: AtomicU32,
+    pub passed_end: Word,
     /// Last TSval that was passed, and then the one seen with X's FIN.
-    pub timestamp: AtomicU32,
+    pub timestamp: Word,
     /// When that was noted, in ticks of [`TICK_SHIFT`]. 0: never.
-    pub timestamp_at: AtomicU32,
+    pub timestamp_at: Word,
     /// Highest acknowledgement from X of what Y sent, in x's numbers.
-    pub acknowledged: AtomicU32,
+    pub acknowledged: Word,
     /// Highest end of a segment from X, in x's numbers.
-    pub end: AtomicU32,
-    /// Of [`OWN_ACKNOWLEDGED`], [`FIN_SEEN`], [`RST_SEEN`], [`ODD_OPTIONS`], [`TIMESTAMP_SEEN`].
-    pub flags: AtomicU32,
+    pub end: Word,
+    /// Of [`OWN_ACKNOWLEDGED`], [`FIN_SEEN`], [`RST_SEEN`], [`ODD_OPTIONS`], [`TIMESTAMP_SEEN`], [`PASSED`],
+    /// [`FIN_FIRST`]. Bits are only ever
+    /// set, by both, atomically.
+    pub flags: Word,
     /// When X was heard of last, in ticks.
-    pub last: AtomicU32,
+    pub last: Word,
     /// Packets translated, wrapping.
-    pub packets: AtomicU32,
+    pub packets: Word,
     /// Bytes of the stream translated, a repeated one each time.
     pub bytes: AtomicU64,
 }
 
 /// Of [`Direction::options`]: ECN is in use on one leg only.
 pub const CLEAR_ECN: u16 = 1 << 0;
-/// Of [`Direction::options`]: ask the routing table for each packet, for the device that X's packets come by forwards.
-pub const USE_FIB: u16 = 1 << 1;
 
 /// Of [`Direction::flags`]: X has acknowledged all of setu's own bytes. Set by the program, or by the keeper before
 /// the flow is active.
@@ -125,6 +146,10 @@ pub const RST_SEEN: u32 = 1 << 2;
 pub const ODD_OPTIONS: u32 = 1 << 3;
 /// Of [`Direction::flags`]: a TSval was noted.
 pub const TIMESTAMP_SEEN: u32 = 1 << 4;
+/// Of [`Direction::flags`]: [`Direction::passed_end`] has a value.
+pub const PASSED: u32 = 1 << 5;
+/// Of [`Direction::flags`]: X has sent its FIN, and Y none that was seen before.
+pub const FIN_FIRST: u32 = 1 << 6;
 
 /// A tick is `bpf_ktime_get_coarse_ns() >> TICK_SHIFT`, which `CLOCK_MONOTONIC_COARSE` is in userspace: about 1.05 ms.
 pub const TICK_SHIFT: u32 = 20;
@@ -156,3 +181,11 @@ const _: () = assert!(size_of::<Names>() == 40 && align_of::<Names>() == 4);
 const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
 const _: () = assert!(size_of::<Conn>() == 288);
 const _: () = assert!(size_of::<Event>() == 8);
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
+
+    // SAFETY: integers without padding between or after them, any bit pattern is valid.
+    unsafe impl aya::Pod for super::Names {}
+}

@@ -4,4 +4,11 @@
 //! rewrites each packet. Words that all of this uses: *X* is the side that a packet comes from, *Y* the other one; *own
 //! bytes* are bytes that setu's own socket sent to a side. Sequence numbers are reckoned modulo 2^32.
 
+pub mod checksum;
 pub mod layout;
+pub mod options;
+pub mod segment;
+pub mod sequence;
+
+#[cfg(test)]
+mod tests;

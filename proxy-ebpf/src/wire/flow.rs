@@ -1,0 +1,67 @@
+//! Access to a flow, which the keeper may read and write meanwhile.
+
+use core::{arch::asm, sync::atomic::AtomicU64};
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use proxy_common::wire::layout::{Conn, Names, TICK_SHIFT, Word};
+
+use crate::maps::{CONNS, FLOWS};
+
+/// The flow that these names belong to, its index, and the side that a packet with them comes from.
+#[inline(always)]
+pub(crate) fn find(names: &Names) -> Option<(&'static Conn, u32, usize)> {
+    // SAFETY: the value is an integer, which the keeper writes whole and changes never.
+    let place = unsafe { *FLOWS.get(names)? };
+    let index = place >> 1;
+    Some((CONNS.get(index)?, index, (place & 1) as usize))
+}
+
+/// Reads.
+#[inline(always)]
+pub(crate) fn load(from: &Word) -> u32 {
+    // SAFETY: a valid, aligned address, which Word allows to be written meanwhile.
+    unsafe { from.as_ptr().read_volatile() }
+}
+
+/// Writes.
+#[inline(always)]
+pub(crate) fn store(to: &Word, value: u32) {
+    // SAFETY: as in `load`.
+    unsafe { to.as_ptr().write_volatile(value) };
+}
+
+/// Sets bits.
+#[inline(always)]
+pub(crate) fn set(flags: &Word, bits: u32) {
+    if load(flags) & bits == bits {
+        return;
+    }
+    // SAFETY: the instruction writes 4 bytes at a valid, aligned address, which Word allows to be shared.
+    unsafe { asm!("lock *(u32 *)({to} + 0) |= {bits}", to = in(reg) flags.as_ptr(), bits = in(wreg) bits) };
+}
+
+/// Sets bits of the gate.
+#[inline(always)]
+pub(crate) fn close(gate: &AtomicU64, bits: u64) {
+    // SAFETY: as in `set`, with 8 bytes.
+    unsafe { asm!("lock *(u64 *)({to} + 0) |= {bits}", to = in(reg) gate.as_ptr(), bits = in(reg) bits) };
+}
+
+/// Counts a packet that passes, and returns what the gate was.
+#[inline(always)]
+pub(crate) fn count(gate: &AtomicU64) -> u64 {
+    let mut value = 1_u64;
+    // SAFETY: as in `close`; the register receives what was there.
+    unsafe {
+        asm!("{value} = atomic_fetch_add((u64 *)({at} + 0), {value})", at = in(reg) gate.as_ptr(), value = inout(reg) value)
+    };
+    value
+}
+
+/// Ticks since the machine started, never 0.
+#[inline(always)]
+pub(crate) fn now() -> u32 {
+    // SAFETY: the helper takes nothing.
+    let tick = unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT;
+    tick as u32 | (tick as u32 == 0) as u32
+}
