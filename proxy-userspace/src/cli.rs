@@ -14,6 +14,7 @@ use crate::{
         reload::ReloadArgs,
         share::{self, Format, Ports, ShareError},
         status::StatusArgs,
+        wire,
     },
 };
 
@@ -47,8 +48,22 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Watch a running setu in the terminal
     Status(StatusArgs),
+    /// What connections on the wire have left in the kernel, which goes on when setu is killed
+    #[command(subcommand, after_help = wire::EXIT_STATUS)]
+    Wire(WireCommand),
     /// Make the link and the code that set a phone to this server
     Share(ShareArgs),
+}
+
+/// What to do with what is left of the wire.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum WireCommand {
+    /// Tell what there is: folders, whether a keeper runs, devices, how many connections
+    #[command(after_help = wire::EXIT_STATUS)]
+    Show,
+    /// Take away what no keeper that runs has; connections that are on the wire are reset
+    #[command(after_help = wire::EXIT_STATUS)]
+    Clear,
 }
 
 /// Arguments of `setu doctor`.
@@ -156,7 +171,7 @@ impl Command {
             Self::Doctor(args) if args.remote().is_none() => args.run.file(),
             Self::Status(args) if args.admin.is_none() => args.run.file(),
             Self::Share(args) => args.run.file(),
-            Self::Run(_) | Self::Init(_) | Self::Status(_) | Self::Doctor(_) => return None,
+            Self::Run(_) | Self::Init(_) | Self::Status(_) | Self::Doctor(_) | Self::Wire(_) => return None,
         };
         (!file.is_named()).then(|| file.origin())
     }

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Parser as _;
 use setu::{
-    cli::{CertCommand, Cli, Command},
+    cli::{CertCommand, Cli, Command, WireCommand},
     config::ConfigError,
     front::tls::{self, CertificateError, TlsSettings},
     lifecycle::{self, privilege::PrivilegeError},
@@ -15,7 +15,7 @@ use setu::{
     operator::{
         check, doctor,
         init::{self, InitError},
-        reload, share, status,
+        reload, share, status, wire,
     },
 };
 
@@ -95,6 +95,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                     writeln!(stdout, "wrote {}", file.display())?;
                 }
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Wire(command) => {
+            let text = match command {
+                WireCommand::Show => wire::show(),
+                WireCommand::Clear => wire::clear(),
+            }?;
+            write!(io::stdout(), "{text}")?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Cert(args) => {

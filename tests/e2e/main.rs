@@ -27,6 +27,7 @@
 //!   - `sources`: thousands behind a carrier's address are served, and a site is not as many as it has networks
 //!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
 //! - `wire`: two connections become one, packet by packet
+//!   - `operator`: what is on the wire is counted, shown, and can be taken away when setu is gone
 //!   - `ports`: upstreams are dialed from ports of its own, and in segments that both ends take
 //! - `security`: setu tells nothing of its clients, and could do little to the machine
 //!   - `privacy`: no client's address is in anything that setu writes, unless that is configured
@@ -89,6 +90,8 @@ mod limits {
     mod sources;
 }
 mod wire {
+    mod flows;
+    mod operator;
     mod ports;
 }
 mod security {

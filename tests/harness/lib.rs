@@ -13,6 +13,7 @@ pub mod maps;
 pub mod netns;
 pub mod network;
 pub mod nobody;
+pub mod packets;
 pub mod peers;
 pub mod pins;
 pub mod private;

@@ -112,12 +112,8 @@ impl Netns {
     }
 
     /// Takes the calling thread into it, for good.
-    #[expect(unsafe_code, reason = "no crate in use wraps setns")]
     pub fn enter(&self) {
-        let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
-        // SAFETY: the descriptor is open, and no memory is passed.
-        let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        enter(&format!("/run/netns/{}", self.name));
     }
 
     /// A command that will run in it.
@@ -140,6 +136,15 @@ impl Drop for Netns {
         // The veth pair goes with it.
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
     }
+}
+
+/// Takes the calling thread into the namespace that this file stands for, for good.
+#[expect(unsafe_code, reason = "no crate in use wraps setns")]
+pub fn enter(path: &str) {
+    let file = File::open(path).unwrap();
+    // SAFETY: the descriptor is open, and no memory is passed.
+    let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
 fn run(arguments: &str) {

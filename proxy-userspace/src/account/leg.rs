@@ -34,6 +34,8 @@ impl Side {
 pub enum Path {
     /// Not yet.
     None,
+    /// By packets that the kernel translates, without setu.
+    Wire,
     /// In the kernel.
     Sockmap,
     /// Through this process.
@@ -42,13 +44,14 @@ pub enum Path {
 
 impl Path {
     /// Every path.
-    pub const ALL: [Self; 3] = [Self::None, Self::Sockmap, Self::Userspace];
+    pub const ALL: [Self; 4] = [Self::None, Self::Wire, Self::Sockmap, Self::Userspace];
 
     /// Its name in logs and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Wire => "wire",
             Self::Sockmap => "sockmap",
             Self::Userspace => "userspace",
         }

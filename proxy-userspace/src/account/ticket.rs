@@ -63,6 +63,12 @@ impl Ticket {
         }
     }
 
+    /// As [`Self::moved`], for bytes that no path has counted.
+    pub(crate) fn count_moved(&mut self, from: Side, bytes: u64) {
+        self.counters.count_bytes(from, bytes);
+        self.moved(from, bytes);
+    }
+
     /// The end.
     pub(crate) fn close(mut self, reason: CloseReason) {
         self.count(reason);
@@ -101,7 +107,7 @@ mod tests {
         moved.set_path(Path::Sockmap);
         assert_eq!((listener.active(Path::None), listener.active(Path::Sockmap)), (0, 1));
         moved.close(CloseReason::Idle);
-        assert_eq!(Path::ALL.map(|path| listener.active(path)), [0; 3]);
+        assert_eq!(Path::ALL.map(|path| listener.active(path)), [0; 4]);
         assert_eq!(counters.closed(CloseReason::Idle), 2);
         assert_eq!(counters.closed(CloseReason::InternalError), 1);
         let total: u64 = CloseReason::ALL.iter().map(|reason| counters.closed(*reason)).sum();

@@ -20,7 +20,7 @@ pub(super) fn load(
     machine: &Machine,
     recall: Option<Duration>,
 ) -> anyhow::Result<Option<Loaded>> {
-    if matches!(config.path, PathChoice::Userspace | PathChoice::Wire) {
+    if config.path == PathChoice::Userspace {
         return Ok(None);
     }
     let reason = match try_to_load(config, machine, recall) {

@@ -11,6 +11,7 @@
 //! ```
 
 mod handover;
+mod keeper;
 mod kernel;
 pub mod privilege;
 mod reload;
@@ -19,7 +20,7 @@ mod service;
 mod serving;
 mod strangers;
 
-use std::{io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
+use std::{io, iter, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -50,6 +51,7 @@ use crate::{
     upstream::Upstreams,
 };
 use handover::{Door, Predecessor};
+use keeper::Kept;
 use server::{Server, allowed, listener_counts, log_limits, share, start_tls, watch_certificate};
 use serving::{Signals, Told};
 use strangers::Strangers;
@@ -102,6 +104,8 @@ struct Prepared {
     machine: Machine,
     recall: Option<Duration>,
     workers: usize,
+    /// The keeper of the wire, where there is one.
+    kept: Option<Kept>,
     /// Whom setu becomes.
     user: Option<User>,
     acceptor: Option<Arc<Acceptor>>,
@@ -126,6 +130,7 @@ impl Prepared {
         info!("the configuration is {configuration}");
         let machine = Machine::look().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let kept = keeper::start(&config, workers)?;
         let user = privilege::user(&config)?;
         let mut open = service::sockets().context("the sockets that setu was started with")?;
         let mut predecessor = None;
@@ -158,6 +163,7 @@ impl Prepared {
             machine,
             recall,
             workers,
+            kept,
             user,
             acceptor,
             bound,
@@ -184,8 +190,19 @@ impl Prepared {
     }
 
     async fn run(self, kernel: Option<Running>) -> anyhow::Result<()> {
-        let Self { args, config, machine, workers, acceptor, bound, admin, reservation, predecessor, .. } =
-            self;
+        let Self {
+            args,
+            config,
+            machine,
+            workers,
+            mut kept,
+            acceptor,
+            bound,
+            admin,
+            reservation,
+            predecessor,
+            ..
+        } = self;
         // They must be awaited before anyone is told that setu is ready.
         let mut signals = Signals::new().context("signals cannot be awaited")?;
         let addresses: Vec<SocketAddr> = admin.addresses().collect();
@@ -204,11 +221,22 @@ impl Prepared {
         let (current, shown) = watch::channel(shared.clone());
         let (reloads, reloaded) = watch::channel(admin::Reload::start());
         let (notes, noted) = watch::channel(Vec::new());
+        let wires = kept.as_mut().map_or_else(Default::default, Kept::workers);
+        let wires = wires.into_iter().map(Some).chain(iter::repeat_with(|| None));
         let workers = (0..workers)
-            .map(|number| worker::start(number, shared.clone(), kernel.as_ref().map(Running::handle)))
+            .zip(wires)
+            .map(|(number, wire)| {
+                worker::start(number, shared.clone(), kernel.as_ref().map(Running::handle), wire)
+            })
             .collect::<io::Result<Vec<_>>>()
             .context("a worker could not start")?;
-        let path = if kernel.is_some() { Path::Sockmap } else { Path::Userspace };
+        let path = if kept.is_some() {
+            Path::Wire
+        } else if kernel.is_some() {
+            Path::Sockmap
+        } else {
+            Path::Userspace
+        };
         let mut server = Server {
             args,
             machine,
@@ -220,6 +248,7 @@ impl Prepared {
             notes,
             workers,
             kernel,
+            kept,
             background: None,
             broken: Arc::default(),
         };
@@ -241,6 +270,7 @@ impl Prepared {
             reloaded,
             noted,
             server.kernel.as_ref().map(Running::handle),
+            server.kept.as_ref().map(|kept| kept.counts.clone()),
             files,
             predecessor.is_some(),
         )));
@@ -262,8 +292,11 @@ impl Prepared {
         service::ready(&format!("serving, {path} path"));
         let told = server.until_told(&mut signals, received, door.ok(), strangers).await;
         if told == Told::Succeeded {
-            // The successor has an admin endpoint of its own, on the same address.
+            // The successor has an admin endpoint of its own, on the same address, and a keeper that waits for this one's end.
             admin.abort();
+            if let Some(kept) = server.kept.take() {
+                kept.hand_on();
+            }
         }
         server.drain(&mut signals, told).await;
         server.stop();

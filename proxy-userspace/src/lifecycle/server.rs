@@ -26,6 +26,8 @@ use crate::{
     upstream::Background,
 };
 
+use super::keeper::Kept;
+
 /// How long a worker may take to follow an order before setu goes on without its answer.
 const OBEY: Duration = Duration::from_secs(5);
 
@@ -46,6 +48,8 @@ pub(super) struct Server {
     pub(super) notes: watch::Sender<Vec<String>>,
     pub(super) workers: Vec<worker::Running>,
     pub(super) kernel: Option<Running>,
+    /// The keeper of the wire.
+    pub(super) kept: Option<Kept>,
     /// Dropped, it retires what works for the current configuration.
     pub(super) background: Option<oneshot::Sender<()>>,
     /// Told when that has panicked.

@@ -152,8 +152,11 @@ impl Server {
 
     /// Closes what is left, and says how all connections ended.
     pub(super) fn stop(self) {
-        let Self { shared, workers, kernel, .. } = self;
+        let Self { shared, workers, kernel, kept, .. } = self;
         shared.counters.stop();
+        if let Some(kept) = kept {
+            kept.stop();
+        }
         let threads: Vec<_> = workers.into_iter().map(|worker| worker.thread).collect();
         for thread in threads {
             if thread.join().is_err() {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use procfs::process::Process;
+use proxy_common::wire::layout::{Conn, Names, Place};
 use tokio::runtime;
 
 use super::running::{self, Running, listens};
@@ -21,7 +22,10 @@ use crate::{
         listener::{self, BindError, Holder},
         tls::{self, CertificateError, TlsSettings},
     },
-    relay::sockmap,
+    relay::{
+        sockmap,
+        wire::{Network, Pins, Probed, probe},
+    },
     serve::{
         capacity::{Machine, Need},
         ports::{self, Ports},
@@ -56,6 +60,17 @@ const CAPABILITIES: [(u32, &str, &str, &str); 4] = [
     (38, "CAP_PERFMON", "the program's reading of kernel structures", USERSPACE),
     (39, "CAP_BPF", "loading the program and its maps", USERSPACE),
 ];
+
+/// What the wire cannot do without, likewise.
+const WIRE_CAPABILITIES: [(u32, &str, &str); 4] = [
+    (12, "CAP_NET_ADMIN", "attaching the wire's program to devices, and taking connections over"),
+    (13, "CAP_NET_RAW", "the wire's resets and what it hears of packets that are too big"),
+    (38, "CAP_PERFMON", "the wire's program, which reads packets"),
+    (39, "CAP_BPF", "loading the wire's program and its maps"),
+];
+
+/// Bytes that the wire's maps have for each connection: its entry, and its two names with their place.
+const BYTES_OF_A_FLOW: u64 = (size_of::<Conn>() + 2 * (size_of::<Names>() + size_of::<Place>())) as u64;
 
 /// What was found.
 #[derive(Debug)]
@@ -276,9 +291,12 @@ fn first_unprivileged() -> u16 {
 /// What this machine can do for setu; whether its addresses are free is another matter.
 pub(crate) fn machine(config: &Config) -> Lines {
     let mut lines = Lines(Vec::new());
-    privileges(&mut lines);
+    let effective = privileges(&mut lines, config);
     kernel(&mut lines, config);
     connections(&mut lines, config);
+    if config.path == PathChoice::Wire {
+        wire(&mut lines, config, effective);
+    }
     lines
 }
 
@@ -299,12 +317,17 @@ impl Lines {
     }
 }
 
-fn privileges(lines: &mut Lines) {
+/// Tells which there are, and returns them by bit.
+fn privileges(lines: &mut Lines, config: &Config) -> Option<u64> {
     let effective = Process::myself().and_then(|process| process.status()).map(|status| status.capeff);
     let Ok(effective) = effective else {
-        return lines.note("privileges: /proc/self/status cannot be read; mount /proc");
+        lines.note("privileges: /proc/self/status cannot be read; mount /proc");
+        return None;
     };
-    for (bit, name, purpose, cost) in CAPABILITIES {
+    let is_meant = |(bit, ..): &(u32, &str, &str, &str)| {
+        config.path != PathChoice::Wire || WIRE_CAPABILITIES.iter().all(|(other, ..)| bit != other)
+    };
+    for (bit, name, purpose, cost) in CAPABILITIES.into_iter().filter(is_meant) {
         if effective >> bit & 1 == 1 {
             lines.fine(&format!("{name}, for {purpose}"));
         } else {
@@ -313,12 +336,13 @@ fn privileges(lines: &mut Lines) {
             ));
         }
     }
+    Some(effective)
 }
 
 fn kernel(lines: &mut Lines, config: &Config) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
     lines.fine(&format!("Linux {}", release.trim()));
-    if matches!(config.path, PathChoice::Userspace | PathChoice::Wire) {
+    if config.path == PathChoice::Userspace {
         return lines.fine(&format!("the kernel path is not wanted: relay.path = \"{}\"", config.path));
     }
     match fs::metadata(sockmap::VMLINUX) {
@@ -359,6 +383,9 @@ fn kernel(lines: &mut Lines, config: &Config) {
         Err(error) => failed = Some(error.trim().to_owned()),
     }
     match (failed, config.path) {
+        (None, PathChoice::Wire) => lines.fine(
+            "sockmap, in the kernel, takes quiet connections that the wire refuses; those that stream use this process",
+        ),
         (None, PathChoice::Auto) => {
             lines.fine("path: sockmap, in the kernel, for connections that are quiet; those that stream use this process")
         }
@@ -368,6 +395,9 @@ fn kernel(lines: &mut Lines, config: &Config) {
                 "path: relay.path = \"sockmap\" is not available: {reason}; set it to \"auto\""
             ));
         }
+        (Some(reason), PathChoice::Wire) => lines.note(&format!(
+            "connections that the wire refuses use this process, because sockmap is not available: {reason}"
+        )),
         (Some(reason), _) => {
             lines.note(&format!("path: userspace, because the kernel path is not available: {reason}"))
         }
@@ -400,6 +430,66 @@ fn connections(lines: &mut Lines, config: &Config) {
     if config.path == PathChoice::Wire {
         wire_ports(lines, config, machine.ports.as_ref());
         tracked(lines);
+    }
+}
+
+/// What the wire needs, and whether it is here; the rest a start alone shows.
+fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
+    let is_missing = |bit: u32| effective.is_some_and(|effective| effective >> bit & 1 == 0);
+    for (bit, name, purpose) in WIRE_CAPABILITIES {
+        if is_missing(bit) {
+            lines.bad(&format!(
+                "{name} is missing, for {purpose}: without it relay.path = \"wire\" does not start; run as root or with \
+                 AmbientCapabilities={name}, or set relay.path to \"auto\""
+            ));
+        } else {
+            lines.fine(&format!("{name}, for {purpose}"));
+        }
+    }
+    if Pins::are_possible() {
+        lines.fine(
+            "the BPF file system is at /sys/fs/bpf: connections on the wire go on when setu is killed, and a successor takes \
+             them over, if setu may make its folder there",
+        );
+    } else {
+        lines.note(
+            "there is no BPF file system at /sys/fs/bpf: connections on the wire end with setu; mount -t bpf bpf /sys/fs/bpf",
+        );
+    }
+    let most = u64::from(config.wire.max_flows.get());
+    lines.fine(&format!(
+        "wire.max_flows = {most}: {} MiB of the kernel's memory from the start, {BYTES_OF_A_FLOW} bytes for each connection, \
+         and what the kernel adds to them",
+        (most * BYTES_OF_A_FLOW).div_ceil(1 << 20)
+    ));
+    match Network::look_for_devices() {
+        Ok(devices) if devices.is_empty() => lines.bad(
+            "the wire has no device here: there is none that has Ethernet headers, is up, and is no port of a bridge or bond",
+        ),
+        Ok(devices) => {
+            let names: Vec<_> = devices.into_iter().map(|device| device.name).collect();
+            lines.fine(&format!("devices that the wire attaches to: {}", names.join(", ")));
+        }
+        Err(error) => lines.note(&format!("which devices the wire attaches to cannot be seen: {error}")),
+    }
+    lines.fine(
+        "path: wire, packets are translated in the kernel, for connections that last. Whether a route, an MTU or a firewall \
+         keeps connections off the wire shows as they come: the reasons are on the status page",
+    );
+    wire_test(lines);
+}
+
+/// Tries the wire.
+fn wire_test(lines: &mut Lines) {
+    let Probed { checks, skipped } = probe();
+    for check in checks {
+        match check.result {
+            Ok(()) => lines.fine(&format!("self-test: {}", check.name)),
+            Err(error) => lines.bad(&format!("self-test failed: {}: {error}", check.name)),
+        }
+    }
+    if let Some(reason) = skipped {
+        lines.note(&format!("self-test of the wire, or a part of it, was skipped: {reason}"));
     }
 }
 

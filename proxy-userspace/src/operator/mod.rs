@@ -10,5 +10,6 @@ mod running;
 pub mod share;
 pub mod status;
 mod text;
+pub mod wire;
 
 pub use running::difference_here;

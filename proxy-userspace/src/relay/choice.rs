@@ -15,7 +15,10 @@
 
 use std::time::Duration;
 
-use super::reason::{Refusal, Why};
+use super::{
+    reason::{Refusal, Why},
+    wire::WireRefusal,
+};
 use crate::config::PathChoice;
 
 /// How long a flow must be quiet: a transfer over a long way, which begins with a few segments a round trip, moves more
@@ -94,6 +97,15 @@ impl HandOver {
             _ if forced => Self::AtOnce,
             PathChoice::Sockmap => Self::AtOnce,
             PathChoice::Auto => Self::Quiet(QUIET),
+        }
+    }
+
+    /// For a flow that the wire refuses: where packets cannot be translated bytes can be moved all the same.
+    pub(super) fn after_wire(refusal: WireRefusal, has_kernel: bool) -> Self {
+        match refusal {
+            WireRefusal::Finished | WireRefusal::KeeperGone => Self::Never,
+            _ if has_kernel => Self::Quiet(QUIET),
+            _ => Self::Never,
         }
     }
 

@@ -4,6 +4,7 @@
 //! when it may go to the kernel, and from the kernel with what is to be sent before all else.
 
 mod buffers;
+pub mod check;
 mod choice;
 pub(crate) mod holdings;
 mod legs;
@@ -13,7 +14,7 @@ pub mod sockmap;
 pub mod terminated;
 pub(crate) mod userspace;
 mod vanished;
-mod wire;
+pub(crate) mod wire;
 
 use tokio::{net::TcpStream, sync::mpsc::UnboundedSender};
 
@@ -25,7 +26,8 @@ use choice::HandOver;
 pub use reason::Refusal;
 use reason::Why;
 use sockmap::{Handle, Returned};
-use userspace::{Ended, Flow};
+use userspace::{Ended, Flow, Lift};
+use wire::Wire;
 
 /// What moving bytes needs besides the flow.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +35,8 @@ pub(crate) struct Means<'a> {
     pub(crate) choice: PathChoice,
     /// The kernel path, where there is one.
     pub(crate) kernel: Option<&'a Handle>,
+    /// The wire, where there is one.
+    pub(crate) wire: Option<&'a Wire>,
     /// Where flows come back from the kernel.
     pub(crate) returns: &'a UnboundedSender<Returned>,
     pub(crate) timeouts: &'a Timeouts,
@@ -40,10 +44,23 @@ pub(crate) struct Means<'a> {
 }
 
 /// Moves the bytes of a new flow to its end, or until the kernel has it.
-pub(crate) async fn relay(client: TcpStream, upstream: TcpStream, ticket: Ticket, means: Means<'_>) {
+/// `listener`: index of the listener that it came by.
+pub(crate) async fn relay(
+    client: TcpStream,
+    upstream: TcpStream,
+    listener: usize,
+    ticket: Ticket,
+    means: Means<'_>,
+) {
     let hand_over = HandOver::of_new(means.choice, means.kernel.is_some_and(Handle::recalls));
     let flow = Flow { client, upstream, first: None, collected: Default::default(), is_new: true, hand_over };
-    in_userspace(flow, 0, ticket, means).await;
+    let lift = means.wire.map(|wire| Lift {
+        wire,
+        listener: listener as u16,
+        limits: means.timeouts.into(),
+        has_kernel: means.kernel.is_some(),
+    });
+    in_userspace(flow, 0, ticket, lift, means).await;
 }
 
 /// Carries on a flow that came back from the kernel.
@@ -62,11 +79,17 @@ pub(crate) async fn carry_on(returned: Returned, means: Means<'_>) {
     };
     let hand_over = HandOver::of_returned(means.choice, why, left);
     let flow = Flow { client, upstream, first, collected, is_new: false, hand_over };
-    in_userspace(flow, left, ticket, means).await;
+    in_userspace(flow, left, ticket, None, means).await;
 }
 
 /// Relays a flow in userspace, to its end or until the kernel has it.
-async fn in_userspace(mut flow: Flow, left: u32, mut ticket: Ticket, means: Means<'_>) {
+async fn in_userspace(
+    mut flow: Flow,
+    left: u32,
+    mut ticket: Ticket,
+    mut lift: Option<Lift<'_>>,
+    means: Means<'_>,
+) {
     if means.kernel.is_none() {
         flow.hand_over = HandOver::Never;
     }
@@ -76,9 +99,10 @@ async fn in_userspace(mut flow: Flow, left: u32, mut ticket: Ticket, means: Mean
             ticket.set_path(Path::Userspace);
         }
         let [client, upstream] =
-            match userspace::relay(flow, &mut ticket, means.timeouts, means.counters).await {
+            match userspace::relay(flow, &mut ticket, means.timeouts, means.counters, lift.take()).await {
                 Ended::Closed(reason) => return ticket.close(reason),
                 Ended::Quiet(legs) => legs,
+                Ended::Wired(offer) => return offer.settle(ticket),
             };
         let legs = match (client.into_std(), upstream.into_std()) {
             (Ok(client), Ok(upstream)) => {

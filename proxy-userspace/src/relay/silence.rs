@@ -110,6 +110,12 @@ impl<'a> Silence<'a> {
         !self.is_new
     }
 
+    /// It fires each `look` as well from now on.
+    pub(super) fn look_each(&mut self, look: Option<Duration>) {
+        self.look = look;
+        self.set(self.timeouts.idle);
+    }
+
     /// One side has finished: from now on `timeouts.half_close` counts.
     pub(super) fn half_closed(&mut self) {
         self.half = true;

@@ -61,7 +61,7 @@ async fn a_flow_with_bytes_in_a_receive_queue_is_not_handed_over() {
     let books = Books::new();
     let mut ticket = books.ticket();
     let flow = at_once(client, upstream);
-    let mut relay = pin!(userspace::relay(flow, &mut ticket, &TIMEOUTS, &books.counters));
+    let mut relay = pin!(userspace::relay(flow, &mut ticket, &TIMEOUTS, &books.counters, None));
     phone.write_all(b"unread").await.unwrap();
     sleep(Duration::from_millis(50)).await;
     std::future::poll_fn(|cx| {
@@ -86,6 +86,7 @@ async fn without_a_controller_a_flow_goes_on_in_userspace() {
     let kernel = Handle::of_nobody();
     let means = Means {
         choice: PathChoice::Sockmap,
+        wire: None,
         kernel: Some(&kernel),
         returns: &returns,
         timeouts: &TIMEOUTS,
@@ -102,7 +103,7 @@ async fn without_a_controller_a_flow_goes_on_in_userspace() {
         server.shutdown().await.unwrap();
         assert_eq!(phone.read(&mut [0]).await.unwrap(), 0);
     };
-    let all = async { tokio::join!(relay(client, upstream, books.ticket(), means), peers) };
+    let all = async { tokio::join!(relay(client, upstream, 0, books.ticket(), means), peers) };
     timeout(PATIENCE, all).await.unwrap();
     assert_eq!(books.counters.closed(CloseReason::ClientClosed), 1);
 }
@@ -114,7 +115,7 @@ async fn a_flow_that_is_cut_is_reset() {
     let books = Books::new();
     let flow = Flow { hand_over: HandOver::Never, ..at_once(client, upstream) };
     let running = tokio::spawn(async move {
-        userspace::relay(flow, &mut books.ticket(), &TIMEOUTS, &books.counters).await;
+        userspace::relay(flow, &mut books.ticket(), &TIMEOUTS, &books.counters, None).await;
     });
     phone.write_all(b"in the middle").await.unwrap();
     server.read_exact(&mut [0; 13]).await.unwrap();
@@ -141,7 +142,7 @@ async fn a_flow_that_is_silent_for_too_long_is_reset() {
         let flow = Flow { hand_over: HandOver::Never, ..at_once(client, upstream) };
         let relaying = async {
             let mut ticket = books.ticket();
-            let ended = userspace::relay(flow, &mut ticket, &timeouts, &books.counters).await;
+            let ended = userspace::relay(flow, &mut ticket, &timeouts, &books.counters, None).await;
             let Ended::Closed(reason) = ended else { panic!("handed over") };
             assert_eq!(reason, expected);
         };

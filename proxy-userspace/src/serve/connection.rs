@@ -244,13 +244,15 @@ impl Origin {
 
 impl Dialed {
     /// Moves the bytes until the end, in the kernel if it can be.
-    async fn relay(self, mut ticket: Ticket, permit: Permit, worker: &Worker) {
+    async fn relay(self, listener: usize, mut ticket: Ticket, permit: Permit, worker: &Worker) {
         let Self { client, upstream, held } = self;
         ticket.hold((permit, held));
         let (timeouts, counters) = (&worker.shared.config.timeouts, &worker.shared.counters);
         prepare(&upstream);
         match client {
-            Stream::Plain(client) => relay::relay(client, upstream, ticket, worker.means()).await,
+            Stream::Plain(client) => {
+                relay::relay(client, upstream, listener, ticket, worker.means()).await;
+            }
             Stream::Terminated(terminated) => {
                 ticket.set_path(Path::Userspace);
                 let relay = terminated::relay(*terminated, upstream, &mut ticket, timeouts, counters);
@@ -369,7 +371,7 @@ async fn serve(
     };
     drop(voice);
     match dialed {
-        Ok(dialed) => dialed.relay(ticket, permit, &worker).await,
+        Ok(dialed) => dialed.relay(listener, ticket, permit, &worker).await,
         Err(reason) => ticket.close(reason),
     }
 }

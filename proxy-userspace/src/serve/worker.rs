@@ -7,6 +7,7 @@ use std::{
     fs::File,
     future::poll_fn,
     io, net,
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,7 +33,11 @@ use super::{
 use crate::{
     account::{ClientAddr, CloseReason, forget_copies, out_of_resources},
     front::segments::announce,
-    relay::{self, sockmap::Handle},
+    relay::{
+        self,
+        sockmap::Handle,
+        wire::{Adopt, Counts, Wire},
+    },
 };
 
 /// How long accepting pauses when the machine has no descriptor or memory left.
@@ -83,11 +88,16 @@ pub(crate) struct Running {
 ///
 /// # Errors
 /// Out of descriptors or threads.
-pub(crate) fn start(number: usize, shared: Arc<Shared>, kernel: Option<Handle>) -> io::Result<Running> {
+pub(crate) fn start(
+    number: usize,
+    shared: Arc<Shared>,
+    kernel: Option<Handle>,
+    wire: Option<(OwnedFd, Arc<Counts>)>,
+) -> io::Result<Running> {
     let runtime =
         runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
     let (orders, received) = mpsc::unbounded_channel();
-    let run = move || runtime.block_on(run(number, shared, kernel, received));
+    let run = move || runtime.block_on(run(number, shared, kernel, wire, received));
     let thread = std::thread::Builder::new().name(format!("setu-worker-{number}")).spawn(run)?;
     Ok(Running { orders, thread })
 }
@@ -96,10 +106,22 @@ async fn run(
     number: usize,
     shared: Arc<Shared>,
     kernel: Option<Handle>,
+    wire: Option<(OwnedFd, Arc<Counts>)>,
     mut orders: mpsc::UnboundedReceiver<Order>,
 ) {
     let (returns, mut returned) = mpsc::unbounded_channel();
-    let under = |shared| Arc::new(Worker { shared, kernel: kernel.clone(), returns: returns.clone() });
+    let wire = wire.and_then(|(socket, counts)| {
+        let adopt = Adopt(Box::new({
+            let shared = shared.clone();
+            move |listener, names| shared.adopt(listener, names)
+        }));
+        let wire =
+            Wire::new(socket, counts, adopt).inspect_err(|error| error!(%error, "the wire cannot be used"));
+        wire.ok().inspect(|wire| drop(wire.listen()))
+    });
+    let under = |shared| {
+        Arc::new(Worker { shared, kernel: kernel.clone(), wire: wire.clone(), returns: returns.clone() })
+    };
     let mut worker = under(shared);
     let mut accepting = JoinSet::new();
     loop {

@@ -76,6 +76,16 @@ pub(crate) fn fork() -> io::Result<Forked> {
     Ok(Pid::from_raw(child).map_or(Forked::Child, Forked::Parent))
 }
 
+/// Gives this thread, and those that it starts, a network of their own, without any device but loopback's.
+///
+/// # Errors
+/// It may not (CAP_SYS_ADMIN), or the kernel has no such namespaces.
+pub(crate) fn leave_network() -> io::Result<()> {
+    // SAFETY: no memory is passed, and nothing but the network of this thread changes.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+    Ok(())
+}
+
 /// Of membarrier(2) (include/uapi/linux/membarrier.h, `MEMBARRIER_CMD_GLOBAL`).
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 

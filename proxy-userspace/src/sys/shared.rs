@@ -49,7 +49,7 @@ impl<T> Shared<T> {
         Ok(Self { start, len })
     }
 
-    fn element(&self, index: u32) -> NonNull<T> {
+    pub(super) fn element(&self, index: u32) -> NonNull<T> {
         assert!((index as usize) < self.len, "element {index} of {}", self.len);
         // SAFETY: within the mapping, as just asserted.
         unsafe { self.start.add(index as usize) }

@@ -2,9 +2,12 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
 };
+
+use socket2::SockRef;
 
 use super::result::{check, check_size};
 
@@ -173,14 +176,6 @@ pub(crate) fn acknowledge_now(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1)
 }
 
-/// Bounds the segments that are sent and, before the handshake, those that the peer is asked for.
-///
-/// # Errors
-/// Out of the kernel's range, 88 to 32,767; the socket's.
-pub(crate) fn set_segment_size(socket: BorrowedFd<'_>, bytes: u16) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, bytes.into())
-}
-
 /// Bounds the window that the peer is offered; the kernel raises `bytes` to half of its least receive buffer
 /// (`tcp_set_window_clamp`, net/ipv4/tcp.c).
 ///
@@ -201,11 +196,12 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<u
     })
 }
 
-/// Throws away what is there, up to `limit` bytes, without waiting. The kernel copies nothing (`MSG_TRUNC`, tcp(7)).
-pub(crate) fn discard(socket: BorrowedFd<'_>, limit: usize) {
+/// Throws away what is there, up to `limit` bytes, without waiting, and returns how much that was. The kernel copies nothing
+/// (`MSG_TRUNC`, tcp(7)).
+pub(crate) fn discard(socket: BorrowedFd<'_>, limit: usize) -> usize {
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     // SAFETY: with MSG_TRUNC the kernel writes nothing for a TCP socket.
-    let _ = check_size(unsafe { libc::recv(socket.as_raw_fd(), ptr::null_mut(), limit, flags) });
+    check_size(unsafe { libc::recv(socket.as_raw_fd(), ptr::null_mut(), limit, flags) }).unwrap_or(0)
 }
 
 /// Looks at what is there without taking it. On a socket in a sockhash this first runs the verdict over what was
@@ -218,6 +214,44 @@ pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
     // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
     check_size(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) })
+}
+
+/// What the peer is offered at most, bytes (`TCP_WINDOW_CLAMP`).
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn window_clamp(socket: BorrowedFd<'_>) -> io::Result<i32> {
+    let mut value = 0_i32;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `value`, which is that long.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_WINDOW_CLAMP,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(value)
+}
+
+/// Whether the window that the peer is offered was closed as far as it can be: to half of the least receive buffer
+/// (`tcp_set_window_clamp`, net/ipv4/tcp.c), which nobody else asks for.
+pub(crate) fn is_clamped(socket: BorrowedFd<'_>) -> bool {
+    const CLOSED: i32 = 4096;
+    window_clamp(socket).is_ok_and(|clamp| clamp < CLOSED)
+}
+
+/// Both ends of a connection, this one first.
+///
+/// # Errors
+/// It is not connected, or of another family.
+pub(crate) fn ends(socket: BorrowedFd<'_>) -> io::Result<(SocketAddr, SocketAddr)> {
+    let socket = SockRef::from(&socket);
+    let of =
+        |address: socket2::SockAddr| address.as_socket().ok_or(io::Error::from(io::ErrorKind::InvalidInput));
+    Ok((of(socket.local_addr()?)?, of(socket.peer_addr()?)?))
 }
 
 /// A pipe through which bytes go from socket to socket without a copy to userspace.
@@ -302,7 +336,5 @@ mod tests {
             "{unsent} {unacknowledged}"
         );
         assert!(u64::from(held_received(server.as_fd()).unwrap()) >= queued(server.as_fd()).unwrap());
-        set_segment_size(client.as_fd(), 1000).unwrap();
-        assert!(set_segment_size(client.as_fd(), 1).is_err());
     }
 }

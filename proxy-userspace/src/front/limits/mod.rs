@@ -148,6 +148,17 @@ impl Limits {
         Ok(permit)
     }
 
+    /// Counts a connection that was in before this process was, whatever the limits are.
+    pub(crate) fn adopt(self: &Arc<Self>, client: &ClientAddr, now: Instant) -> Permit {
+        let mut permit = self.permit();
+        self.open_now.fetch_add(1, Ordering::Relaxed);
+        permit.counted = true;
+        // What its source has too many of is not counted for it.
+        let _ = permit.charge(client, now);
+        permit.settled();
+        permit
+    }
+
     /// One for which nothing is counted yet. Its drop counts down what was counted up.
     fn permit(self: &Arc<Self>) -> Permit {
         Permit { limits: self.clone(), counted: false, place: None, sources: Vec::new(), pending: true }

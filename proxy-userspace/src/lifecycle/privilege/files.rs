@@ -73,6 +73,30 @@ fn try_restrict(readable: &[PathBuf], state_dir: &Path) -> Result<RulesetStatus,
     Ok(status.ruleset)
 }
 
+/// Allows the keeper of the wire to put pins into their folder and to take them away, and nothing else.
+///
+/// # Errors
+/// The kernel does not have it.
+pub(super) fn restrict_keeper(pins: Option<&Path>) -> Result<(), String> {
+    let change = AccessFs::ReadDir
+        | AccessFs::ReadFile
+        | AccessFs::WriteFile
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir;
+    let status = Ruleset::default()
+        .handle_access(AccessFs::from_all(HANDLED))
+        .and_then(|ruleset| ruleset.create())
+        .and_then(|ruleset| ruleset.add_rules(path_beneath_rules(pins.and_then(Path::parent), change)))
+        .and_then(|ruleset| ruleset.restrict_self());
+    match status {
+        Ok(status) if status.ruleset != RulesetStatus::NotEnforced => Ok(()),
+        Ok(_) => Err("the kernel does not have it, or it is switched off".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// The folders of a file, and of what it is a link to: certbot and Kubernetes link. And the folders that these are in,
 /// unless that is all there is: a folder may be a link that is pointed elsewhere, or be replaced by another.
 fn folders(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {

@@ -92,6 +92,34 @@ pub(crate) fn drop_all(
     restrict(config, file, user)
 }
 
+/// Drops all but the right to change the state of sockets, for the keeper of the wire, before it has threads; of files it may touch
+/// those in the folder of its pins.
+///
+/// # Errors
+/// What cannot be dropped.
+pub(crate) fn keep_one(pins: Option<&Path>) -> Result<(), PrivilegeError> {
+    bound_capabilities();
+    let one = CapabilitySet::NET_ADMIN;
+    let _ = clear_ambient_capability_set();
+    set_capabilities(
+        None,
+        CapabilitySets { effective: one, permitted: one, inheritable: CapabilitySet::empty() },
+    )
+    .and_then(|()| set_no_new_privs(true))
+    .map_err(|error| PrivilegeError::Capabilities(error.into()))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| PrivilegeError::Dumpable(error.into()))?;
+    let landlock = files::restrict_keeper(pins);
+    let seccomp = filter::apply_to_keeper();
+    for (name, result) in [("Landlock", &landlock), ("seccomp", &seccomp)] {
+        if let Err(reason) = result {
+            warn!(%reason, "{name} does not protect the keeper; newer kernels have it");
+        }
+    }
+    info!(landlock = landlock.is_ok(), seccomp = seccomp.is_ok(), "the keeper has CAP_NET_ADMIN alone");
+    Ok(())
+}
+
 /// Waits until this is the only thread.
 fn alone() -> Result<(), PrivilegeError> {
     let deadline = Instant::now() + PATIENCE;

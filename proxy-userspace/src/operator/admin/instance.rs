@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use super::{
     history::{self, History, Span},
     readiness::Readiness,
-    status::{Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Reload, Standing, Status},
+    status::{
+        self, Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Reload, Standing, Status,
+    },
 };
 use crate::{
     account::{CloseReason, ListenerCounts, Path, Purpose, Side},
@@ -25,7 +27,11 @@ use crate::{
         share::{self, Link, Ports, ShareError},
         text::seconds,
     },
-    relay::{Refusal, sockmap::Handle},
+    relay::{
+        Refusal,
+        sockmap::Handle,
+        wire::{self, WireRefusal},
+    },
     serve::shared::Shared,
     sys::sandbox,
     upstream,
@@ -43,6 +49,8 @@ pub(crate) struct Instance {
     /// What else there is to look at.
     notes: watch::Receiver<Vec<String>>,
     kernel: Option<Handle>,
+    /// What became of flows that were to go on the wire, where there is one.
+    wire: Option<Arc<wire::Counts>>,
     /// The limit of open files.
     files: u64,
     started: SystemTime,
@@ -59,6 +67,7 @@ impl Instance {
         reloads: watch::Receiver<Reload>,
         notes: watch::Receiver<Vec<String>>,
         kernel: Option<Handle>,
+        wire: Option<Arc<wire::Counts>>,
         files: u64,
         settled: bool,
     ) -> Self {
@@ -68,6 +77,7 @@ impl Instance {
             reloads,
             notes,
             kernel,
+            wire,
             files,
             started,
             begun: Instant::now(),
@@ -156,6 +166,13 @@ impl Instance {
                 resumed: kernel.counts().resumed(),
             }),
             fallbacks: self.kernel.iter().flat_map(fallbacks).collect(),
+            wire: self.wire.as_ref().map(|counts| status::Wire {
+                flows: counts.flows(),
+                handed_over: counts.handed_over(),
+                busy: counts.busy(),
+                torn: counts.torn(),
+            }),
+            wire_refused: self.wire.iter().flat_map(|counts| refusals(counts)).collect(),
             limits: Limits {
                 connections: limits.connections().into(),
                 pending: limits.pending().into(),
@@ -202,6 +219,10 @@ fn endpoint(endpoint: upstream::EndpointStatus) -> Endpoint {
         last_error: endpoint.last_error.map(|reason| reason.name().into()),
         connections: endpoint.connections as u64,
     }
+}
+
+fn refusals(counts: &wire::Counts) -> impl Iterator<Item = (String, u64)> {
+    WireRefusal::ALL.iter().map(|refusal| (refusal.name().into(), counts.refused(*refusal)))
 }
 
 fn fallbacks(kernel: &Handle) -> impl Iterator<Item = (String, u64)> {

@@ -21,5 +21,6 @@ pub(crate) use instance::{Instance, fingerprint};
 pub use page::{View, page};
 pub(crate) use server::Sockets;
 pub use status::{
-    Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Refused, Reload, Standing, State, Status,
+    Bytes, Certificate, Endpoint, Kernel, Limits, Listener, Process, Refused, Reload, Standing, State,
+    Status, Wire,
 };

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::status::{Standing, State, Status};
+use super::status::{Standing, State, Status, Wire};
 use crate::account::{CloseReason, Purpose};
 
 /// What the text is.
@@ -89,6 +89,7 @@ impl Collector for Exposition {
         self.connections(&mut to)?;
         self.upstreams(&mut to)?;
         self.kernel(&mut to)?;
+        self.wire(&mut to)?;
         self.limits(&mut to)?;
         self.process(&mut to)
     }
@@ -230,6 +231,39 @@ impl Exposition {
             None,
             "Connections that the kernel did not take, and that went through userspace instead, by reason",
             status.fallbacks.iter().map(|(reason, count)| (vec![("reason", reason.as_str())], *count as f64)),
+        )
+    }
+
+    fn wire(&self, to: &mut Writer<'_>) -> fmt::Result {
+        let status = &self.0;
+        let of = |value: fn(&Wire) -> u64| one(status.wire.as_ref().map_or(0, value));
+        to.gauge("setu_wire_flows", None, "Connections on the wire now", of(|wire| wire.flows))?;
+        to.counter(
+            "setu_wire_handed_over",
+            None,
+            "Connections that went on the wire",
+            of(|wire| wire.handed_over),
+        )?;
+        to.counter(
+            "setu_wire_busy",
+            None,
+            "How often a connection was to go on the wire and could not in that moment",
+            of(|wire| wire.busy),
+        )?;
+        to.counter(
+            "setu_wire_torn",
+            None,
+            "Connections that were reset because it could not be shown that every byte had arrived as they went on the wire",
+            of(|wire| wire.torn),
+        )?;
+        to.counter(
+            "setu_wire_refused",
+            None,
+            "Connections that did not go on the wire, by reason",
+            status
+                .wire_refused
+                .iter()
+                .map(|(reason, count)| (vec![("reason", reason.as_str())], *count as f64)),
         )
     }
 

@@ -18,6 +18,7 @@ use crate::{
         languages::{self, Language, LanguageError, fill, languages},
         text::{Escaped, ago, bit_rate, bytes, grouped, moment},
     },
+    relay::wire::WireRefusal,
 };
 
 pub(super) const STYLE: &str = include_str!("page.css");
@@ -124,6 +125,7 @@ impl<'a> Page<'a> {
         self.faults(to)?;
         self.endpoints(to)?;
         self.listeners(to)?;
+        self.wire_refused(to)?;
         self.endings(to)?;
         self.machine(to)?;
         to.write_str("</main>\n")?;
@@ -183,7 +185,7 @@ impl<'a> Page<'a> {
             None => ("–".into(), words.throughput_unknown.clone()),
         };
         let month = &status.month;
-        let paths = ["sockmap", "userspace", "none"].map(|path| grouped(status.active(path)));
+        let paths = [status.in_kernel(), status.active("userspace"), status.active("none")].map(grouped);
         figures(
             to,
             &[
@@ -340,13 +342,35 @@ impl<'a> Page<'a> {
             [Column::Text(&words.reason), Column::Text(&words.remedy), Column::Number(&words.since_start)];
         table(to, &words.faults_label, "stack prose", &columns)?;
         for (reason, count) in reasons {
-            reason_cell(to, reason)?;
+            reason_cell(to, reason.name(), reason.meaning())?;
             let remedy = code(reason.remedy().unwrap_or_default());
             write!(
                 to,
                 "<td data-label=\"{}\"><span lang=\"en\" dir=\"ltr\">{remedy}</span></td>",
                 &words.remedy
             )?;
+            number(to, &words.since_start, count)?;
+            to.write_str("</tr>\n")?;
+        }
+        end_table(to)?;
+        end_section(to)
+    }
+
+    /// Why connections did not go on the wire, where there is one and some did not.
+    fn wire_refused(self, to: &mut String) -> fmt::Result {
+        let Self { status, words, .. } = self;
+        let count = |refusal: &WireRefusal| status.wire_refused.get(refusal.name()).copied().unwrap_or(0);
+        let counted = WireRefusal::ALL.iter().map(|refusal| (refusal, count(refusal)));
+        let mut refusals: Vec<_> = counted.filter(|(_, count)| *count > 0).collect();
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        refusals.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        section(to, "wire", "wide", &words.wire_refused)?;
+        let columns = [Column::Text(&words.reason), Column::Number(&words.since_start)];
+        table(to, &words.wire_refused, "stack prose", &columns)?;
+        for (refusal, count) in refusals {
+            reason_cell(to, refusal.name(), refusal.meaning())?;
             number(to, &words.since_start, count)?;
             to.write_str("</tr>\n")?;
         }
@@ -431,8 +455,7 @@ impl<'a> Page<'a> {
             let useful = total(Purpose::ALL.map(|purpose| listener.useful(purpose)).into_iter());
             number(to, &words.listener_useful, useful)?;
             number(to, &words.listener_open, listener.connections())?;
-            let in_kernel = listener.active.get("sockmap").copied().unwrap_or(0);
-            number(to, &words.listener_kernel, in_kernel)?;
+            number(to, &words.listener_kernel, listener.in_kernel())?;
             number(to, &words.listener_accepted, listener.accepted)?;
             to.write_str("</tr>\n")?;
         }
@@ -474,7 +497,7 @@ impl<'a> Page<'a> {
                     &[Column::Text(&words.reason), Column::Number(&words.since_start)],
                 )?;
                 for (reason, count) in reasons {
-                    reason_cell(to, reason)?;
+                    reason_cell(to, reason.name(), reason.meaning())?;
                     number(to, &words.since_start, count)?;
                     to.write_str("</tr>\n")?;
                 }
@@ -506,6 +529,10 @@ impl<'a> Page<'a> {
             (&words.processor, processor, words.processor_more.clone()),
             (&words.kernel_path, kernel.0, kernel.1),
         ];
+        if let Some(wire) = &status.wire {
+            let more = isolated(&words.wire_more, &[&grouped(wire.handed_over), &grouped(wire.torn)]);
+            rows.push((&words.wire, grouped(wire.flows), more));
+        }
         if let Some(certificate) = &status.certificate {
             let left = certificate.not_after.checked_sub(status.now);
             let left = left.map_or_else(|| words.expired.clone(), ago);
@@ -654,11 +681,11 @@ fn number(to: &mut String, label: &str, value: u64) -> fmt::Result {
 }
 
 /// The row's head: a reason by its name in logs and metrics, and what it means.
-fn reason_cell(to: &mut String, reason: CloseReason) -> fmt::Result {
-    let meaning = code(reason.meaning().trim());
+fn reason_cell(to: &mut String, name: &str, meaning: &str) -> fmt::Result {
+    let meaning = code(meaning.trim());
     write!(
         to,
-        "<tr><th scope=\"row\"><code>{reason}</code><small lang=\"en\" dir=\"ltr\">{meaning}</small></th>"
+        "<tr><th scope=\"row\"><code>{name}</code><small lang=\"en\" dir=\"ltr\">{meaning}</small></th>"
     )
 }
 
@@ -676,6 +703,7 @@ fn code(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operator::admin::status::Wire;
 
     #[test]
     fn a_choice_is_kept_by_the_links_of_the_others() {
@@ -690,6 +718,32 @@ mod tests {
         }
         let view = View::of(Some("span=week&refresh=off"));
         assert_eq!(view, View { refreshes: false, span: Span::Week });
+    }
+
+    #[test]
+    fn the_wire_is_in_the_kernel_and_tells_what_it_does_not_take() {
+        let mut status: Status =
+            serde_json::from_str(include_str!("../../../../tests/page/status/busy.json")).unwrap();
+        let text = |status: &Status| page(status, View::of(None), "en").unwrap();
+        assert!(!text(&status).contains("Not on the wire"), "there is none");
+        let in_kernel = status.in_kernel();
+        status.listeners[0].active.insert("wire".into(), 7000);
+        status.wire = Some(Wire { flows: 7000, handed_over: 81_234, busy: 12, torn: 3 });
+        status.wire_refused = [("mtu".into(), 5), ("no_port".into(), 0)].into();
+        assert_eq!(status.in_kernel(), in_kernel + 7000);
+        let english = text(&status);
+        let row = "<dt>On the wire</dt><dd><bdi>7\u{202f}000</bdi>";
+        let row = row.replace("7\u{202f}000", &grouped(7000));
+        assert!(english.contains(&row) && english.contains(&grouped(81_234)), "{english}");
+        assert!(
+            english.contains("<code>mtu</code>") && english.contains("smaller packets (MTU)"),
+            "{english}"
+        );
+        assert!(!english.contains("<code>no_port</code>"), "{english}");
+        for language in languages().unwrap().iter() {
+            let page = page(&status, View::of(None), &language.code).unwrap();
+            assert!(page.contains(&language.status.wire_refused), "{}", language.code);
+        }
     }
 
     #[test]

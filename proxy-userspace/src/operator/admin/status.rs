@@ -56,6 +56,12 @@ pub struct Status {
     pub kernel: Option<Kernel>,
     /// Flows that the kernel did not take, by reason.
     pub fallbacks: BTreeMap<String, u64>,
+    /// Absent where there is no wire.
+    #[serde(default)]
+    pub wire: Option<Wire>,
+    /// Flows that did not go on the wire, by reason.
+    #[serde(default)]
+    pub wire_refused: BTreeMap<String, u64>,
     /// Lines of the log that could not be written.
     pub log_lines_lost: u64,
     /// Connections in inspection or handshake.
@@ -109,7 +115,7 @@ pub struct Listener {
     pub name: String,
     /// Connections accepted since the start.
     pub accepted: u64,
-    /// Open connections by how their bytes move: `none` before they do, `sockmap`, `userspace`.
+    /// Open connections by how their bytes move: `none` before they do, `wire`, `sockmap`, `userspace`.
     pub active: BTreeMap<String, u64>,
     /// Where it listens by the configuration that serves; nowhere when that has left it out.
     #[serde(default)]
@@ -173,6 +179,19 @@ pub struct Kernel {
     pub streams: u64,
     /// How often a flow that had left for one of these came back.
     pub resumed: u64,
+}
+
+/// The wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wire {
+    /// Flows on it.
+    pub flows: u64,
+    /// Flows that went on it.
+    pub handed_over: u64,
+    /// How often one was to go on it and could not in that moment.
+    pub busy: u64,
+    /// Flows that were reset because it could not be shown that every byte had arrived as they went on it.
+    pub torn: u64,
 }
 
 /// How much is allowed. `None`: no limit.
@@ -243,6 +262,12 @@ impl Status {
     #[must_use]
     pub fn active(&self, path: &str) -> u64 {
         total(self.listeners.iter().filter_map(|listener| listener.active.get(path)).copied())
+    }
+
+    /// Open connections that the kernel moves, by either path.
+    #[must_use]
+    pub fn in_kernel(&self) -> u64 {
+        total(self.listeners.iter().map(Listener::in_kernel))
     }
 
     /// Open connections.
@@ -330,6 +355,12 @@ impl Listener {
     #[must_use]
     pub fn connections(&self) -> u64 {
         total(self.active.values().copied())
+    }
+
+    /// Open connections that the kernel moves, by either path.
+    #[must_use]
+    pub fn in_kernel(&self) -> u64 {
+        total(["wire", "sockmap"].into_iter().filter_map(|path| self.active.get(path)).copied())
     }
 
     /// Flows that were of use since the start, for `purpose`.

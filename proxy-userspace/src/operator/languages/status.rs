@@ -108,6 +108,8 @@ words! {
     unused
     unused_label
 
+    wire_refused
+
     endings
     endings_none
     endings_label
@@ -125,6 +127,8 @@ words! {
     kernel_path
     kernel_path_more
     kernel_path_none
+    wire
+    wire_more
     certificate
     certificate_more
     expired

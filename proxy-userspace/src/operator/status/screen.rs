@@ -173,7 +173,7 @@ impl Lines {
                 "connections  {} open of {}: {} kernel, {} userspace, {} connecting",
                 grouped(status.connections()),
                 grouped(status.limits.connections),
-                grouped(status.active("sockmap")),
+                grouped(status.in_kernel()),
                 grouped(status.active("userspace")),
                 grouped(status.active("none")),
             ),
@@ -188,6 +188,19 @@ impl Lines {
                 rate(|status| status.bytes.to_client, bytes),
             ),
         );
+        if let Some(wire) = &status.wire {
+            let refused = status.wire_refused.values().copied();
+            self.add(
+                Rank::Process,
+                format!(
+                    "wire         {} on it; since the start {} went on it, {} did not, {} torn",
+                    grouped(wire.flows),
+                    grouped(wire.handed_over),
+                    grouped(refused.fold(0, u64::saturating_add)),
+                    grouped(wire.torn),
+                ),
+            );
+        }
         self.add(
             Rank::Process,
             format!(
@@ -210,12 +223,11 @@ impl Lines {
         by_use.sort_by_key(|listener| Reverse((listener.connections(), listener.accepted)));
         for listener in &status.listeners {
             let place = by_use.iter().position(|other| std::ptr::eq(*other, listener)).unwrap_or_default();
-            let kernel = listener.active.get("sockmap").copied().unwrap_or(0);
             let (name, open, accepted) =
                 (clip(&listener.name, NAME), grouped(listener.connections()), grouped(listener.accepted));
             self.add(
                 Rank::Listener(place),
-                format!("{name:<NAME$} {open:>10} {:>10} {accepted:>14}", grouped(kernel)),
+                format!("{name:<NAME$} {open:>10} {:>10} {accepted:>14}", grouped(listener.in_kernel())),
             );
         }
     }
@@ -278,6 +290,7 @@ fn clip(text: &str, columns: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operator::admin::Wire;
 
     fn busy() -> Status {
         serde_json::from_str(include_str!("../../../../tests/page/status/busy.json")).unwrap()
@@ -312,6 +325,20 @@ mod tests {
         let text = screen(&serde_json::from_str(broken).unwrap(), None, WHOLE);
         assert!(text.starts_with("NOT WORKING: ") && text.contains("\n  * the reload of "), "{text}");
         assert!(!text.contains("/s)"), "{text}");
+    }
+
+    #[test]
+    fn a_screen_tells_of_the_wire_where_there_is_one() {
+        let mut status = busy();
+        assert!(!screen(&status, None, WHOLE).contains("\nwire "));
+        status.listeners[0].active = [("wire".into(), 5), ("sockmap".into(), 2)].into();
+        status.wire = Some(Wire { flows: 5, handed_over: 9, busy: 1, torn: 1 });
+        status.wire_refused = [("mtu".into(), u64::MAX), ("local".into(), 3)].into();
+        let text = screen(&status, None, WHOLE);
+        assert!(text.contains("\nwire         5 on it; since the start 9 went on it, "), "{text}");
+        let name = format!("{:<NAME$}", status.listeners[0].name);
+        let row = text.lines().find(|line| line.starts_with(&name)).unwrap();
+        assert!(row.contains(&format!(" {:>10} {:>10} ", 7, 7)), "{row}");
     }
 
     /// As much trouble as there can be, and names as long as they may be.

@@ -22,4 +22,4 @@ pub(crate) use counts::Counts;
 pub(crate) use handle::{Handle, Loaded, Running};
 pub(crate) use limits::Limits;
 pub use loader::LoadError;
-pub use probe::{Check, probe};
+pub use probe::probe;

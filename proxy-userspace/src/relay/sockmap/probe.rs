@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     account::{Counters, Side, Ticket},
-    relay::reason::Why,
+    relay::{check::Check, reason::Why},
 };
 
 /// Every wait of a check ends after this.
@@ -33,15 +33,6 @@ const TOLD: Duration = Duration::from_millis(200);
 /// What a sender may get rid of while the reader stalls, bytes: its own send buffer, setu's receive buffer, what is
 /// redirected, and the reader's receive buffer; far less than a kernel without flow control takes.
 const STALLED_BOUND: usize = 64 * MIB;
-
-/// A check and what came of it.
-#[derive(Debug)]
-pub struct Check {
-    /// Its name, for the log and `setu check`.
-    pub name: &'static str,
-    /// What went wrong.
-    pub result: Result<(), String>,
-}
 
 /// Loads the program and tries it. An error means that it could not be loaded at all.
 ///

@@ -4,6 +4,7 @@
 //! It holds no buffer for an idle connection: a thread has one scratch buffer, and a direction keeps bytes only while
 //! its destination cannot take them. A direction that turns out to be bulk goes through a pipe by splice(2).
 
+mod ascent;
 mod pipes;
 mod pump;
 
@@ -22,11 +23,14 @@ use super::{
     holdings::Holding,
     legs::{self, Legs, is_read},
     silence::Silence,
+    wire::{Offer, Taken, WireRefusal},
 };
 use crate::{
     account::{CloseReason, Counters, Side, Ticket},
     config::Timeouts,
 };
+pub(crate) use ascent::Lift;
+use ascent::{Ascent, Step};
 pub(crate) use pipes::allow as allow_pipes;
 use pump::{Broken, Flowed, Pump};
 
@@ -52,16 +56,22 @@ pub(crate) enum Ended {
     /// The flow may go to the kernel: client and upstream, with nothing of their streams in userspace, nor in their
     /// receive queues.
     Quiet([TcpStream; 2]),
+    /// The flow is on the wire. Both connections are closed here.
+    Wired(Offer),
 }
 
-/// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow may go to the kernel.
+/// Relays until both sides have finished, one breaks, nothing moves for too long, or the flow may go to the kernel,
+/// or is on the wire, where there is a lift to it.
 pub(crate) async fn relay(
     flow: Flow,
     ticket: &mut Ticket,
     timeouts: &Timeouts,
     counters: &Counters,
+    lift: Option<Lift<'_>>,
 ) -> Ended {
-    let Flow { client, upstream, first, collected, is_new, hand_over } = flow;
+    let Flow { client, upstream, first, collected, is_new, mut hand_over } = flow;
+    // Dropped last: what is offered is taken back before its connections are closed.
+    let mut legs = Legs::default();
     let [from_client, from_upstream] = collected;
     let buffers = || if is_new { Buffers::NEW } else { Buffers::RETURNED };
     let mut streams = Streams {
@@ -74,11 +84,28 @@ pub(crate) async fn relay(
     };
     let timer = pin!(sleep(timeouts.idle));
     let mut silence = Silence::new(timer, timeouts, hand_over.period(), is_new);
-    let mut legs = Legs::default();
+    let mut ascent = Ascent::new(lift);
     let mut both = legs.hold(client, upstream);
     loop {
-        match run(both, &mut streams, ticket, hand_over, &mut silence).await {
+        match run(both, &mut streams, ticket, hand_over, &mut silence, &mut ascent).await {
+            Ok(Over::Refused(refusal)) => {
+                hand_over = HandOver::after_wire(refusal, lift.is_some_and(|lift| lift.has_kernel));
+                silence.look_each(hand_over.period());
+            }
+            Ok(Over::Takeable) => match ascent.offer() {
+                Some((offer, ahead)) => match offer.take(ahead).await {
+                    Taken::Armed => match ascent.arrived() {
+                        Some(offer) => return Ended::Wired(offer),
+                        None => return Ended::Closed(CloseReason::InternalError),
+                    },
+                    // What comes of it is asked of the offer.
+                    Taken::Busy | Taken::Refused(_) => ascent.busy(),
+                    Taken::Lost => return Ended::Closed(CloseReason::InternalError),
+                },
+                None => return Ended::Closed(CloseReason::InternalError),
+            },
             Ok(Over::Finished(reason)) => {
+                drop(ascent);
                 legs.close(silence.has_lasted());
                 return Ended::Closed(reason);
             }
@@ -114,6 +141,10 @@ enum Over {
     /// Nothing has moved for too long, or others need the memory.
     Silent(CloseReason),
     Quiet,
+    /// The flow can be put on the wire in this moment.
+    Takeable,
+    /// The wire does not take it.
+    Refused(WireRefusal),
     /// Bytes wait of which the runtime was not told.
     Deaf,
 }
@@ -124,6 +155,7 @@ async fn run(
     ticket: &mut Ticket,
     hand_over: HandOver,
     silence: &mut Silence<'_>,
+    ascent: &mut Ascent<'_>,
 ) -> Result<Over, Broken> {
     let (mut client_read, mut client_write) = client.split();
     let (mut upstream_read, mut upstream_write) = upstream.split();
@@ -133,7 +165,8 @@ async fn run(
     poll_fn(|cx| {
         let mut any_moved = false;
         for side in [Side::Client, Side::Upstream] {
-            if finished[side.index()] {
+            // What is held is forwarded by the ascent.
+            if finished[side.index()] || ascent.is_holding() {
                 continue;
             }
             let before = out.moved() + back.moved();
@@ -197,6 +230,18 @@ async fn run(
                 }
             }
         }
+        if !ascent.is_over() {
+            let legs = [client_read.as_ref(), upstream_read.as_ref()];
+            if *finished != [false; 2] {
+                ascent.give_up(legs);
+            } else if silence.has_lasted() {
+                match ascent.step(cx, whole, legs, ticket) {
+                    Step::Stay => {}
+                    Step::Take => return Poll::Ready(Ok(Over::Takeable)),
+                    Step::Refused(refusal) => return Poll::Ready(Ok(Over::Refused(refusal))),
+                }
+            }
+        }
         // Not what a read found last: it may have found nothing for other reasons, such as its share of this turn.
         if is_due && *finished == [false; 2] && whole && legs.iter().all(|leg| is_read(leg)) {
             silence.watch_now(legs);
@@ -249,7 +294,7 @@ mod tests {
             server.read_exact(&mut bytes).await.unwrap();
         };
         let mut ticket = Ticket::new(counters.clone(), counters.listener("test"));
-        let (ended, ()) = tokio::join!(relay(flow, &mut ticket, &TIMEOUTS, &counters), peers);
+        let (ended, ()) = tokio::join!(relay(flow, &mut ticket, &TIMEOUTS, &counters, None), peers);
         let Ended::Quiet([client, upstream]) = ended else { panic!("it did not leave") };
         assert_eq!(unsent(&upstream), before);
         assert!(!sys::testing::is_receive_buffer_locked(&client));

@@ -14,24 +14,32 @@
 //!                        ◄──────────  Gone: the flow is over
 //! ```
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use crate::config::Timeouts;
 
 /// The longest message, bytes.
-pub(crate) const MOST: usize = 32;
+pub(crate) const MOST: usize = 64;
 
 /// From relay to keeper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ToKeeper {
     /// A flow that has lasted; both its sockets come with it, the client's first. The relay goes on relaying.
     Offer { id: u32, listener: u16, limits: Limits },
-    /// Nothing of the flow is in the relay's hands, and it touches the sockets no more until it is answered.
-    Take { id: u32 },
+    /// Nothing of the flow is in the relay's hands, and it touches the sockets no more until it is answered. `ahead`: bytes
+    /// that were forwarded, and are in the receive queue of the side they came from all the same.
+    Take { id: u32, ahead: [u32; 2] },
     /// The flow ends in the relay. Sent before its sockets are closed, which the keeper does then as well.
     Drop { id: u32 },
     /// The flow is on the wire, and is to be reset.
     End { id: u32 },
     /// Every flow on the wire is to be reset, and all of it taken out of the kernel.
     Stop,
+    /// A successor takes over what is on the wire: the keeper ends, and leaves everything where it is.
+    Yield,
 }
 
 /// When a flow on the wire is over by silence.
@@ -40,6 +48,13 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
     pub(crate) half_close: Duration,
     pub(crate) vanished: Duration,
+}
+
+impl From<&Timeouts> for Limits {
+    fn from(timeouts: &Timeouts) -> Self {
+        let Timeouts { idle, half_close, vanished, .. } = *timeouts;
+        Self { idle, half_close, vanished }
+    }
 }
 
 /// From keeper to relay.
@@ -55,26 +70,48 @@ pub(crate) enum FromKeeper {
     Refused { id: u32, refusal: WireRefusal },
     /// The answer to [`ToKeeper::Drop`].
     Dropped { id: u32 },
-    /// A flow that was on the wire is over. Bytes are by the side that they came from.
+    /// A flow that a predecessor has left on the wire, which is this worker's from now on. What it is called is not one of the
+    /// worker's own names ([`ADOPTED`]).
+    Adopted { id: u32, listener: u16, names: FlowNames },
+    /// A flow on the wire has moved so much more. Bytes are by the side that they came from, here and in [`Self::Gone`].
+    Moved { id: u32, bytes: [u64; 2] },
+    /// A flow that was on the wire is over, and has moved so much more.
     Gone { id: u32, end: WireEnd, bytes: [u64; 2] },
+}
+
+/// Bit of the names that the keeper gives, where the flow has none from its worker.
+pub(crate) const ADOPTED: u32 = 1 << 31;
+
+/// The addresses of a flow: the client's, setu's towards the upstream, and the upstream's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FlowNames {
+    pub(crate) client: SocketAddr,
+    pub(crate) local: SocketAddr,
+    pub(crate) upstream: SocketAddr,
 }
 
 /// Declares an enum of one byte, with all its values and the name of each.
 macro_rules! named {
-    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)* }) => {
+    ($(#[$doc:meta])* $type:ident { $($(#[doc = $meaning:literal])+ $variant:ident = $name:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
-        pub enum $type { $($(#[$variant_doc])* $variant,)* }
+        pub(crate) enum $type { $($(#[doc = $meaning])+ $variant,)* }
 
         impl $type {
             /// Each, in the order of declaration.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// Its name in logs and metrics.
             #[must_use]
-            pub const fn name(self) -> &'static str {
+            pub(crate) const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What it means, for people.
+            #[must_use]
+            pub(crate) const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($meaning),+),)* }
             }
 
             fn from_byte(byte: u8) -> Option<Self> {
@@ -87,37 +124,37 @@ macro_rules! named {
 named! {
     /// Why a flow does not go on the wire.
     WireRefusal {
-        /// A leg is on loopback, or its other end is this host.
+        /// The client or the upstream is on this machine.
         Local = "local",
-        /// A leg leaves by a device that has no Ethernet header, such as a tunnel or PPP.
+        /// The way to the client or to the upstream is a device without Ethernet headers, such as a tunnel or PPP.
         NoEthernet = "no_ethernet",
-        /// One leg is IPv4, the other IPv6.
+        /// One side is IPv4, the other IPv6.
         MixedFamilies = "mixed_families",
-        /// Timestamps or SACK are in use on one leg only.
+        /// The two sides did not agree to the same TCP options: timestamps or SACK are in use on one only.
         Options = "options",
         /// A side may send segments that the other does not take.
         SegmentSize = "segment_size",
-        /// The device of one leg takes smaller packets than that of the other.
+        /// The device to one side takes smaller packets (MTU) than that to the other.
         Mtu = "mtu",
-        /// The windows of both legs are scaled so differently that rounding would stall a side.
+        /// The windows of the two sides are scaled so differently that rounding would stall one.
         WindowScale = "window_scale",
-        /// The upstream's leg has no port of wire.ports: they ran out, or the path was turned on later.
+        /// The connection to the upstream has no port of `wire.ports`: they ran out.
         NoPort = "no_port",
-        /// As many flows as wire.max_flows are on the wire.
+        /// As many connections as `wire.max_flows` are on the wire.
         Full = "full",
         /// A packet filter or IPsec is on the way that packets on the wire would not take.
         Firewall = "firewall",
-        /// The device merges packets by hardware (LRO).
+        /// The device merges packets by hardware (LRO): `ethtool -K DEVICE lro off`.
         Merging = "merging",
         /// A side has ended or reset its stream.
         Finished = "finished",
-        /// The socket is none that the wire takes: not TCP, not established, or MPTCP.
+        /// The connection is none that the wire takes: not established any more, or MPTCP.
         NotTcp = "not_tcp",
-        /// The kernel refused a step, such as TCP_REPAIR.
+        /// The kernel refused a step.
         Kernel = "kernel",
-        /// No route, or the next hop's address is not known.
+        /// There is no route, or the next hop does not tell its address.
         NoRoute = "no_route",
-        /// The keeper is gone.
+        /// The keeper, the process that puts connections on the wire, is gone: restart setu.
         KeeperGone = "keeper_gone",
     }
 }
@@ -196,6 +233,16 @@ impl Reader<'_> {
         self.take().map(u64::from_ne_bytes)
     }
 
+    fn address(&mut self) -> Option<SocketAddr> {
+        let (family, octets, port) = (self.byte()?, self.take::<16>()?, self.u16()?);
+        let [a, b, c, d, ..] = octets;
+        match family {
+            4 => Some(SocketAddr::from(([a, b, c, d], port))),
+            6 => Some(SocketAddr::from((octets, port))),
+            _ => None,
+        }
+    }
+
     fn millis(&mut self) -> Option<Duration> {
         self.u32().map(|millis| Duration::from_millis(millis.into()))
     }
@@ -220,6 +267,21 @@ impl From<Writer> for Encoded {
     }
 }
 
+fn put_address(writer: &mut Writer, address: SocketAddr) {
+    let mut octets = [0; 16];
+    let family = match address.ip() {
+        IpAddr::V4(ip) => {
+            octets[..4].copy_from_slice(&ip.octets());
+            4
+        }
+        IpAddr::V6(ip) => {
+            octets = ip.octets();
+            6
+        }
+    };
+    writer.put(&[family]).put(&octets).put(&address.port().to_ne_bytes());
+}
+
 fn millis(duration: Duration) -> [u8; 4] {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).to_ne_bytes()
 }
@@ -240,10 +302,15 @@ impl ToKeeper {
                 }
                 writer
             }
-            Self::Take { id } => with_id(1, id),
+            Self::Take { id, ahead } => {
+                let mut writer = with_id(1, id);
+                writer.put(&ahead[0].to_ne_bytes()).put(&ahead[1].to_ne_bytes());
+                writer
+            }
             Self::Drop { id } => with_id(2, id),
             Self::End { id } => with_id(3, id),
             Self::Stop => Writer::new(4),
+            Self::Yield => Writer::new(5),
         }
         .into()
     }
@@ -257,10 +324,11 @@ impl ToKeeper {
                 listener: from.u16()?,
                 limits: Limits { idle: from.millis()?, half_close: from.millis()?, vanished: from.millis()? },
             },
-            1 => Self::Take { id: from.u32()? },
+            1 => Self::Take { id: from.u32()?, ahead: [from.u32()?, from.u32()?] },
             2 => Self::Drop { id: from.u32()? },
             3 => Self::End { id: from.u32()? },
             4 => Self::Stop,
+            5 => Self::Yield,
             _ => return None,
         };
         from.0.is_empty().then_some(message)
@@ -288,6 +356,19 @@ impl FromKeeper {
                 writer
             }
             Self::Dropped { id } => with_id(4, id),
+            Self::Adopted { id, listener, names } => {
+                let mut writer = with_id(6, id);
+                writer.put(&listener.to_ne_bytes());
+                for address in [names.client, names.local, names.upstream] {
+                    put_address(&mut writer, address);
+                }
+                writer
+            }
+            Self::Moved { id, bytes } => {
+                let mut writer = with_id(7, id);
+                writer.put(&bytes[0].to_ne_bytes()).put(&bytes[1].to_ne_bytes());
+                writer
+            }
             Self::Gone { id, end, bytes } => {
                 let mut writer = with_id(5, id);
                 writer.put(&[end as u8]).put(&bytes[0].to_ne_bytes()).put(&bytes[1].to_ne_bytes());
@@ -311,6 +392,16 @@ impl FromKeeper {
                 end: WireEnd::from_byte(from.byte()?)?,
                 bytes: [from.u64()?, from.u64()?],
             },
+            7 => Self::Moved { id: from.u32()?, bytes: [from.u64()?, from.u64()?] },
+            6 => Self::Adopted {
+                id: from.u32()?,
+                listener: from.u16()?,
+                names: FlowNames {
+                    client: from.address()?,
+                    local: from.address()?,
+                    upstream: from.address()?,
+                },
+            },
             _ => return None,
         };
         from.0.is_empty().then_some(message)
@@ -328,14 +419,24 @@ mod tests {
     };
 
     #[test]
+    fn each_refusal_is_in_the_documents_as_it_is_here() {
+        let document = include_str!("../../../../docs/operations.md");
+        for refusal in WireRefusal::ALL {
+            let row = format!("| `{}` |{} |", refusal.name(), refusal.meaning());
+            assert!(document.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn what_is_sent_is_what_is_read() {
         let id = 0x0102_0304;
         let all = [
             ToKeeper::Offer { id, listener: 7, limits: LIMITS },
-            ToKeeper::Take { id },
+            ToKeeper::Take { id, ahead: [0, 7] },
             ToKeeper::Drop { id },
             ToKeeper::End { id },
             ToKeeper::Stop,
+            ToKeeper::Yield,
         ];
         for message in all {
             let encoded = message.encode();
@@ -351,6 +452,16 @@ mod tests {
             FromKeeper::Armed { id },
             FromKeeper::Busy { id },
             FromKeeper::Dropped { id },
+            FromKeeper::Moved { id, bytes: [u64::MAX, 1] },
+            FromKeeper::Adopted {
+                id: 7 | ADOPTED,
+                listener: 2,
+                names: FlowNames {
+                    client: "192.0.2.1:50000".parse().unwrap(),
+                    local: "[2001:db8::1]:10000".parse().unwrap(),
+                    upstream: "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(),
+                },
+            },
         ];
         for message in refused.chain(gone).chain(others) {
             let encoded = message.encode();

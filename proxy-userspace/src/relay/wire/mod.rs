@@ -1,4 +1,25 @@
 //! The wire: a flow whose packets are translated in the kernel from one connection to the other.
+//!
+//! setu accepts, inspects and dials as ever. Once a flow has lasted for a while it is offered to the [`keeper`], a process of its
+//! own, which lets a program at tc ingress translate its packets, and closes both of setu's sockets without a word. From
+//! then on both ends talk to each other; nothing of the flow is left here but its ticket.
 
+mod counts;
+#[cfg(test)]
+mod exercise;
+mod handle;
+mod keeper;
+mod loader;
 mod message;
 mod network;
+mod pinned;
+mod probe;
+
+pub(crate) use counts::Counts;
+pub(crate) use handle::{Adopt, Offer, Standing, Taken, Wire};
+pub(crate) use keeper::Keeper;
+pub(crate) use loader::{Pins, Program};
+pub(crate) use message::{FlowNames, Limits, ToKeeper, WireRefusal};
+pub(crate) use network::Network;
+pub(crate) use pinned::{Flows, Pinned, pinned};
+pub(crate) use probe::{Probed, probe};

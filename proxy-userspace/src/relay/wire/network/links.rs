@@ -5,10 +5,7 @@ use std::{collections::HashMap, io};
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{
-        AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
-        LinkLayerType, LinkMessage,
-    },
+    link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
 };
 
 use super::netlink::Netlink;
@@ -63,38 +60,4 @@ fn ethernet(answer: RouteNetlinkMessage) -> Option<(u32, Ethernet)> {
     let up = header.flags.contains(LinkFlags::Up);
     let enslaved = enslaved && !routed;
     Some((header.index, Ethernet { name: name?, mac: mac?, mtu: mtu?, up, enslaved }))
-}
-
-/// Whether what comes in by a device is forwarded to others, by the device's switches for IPv4 and IPv6.
-///
-/// # Errors
-/// There is no such device.
-pub(super) fn forwards(route: &mut Netlink<RouteNetlinkMessage>, device: u32) -> io::Result<(bool, bool)> {
-    let mut question = LinkMessage::default();
-    question.header.index = device;
-    let answers = route.ask(RouteNetlinkMessage::GetLink(question), 0)?;
-    let attributes = answers.into_iter().flat_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => link.attributes,
-        _ => Vec::new(),
-    });
-    let (mut ipv4, mut ipv6) = (false, false);
-    for attribute in attributes {
-        let LinkAttribute::AfSpecUnspec(families) = attribute else { continue };
-        for family in families {
-            match family {
-                AfSpecUnspec::Inet(all) => {
-                    ipv4 |= all
-                        .iter()
-                        .any(|one| matches!(one, AfSpecInet::DevConf(conf) if conf.forwarding != 0));
-                }
-                AfSpecUnspec::Inet6(all) => {
-                    ipv6 |= all
-                        .iter()
-                        .any(|one| matches!(one, AfSpecInet6::DevConf(conf) if conf.forwarding != 0));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok((ipv4, ipv6))
 }

@@ -3,7 +3,7 @@
 
 mod conntrack;
 mod links;
-mod netlink;
+pub(super) mod netlink;
 mod outbox;
 mod packet;
 mod routes;
@@ -131,19 +131,17 @@ impl Network {
         routes::way(&mut self.route, &self.links, from.to_canonical(), to.to_canonical())
     }
 
-    /// The Ethernet devices that are up and that are no part of another, by index.
-    pub(crate) fn devices(&self) -> Vec<Device> {
-        let usable = self.links.iter().filter(|(_, link)| link.up && !link.enslaved);
-        let mut devices: Vec<_> =
-            usable.map(|(index, link)| Device { index: *index, name: link.name.clone() }).collect();
-        devices.sort_by_key(|device| device.index);
-        devices
+    /// As [`Self::devices`], without opening more than that takes: any user may.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn look_for_devices() -> io::Result<Vec<Device>> {
+        Ok(usable(&links::read(&mut Netlink::open(None, 0)?)?))
     }
 
-    /// Whether the kernel forwards what comes in by a device, packets of the family of `address`.
-    pub(crate) fn forwards(&mut self, device: u32, address: IpAddr) -> bool {
-        let (ipv4, ipv6) = links::forwards(&mut self.route, device).unwrap_or_default();
-        if address.to_canonical().is_ipv4() { ipv4 } else { ipv6 }
+    /// The Ethernet devices that are up and that are no part of another, by index.
+    pub(crate) fn devices(&self) -> Vec<Device> {
+        usable(&self.links)
     }
 
     /// Resets one end of a connection. Whether it was taken: it is not when too much waits to be sent, and may be tried
@@ -203,4 +201,12 @@ impl Network {
     pub(crate) fn conntrack(&self) -> Conntrack {
         self.tracker.conntrack
     }
+}
+
+fn usable(links: &Links) -> Vec<Device> {
+    let usable = links.iter().filter(|(_, link)| link.up && !link.enslaved);
+    let mut devices: Vec<_> =
+        usable.map(|(index, link)| Device { index: *index, name: link.name.clone() }).collect();
+    devices.sort_by_key(|device| device.index);
+    devices
 }

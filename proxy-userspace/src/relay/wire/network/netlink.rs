@@ -21,7 +21,7 @@ const LONGEST: usize = 64 * 1024;
 
 /// The kernel's end of one netlink protocol.
 #[derive(Debug)]
-pub(super) struct Netlink<T> {
+pub(crate) struct Netlink<T> {
     socket: OwnedFd,
     sequence: u32,
     buffer: Box<[u8]>,
@@ -33,7 +33,7 @@ impl<T: NetlinkSerializable + NetlinkDeserializable> Netlink<T> {
     ///
     /// # Errors
     /// The kernel has no such protocol.
-    pub(super) fn open(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
+    pub(crate) fn open(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
         bind(&socket, &SocketAddrNetlink::new(0, groups))?;
@@ -47,7 +47,7 @@ impl<T: NetlinkSerializable + NetlinkDeserializable> Netlink<T> {
     ///
     /// # Errors
     /// What the kernel answers.
-    pub(super) fn ask(&mut self, question: T, flags: u16) -> io::Result<Vec<T>> {
+    pub(crate) fn ask(&mut self, question: T, flags: u16) -> io::Result<Vec<T>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;

@@ -125,14 +125,6 @@ fn ways_are_those_of_the_routing_tables() {
     near.ip("link set toward mtu 1300");
     eventually(&mut network, "a device's MTU", |network| network.drain().unwrap().links.then_some(()));
     assert_eq!(network.way("10.78.1.1".parse().unwrap(), "10.78.1.2".parse().unwrap()).unwrap().mtu, 1300);
-
-    let (four, six) = ("10.78.1.1".parse().unwrap(), "fd00:78::1".parse().unwrap());
-    let mut forwards = |address| network.forwards(direct.device, address);
-    assert_eq!((forwards(four), forwards(six)), (false, false));
-    near.set("net/ipv4/conf/toward/forwarding", "1");
-    assert_eq!((forwards(four), forwards(six)), (true, false));
-    near.set("net/ipv6/conf/toward/forwarding", "1");
-    assert_eq!((forwards(four), forwards(six)), (true, true));
 }
 
 #[test]
@@ -289,8 +281,7 @@ fn one_capability_is_enough_once_all_is_open() {
             set_capabilities(None, sets).unwrap();
             assert!(sys::open_packet().is_err(), "the others are gone");
             let (from, to) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
-            let way = network.way(from.ip(), to.ip()).unwrap();
-            assert!(!network.forwards(way.device, from.ip()));
+            network.way(from.ip(), to.ip()).unwrap();
             network.drain().unwrap();
             if network.conntrack() == Conntrack::Deletes {
                 network.forget(from, to).unwrap();

@@ -1,0 +1,185 @@
+//! The keeper of the wire: made before everything else, so that it has nothing of what setu opens later.
+//!
+//! The process that will be the keeper loads the program and opens what it needs, says whether that went well, and then
+//! gives up every privilege but the one that TCP_REPAIR asks for.
+
+use std::{
+    io, mem,
+    os::fd::{AsFd as _, OwnedFd},
+    process,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    thread::set_name,
+};
+use tracing::{info, warn};
+
+use super::privilege;
+use crate::{
+    config::{Config, PathChoice},
+    relay::wire::{self, Counts, Keeper, Network, Pins, Probed, Program, ToKeeper},
+    sys::{self, Forked, seqpacket},
+};
+
+/// How long the keeper may take to start, and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest reason for which it cannot, bytes.
+const REASON: usize = 2048;
+/// Said once the keeper runs; anything else is a reason.
+const STARTED: &[u8] = b"+";
+
+/// The keeper, as setu has it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// A worker's end of the protocol, for each.
+    workers: Vec<OwnedFd>,
+    /// What became of flows.
+    pub(super) counts: Arc<Counts>,
+    /// Where it is told to end; closed when it has.
+    control: OwnedFd,
+}
+
+/// Makes a keeper for so many workers, where the configuration asks for the wire.
+///
+/// # Errors
+/// The wire is not available.
+pub(super) fn start(config: &Config, workers: usize) -> anyhow::Result<Option<Kept>> {
+    if config.path != PathChoice::Wire {
+        return Ok(None);
+    }
+    let kept = self_test().and_then(|()| try_to_start(config, workers)).map_err(|reason| {
+        reason.context(
+            "relay.path = \"wire\" is not available. Give setu the privileges, or set relay.path = \"auto\"; `setu check` \
+             says what this machine can do",
+        )
+    })?;
+    info!("the wire is ready");
+    Ok(Some(kept))
+}
+
+/// Tries the wire where nobody is harmed, before anybody's flow goes on it.
+fn self_test() -> anyhow::Result<()> {
+    let Probed { checks, skipped } = wire::probe();
+    if let Some((name, error)) =
+        checks.iter().find_map(|check| Some((check.name, check.result.as_ref().err()?)))
+    {
+        bail!("its self-test failed: {name}: {error}");
+    }
+    if !checks.is_empty() {
+        info!(checks = checks.len(), "the wire's self-test passed");
+    }
+    if let Some(reason) = skipped {
+        info!(reason, "the wire's self-test was skipped, or a part of it");
+    }
+    Ok(())
+}
+
+fn try_to_start(config: &Config, workers: usize) -> anyhow::Result<Kept> {
+    let pairs = (0..=workers).map(|_| seqpacket::pair()).collect::<io::Result<Vec<_>>>()?;
+    let (mut ours, mut theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    match sys::fork().context("the keeper's process cannot be made")? {
+        Forked::Child => {
+            drop(ours);
+            // The first is not for messages of workers.
+            let control = theirs.remove(0);
+            let Ok(told) = control.try_clone() else { process::exit(1) };
+            let code = match keep(config, &told, control, theirs) {
+                Ok(()) => 0,
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    let reason = reason.as_bytes();
+                    // Once it runs nobody listens any more.
+                    let _ = seqpacket::send(told.as_fd(), &reason[..reason.len().min(REASON)], &[]);
+                    1
+                }
+            };
+            process::exit(code)
+        }
+        Forked::Parent(_) => {
+            drop(theirs);
+            let control = ours.remove(0);
+            let mut reason = [0; REASON];
+            wait(&control)?;
+            match seqpacket::receive(control.as_fd(), &mut reason).context("the keeper does not answer")? {
+                Some(received) if reason.get(..received.len) == Some(STARTED) => {
+                    Ok(Kept { workers: ours, counts: Arc::default(), control })
+                }
+                Some(received) => {
+                    bail!("{}", String::from_utf8_lossy(reason.get(..received.len).unwrap_or_default()))
+                }
+                None => bail!("the keeper ended as it started"),
+            }
+        }
+    }
+}
+
+/// The keeper's whole life. `told`: the control's socket once more, for what may come after the keeper has ended.
+fn keep(config: &Config, told: &OwnedFd, control: OwnedFd, workers: Vec<OwnedFd>) -> anyhow::Result<()> {
+    // Setu tells it when to end, and what it keeps may outlive setu.
+    sys::ignore_signals();
+    sys::close_all_but(&workers.iter().chain([&control, told]).collect::<Vec<_>>())?;
+    // Commands look for setu by its name.
+    let _ = set_name(c"setu-keeper");
+    let pins = Pins::of(&instance(config)?)?;
+    let folder = pins.as_ref().map(|pins| pins.path().to_owned());
+    if pins.is_none() {
+        warn!("there is no BPF file system at /sys/fs/bpf: flows on the wire end with setu");
+    }
+    let program = Program::load(config.wire.max_flows.get(), config.wire.ports.clone(), pins)?;
+    let network =
+        Network::open().context("the network cannot be watched; CAP_NET_RAW and CAP_NET_ADMIN are needed")?;
+    privilege::keep_one(folder.as_deref())?;
+    let keeper = Keeper::new(program, network, control, workers)?;
+    seqpacket::send(told.as_fd(), STARTED, &[])?;
+    Ok(keeper.run()?)
+}
+
+/// What tells this setu's pins from those of another on the same machine: its network, and the folder of its state.
+fn instance(config: &Config) -> anyhow::Result<String> {
+    let network = std::fs::metadata("/proc/self/ns/net").context("/proc/self/ns/net")?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&network);
+    let folder =
+        config.tls.state_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    Ok(format!("{}-{inode}", folder.replace(|c| !is_plain(c), "_")))
+}
+
+fn wait(socket: &OwnedFd) -> io::Result<()> {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    match poll(&mut fds, Some(&timeout))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
+
+impl Kept {
+    /// The worker's ends, which are taken out.
+    pub(super) fn workers(&mut self) -> Vec<(OwnedFd, Arc<Counts>)> {
+        let counts = &self.counts;
+        mem::take(&mut self.workers).into_iter().map(|socket| (socket, counts.clone())).collect()
+    }
+
+    /// Ends every flow on the wire, and takes all of it out of the kernel.
+    pub(super) fn stop(self) {
+        self.end(ToKeeper::Stop);
+    }
+
+    /// Leaves every flow to the keeper of a successor.
+    pub(super) fn hand_on(self) {
+        self.end(ToKeeper::Yield);
+    }
+
+    fn end(self, message: ToKeeper) {
+        self.counts.hand_on();
+        // An error means that it is gone, by a defect or a signal.
+        let _ = seqpacket::send(self.control.as_fd(), message.encode().as_ref(), &[]);
+        if let Err(error) = wait(&self.control) {
+            warn!(%error, "the keeper of the wire does not end");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Which flows can go on the wire: a pure function over what is known of both legs.
+
+use std::net::SocketAddr;
+
+use crate::{
+    relay::wire::{message::WireRefusal, network::Way},
+    sys::LegInfo,
+};
+
+/// Rounding a window to units larger than this could stall a side.
+const LARGEST_UNIT_SHIFT: u8 = 10;
+/// Bytes of the headers of a segment without options.
+const HEADERS: [u32; 2] = [40, 60];
+
+/// A leg, as its socket and the routing table have it.
+#[derive(Debug, Clone)]
+pub(super) struct Leg {
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+    pub(super) info: LegInfo,
+    pub(super) way: Way,
+}
+
+/// Whether the flow of these legs, client's and upstream's, can go on the wire. `upstream_takes`: the largest segment that the
+/// upstream said it takes, where that is known.
+pub(super) fn check([client, upstream]: &[Leg; 2], upstream_takes: Option<u16>) -> Result<(), WireRefusal> {
+    let legs = [client, upstream];
+    if client.local.is_ipv4() != upstream.local.is_ipv4() {
+        return Err(WireRefusal::MixedFamilies);
+    }
+    let (one, other) = (&client.info, &upstream.info);
+    if one.timestamps != other.timestamps || one.sack != other.sack {
+        return Err(WireRefusal::Options);
+    }
+    // X may send as much as setu's socket on its leg announced, and Y must take that.
+    let takes = |leg: &Leg, noted: Option<u16>| {
+        let headers = HEADERS[usize::from(leg.local.is_ipv6())];
+        let noted = noted.map(u32::from).filter(|noted| *noted >= leg.info.send_mss);
+        noted.map_or(leg.info.send_mss, |noted| noted.min(leg.info.path_mtu.saturating_sub(headers)))
+    };
+    if takes(upstream, upstream_takes) < one.advertised_mss || takes(client, None) < other.advertised_mss {
+        return Err(WireRefusal::SegmentSize);
+    }
+    // What comes in by one device leaves by the other.
+    if legs[0].way.mtu != legs[1].way.mtu && !mtu_fits(legs) {
+        return Err(WireRefusal::Mtu);
+    }
+    let scales = |leg: &LegInfo| (leg.send_window_scale, leg.receive_window_scale);
+    let ((in_client, out_client), (in_upstream, out_upstream)) = (scales(one), scales(other));
+    let rounds = |shift_in: u8, shift_out: u8| shift_out > LARGEST_UNIT_SHIFT && shift_out > shift_in;
+    if rounds(in_client, out_upstream) || rounds(in_upstream, out_client) {
+        return Err(WireRefusal::WindowScale);
+    }
+    Ok(())
+}
+
+/// Whether the largest packet that a side may send passes the other's device.
+fn mtu_fits([client, upstream]: [&Leg; 2]) -> bool {
+    let largest = |leg: &Leg| leg.info.advertised_mss + HEADERS[usize::from(leg.local.is_ipv6())];
+    largest(client) <= upstream.way.mtu && largest(upstream) <= client.way.mtu
+}

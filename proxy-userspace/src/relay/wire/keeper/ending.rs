@@ -1,0 +1,241 @@
+//! When a flow on the wire is over: a pure function over what was seen of it.
+//!
+//! | seen | then |
+//! | --- | --- |
+//! | a FIN each way, acknowledged | over; translated on for late repetitions, until [`QUIET_AFTER_FINS`] without a packet, [`MOST_AFTER`] at most |
+//! | a reset | over once [`QUIET_AFTER_RESET`] pass without a packet: a forged one that its end refuses changes nothing |
+//! | one FIN, then nothing for `timeouts.half_close` | both are reset |
+//! | bytes that a side does not acknowledge, and nothing from it for `timeouts.vanished` | both are reset |
+//! | nothing for `timeouts.idle` | both are reset |
+
+use std::time::Duration;
+
+use proxy_common::wire::layout::{FIN_FIRST, FIN_SEEN, RST_SEEN, TICK_SHIFT};
+
+use crate::{
+    relay::wire::message::{Limits, WireEnd},
+    sys::{Constants, Seen},
+};
+
+/// How long a finished flow is kept at least after its last packet: a FIN that was lost three times comes after more than a
+/// second.
+const QUIET_AFTER_FINS: u32 = ticks(Duration::from_secs(20));
+/// A reset is one once nothing came for so long.
+const QUIET_AFTER_RESET: u32 = ticks(Duration::from_secs(10));
+/// How long a flow that is over is kept at most, whatever its ends send: less than its names rest
+/// before they are used again.
+const MOST_AFTER: u32 = ticks(Duration::from_secs(55));
+
+/// A time in the program's ticks.
+const fn ticks(time: Duration) -> u32 {
+    let ticks = time.as_nanos() >> TICK_SHIFT;
+    if ticks > (u32::MAX >> 1) as u128 { u32::MAX >> 1 } else { ticks as u32 }
+}
+
+/// What is known of a flow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    pub(super) seen: [Seen; 2],
+    pub(super) constants: [Constants; 2],
+    /// Since when a side owes an acknowledgement, as far as the sweeps before have noticed; 0: it does not. In ticks.
+    pub(super) owes_since: [u32; 2],
+    pub(super) limits: Limits,
+}
+
+/// What is to be done about a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It goes on.
+    Lives { owes_since: [u32; 2] },
+    /// It has ended by itself, in order, and is kept for what comes late.
+    Finished(WireEnd),
+    /// It has ended by itself, and nothing more comes.
+    Reset(WireEnd),
+    /// Both sides are to be reset.
+    End(WireEnd),
+}
+
+impl View {
+    /// What is to be done at this time, in ticks.
+    pub(super) fn judge(&self, now: u32) -> Verdict {
+        let [client, upstream] = self.seen.map(|seen| seen.flags);
+        let silent = self.silent(now);
+        // What comes after both is of no account: a stack that has forgotten the connection answers what is repeated by a
+        // reset.
+        // A FIN that its other end does not acknowledge may be forged.
+        if client & upstream & FIN_SEEN != 0 && !self.owes(0) && !self.owes(1) {
+            return Verdict::Finished(self.first_to_finish());
+        }
+        if (client | upstream) & RST_SEEN != 0 {
+            if silent < QUIET_AFTER_RESET {
+                return Verdict::Lives { owes_since: [0; 2] };
+            }
+            return Verdict::Reset(self.end());
+        }
+        match (client & FIN_SEEN != 0, upstream & FIN_SEEN != 0) {
+            (true, _) | (_, true) if silent >= ticks(self.limits.half_close) => {
+                return Verdict::End(WireEnd::HalfClosed);
+            }
+            _ if silent >= ticks(self.limits.idle) => return Verdict::End(WireEnd::Idle),
+            _ => {}
+        }
+        let mut owes_since = [0; 2];
+        for (side, end) in [(0, WireEnd::ClientVanished), (1, WireEnd::UpstreamVanished)] {
+            if !self.owes(side) {
+                continue;
+            }
+            let heard = now.wrapping_sub(self.seen[side].last);
+            let owed = self.owes_since[side];
+            // It was heard of since: what it owes is new.
+            let since = if owed == 0 || heard < now.wrapping_sub(owed) { now.max(1) } else { owed };
+            if now.wrapping_sub(since) >= ticks(self.limits.vanished) {
+                return Verdict::End(end);
+            }
+            owes_since[side] = since;
+        }
+        Verdict::Lives { owes_since }
+    }
+
+    /// How a flow ended that has ended by itself.
+    pub(super) fn end(&self) -> WireEnd {
+        match self.seen.map(|seen| seen.flags & RST_SEEN != 0) {
+            [true, _] => WireEnd::ClientReset,
+            [_, true] => WireEnd::UpstreamReset,
+            _ => self.first_to_finish(),
+        }
+    }
+
+    /// Whether a flow that is over can be forgotten. `since`: when it was.
+    pub(super) fn is_forgotten(&self, since: u32, now: u32) -> bool {
+        self.silent(now) >= QUIET_AFTER_FINS || now.wrapping_sub(since) >= MOST_AFTER
+    }
+
+    /// Ticks since the last packet of either side.
+    fn silent(&self, now: u32) -> u32 {
+        // A packet may have come after `now` was read.
+        let since = |seen: Seen| {
+            if (now.wrapping_sub(seen.last) as i32) < 0 { 0 } else { now.wrapping_sub(seen.last) }
+        };
+        self.seen.map(since).into_iter().fold(u32::MAX, u32::min)
+    }
+
+    /// Whether a side has not acknowledged all that the other sent.
+    fn owes(&self, side: usize) -> bool {
+        let acknowledged =
+            self.seen[side].acknowledged.wrapping_add(self.constants[side].add_acknowledgement);
+        (self.seen[1 - side].end.wrapping_sub(acknowledged) as i32) > 0
+    }
+
+    /// If both did at once it is the client.
+    fn first_to_finish(&self) -> WireEnd {
+        let [client, upstream] = self.seen.map(|seen| seen.flags & FIN_FIRST != 0);
+        if upstream && !client { WireEnd::UpstreamFinished } else { WireEnd::ClientFinished }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u32 = 5; // Ticks wrap: most times below are before 0.
+
+    fn before(time: Duration) -> u32 {
+        NOW.wrapping_sub(ticks(time))
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn view(flags: [u32; 2], last: [u32; 2]) -> View {
+        let seen = |side: usize| Seen { flags: flags[side], last: last[side], ..Seen::default() };
+        View {
+            seen: [seen(0), seen(1)],
+            constants: Default::default(),
+            owes_since: [0; 2],
+            limits: Limits { idle: SECOND * 3600, half_close: SECOND * 60, vanished: SECOND * 90 },
+        }
+    }
+
+    const LIVES: Verdict = Verdict::Lives { owes_since: [0; 2] };
+
+    #[test]
+    fn each_row_of_the_table() {
+        let at = |flags, seconds: u32| view(flags, [before(SECOND * seconds); 2]).judge(NOW);
+        assert_eq!(at([0, 0], 3599), LIVES);
+        assert_eq!(at([0, 0], 3601), Verdict::End(WireEnd::Idle));
+        assert_eq!(at([FIN_SEEN, 0], 59), LIVES);
+        assert_eq!(at([FIN_SEEN, 0], 61), Verdict::End(WireEnd::HalfClosed));
+        assert_eq!(at([0, FIN_SEEN], 61), Verdict::End(WireEnd::HalfClosed));
+        assert_eq!(at([FIN_SEEN, FIN_SEEN], 0), Verdict::Finished(WireEnd::ClientFinished));
+        assert_eq!(at([RST_SEEN, 0], 9), LIVES);
+        assert_eq!(at([RST_SEEN, 0], 11), Verdict::Reset(WireEnd::ClientReset));
+        assert_eq!(at([0, FIN_SEEN | RST_SEEN], 11), Verdict::Reset(WireEnd::UpstreamReset));
+        assert_eq!(
+            at([FIN_SEEN, FIN_SEEN | RST_SEEN], 0),
+            Verdict::Finished(WireEnd::ClientFinished),
+            "a late one"
+        );
+    }
+
+    #[test]
+    fn who_finished_first_is_told() {
+        let of = |flags| view(flags, [NOW; 2]).judge(NOW);
+        let both = FIN_SEEN | FIN_FIRST;
+        assert_eq!(of([both, FIN_SEEN]), Verdict::Finished(WireEnd::ClientFinished));
+        assert_eq!(of([FIN_SEEN, both]), Verdict::Finished(WireEnd::UpstreamFinished));
+        assert_eq!(of([both, both]), Verdict::Finished(WireEnd::ClientFinished), "both at once");
+    }
+
+    #[test]
+    fn a_fin_counts_that_is_acknowledged() {
+        let mut forged = view([FIN_SEEN; 2], [NOW; 2]);
+        forged.seen[0].end = 1;
+        assert!(matches!(forged.judge(NOW), Verdict::Lives { .. }));
+        forged.seen[1].acknowledged = 1;
+        assert_eq!(forged.judge(NOW), Verdict::Finished(WireEnd::ClientFinished));
+    }
+
+    #[test]
+    fn the_later_of_both_sides_counts() {
+        let last = [before(SECOND * 4000), before(SECOND * 10)];
+        assert_eq!(view([0, 0], last).judge(NOW), LIVES);
+        assert_eq!(view([FIN_SEEN, 0], last).judge(NOW), LIVES);
+    }
+
+    #[test]
+    fn who_owes_an_answer_has_its_time() {
+        // The client was silent for ten minutes, and now the upstream has sent something.
+        let mut view = view([0, 0], [before(SECOND * 600), before(SECOND)]);
+        view.seen[1].end = 100;
+        let Verdict::Lives { owes_since: [since, 0] } = view.judge(NOW) else { panic!("it must live") };
+        assert_eq!(since, NOW);
+        view.owes_since = [since, 0];
+        let later = NOW.wrapping_add(ticks(SECOND * 89));
+        assert_eq!(view.judge(later), Verdict::Lives { owes_since: [since, 0] });
+        let later = NOW.wrapping_add(ticks(SECOND * 91));
+        assert_eq!(view.judge(later), Verdict::End(WireEnd::ClientVanished));
+        // It was heard of meanwhile, and owes what came since.
+        view.seen[0].last = NOW.wrapping_add(ticks(SECOND * 80));
+        assert_eq!(view.judge(later), Verdict::Lives { owes_since: [later, 0] });
+        // It has acknowledged it, in the numbers of its own leg.
+        view.constants[0].add_acknowledgement = 40;
+        view.seen[0].acknowledged = 60;
+        assert_eq!(view.judge(later), LIVES);
+    }
+
+    #[test]
+    fn what_is_over_is_kept_for_a_while_and_not_for_ever() {
+        let finished = |seconds| view([FIN_SEEN; 2], [before(SECOND * seconds); 2]);
+        assert!(!finished(19).is_forgotten(before(SECOND * 19), NOW));
+        assert!(finished(21).is_forgotten(before(SECOND * 21), NOW));
+        assert!(!finished(0).is_forgotten(before(SECOND * 54), NOW));
+        assert!(
+            finished(0).is_forgotten(before(SECOND * 56), NOW),
+            "an end that goes on sending keeps nothing"
+        );
+    }
+
+    #[test]
+    fn a_packet_after_the_look_at_the_clock_is_no_silence() {
+        assert_eq!(view([0, 0], [NOW + 3; 2]).judge(NOW), LIVES);
+    }
+}

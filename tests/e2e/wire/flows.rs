@@ -1,0 +1,181 @@
+//! Flows on the wire: nothing of setu's is between both ends, and its end and its successors are.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use setu_tests::{
+    Path, Setu,
+    network::{Network, SERVERS},
+    peers::{Upstream, end_of, exchange, finish},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Nobody ends a flow for its silence in a test, and no start waits for upstreams.
+const CALM: &str = "[timeouts]\nidle = \"10m\"\n";
+
+fn config(network: &Network, upstream: &Upstream, more: &str) -> String {
+    let config = network.config(Path::Wire, &[upstream.address()], more);
+    config.replace("[admin]\nbind = []", "[admin]\nbind = [\"127.0.0.1:0\"]")
+}
+
+/// What setu counts.
+fn counts(network: &Network, admin: SocketAddr) -> BTreeMap<String, u64> {
+    let text = network.proxy.within(|| {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let number = |line: &str| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse::<f64>().ok()? as u64))
+    };
+    text.lines().filter_map(number).collect()
+}
+
+/// Waits until a number is what it is to be.
+fn await_count(network: &Network, setu: &mut Setu, name: &str, wanted: u64) {
+    let (admin, deadline) = (setu.admin(), Instant::now() + PATIENCE);
+    loop {
+        let all = counts(network, admin);
+        if all.get(name) == Some(&wanted) {
+            return;
+        }
+        let wire: Vec<_> = all.iter().filter(|(name, value)| name.contains("wire") && **value > 0).collect();
+        assert!(Instant::now() < deadline, "{name} does not become {wanted}: {wire:?}\n{}", setu.tail());
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The keeper of a setu.
+fn keeper(setu: &Setu) -> String {
+    let output = Command::new("pgrep").args(["-P", &setu.pid().to_string()]).output().unwrap();
+    let pid = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim(), "setu-keeper");
+    pid
+}
+
+fn is_gone(pid: &str) -> bool {
+    // Whoever has not been waited for is a zombie.
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+type Flows = Vec<(TcpStream, TcpStream)>;
+
+fn spliced(network: &Network, setu: &mut Setu, upstream: &Upstream, count: u64) -> Flows {
+    let flows = (0..count).map(|_| network.flow(setu, upstream)).collect();
+    await_count(network, setu, "setu_wire_flows", count);
+    flows
+}
+
+fn talk(flows: &Flows) {
+    for (client, server) in flows {
+        exchange(client, server, &[7; 30_000]);
+        exchange(server, client, &[8; 30_000]);
+    }
+}
+
+#[test]
+fn nothing_of_setu_is_left_of_a_flow_but_its_account() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let mut setu = network.start_with_pins(&config(&network, &upstream, CALM), "debug", &[]);
+    let before = setu.descriptors_at_rest();
+    let flows = spliced(&network, &mut setu, &upstream, 20);
+    talk(&flows);
+    // Connections that were asked for their counts are gone as well.
+    let deadline = Instant::now() + PATIENCE;
+    while setu.descriptors() > before {
+        assert!(Instant::now() < deadline, "{} descriptors, {before} before", setu.descriptors());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(network.connections(), 0, "sockets of setu's host");
+    for (client, server) in &flows {
+        finish(client);
+        assert_eq!(end_of(server).unwrap(), 0);
+        exchange(server, client, b"the other way goes on");
+        finish(server);
+        assert_eq!(end_of(client).unwrap(), 0);
+    }
+    setu.wait_closed("client_closed", 20);
+    let all = counts(&network, setu.admin());
+    assert_eq!((all["setu_wire_handed_over_total"], all["setu_wire_torn_total"]), (20, 0));
+    assert!(all["setu_bytes_total{direction=\"upstream\"}"] >= 20 * 30_000);
+}
+
+#[test]
+fn flows_outlive_setu_and_are_its_successors() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let config = config(&network, &upstream, CALM);
+    let mut setu = network.start_with_pins(&config, "debug", &[]);
+    let flows = spliced(&network, &mut setu, &upstream, 20);
+    let first = keeper(&setu);
+    // All of it dies.
+    setu.kill();
+    Command::new("kill").args(["-9", &first]).status().unwrap();
+    talk(&flows);
+    let mut second = network.start_with_pins(&config, "debug", &[]);
+    await_count(&network, &mut second, "setu_wire_flows", 20);
+    talk(&flows);
+    // Its keeper outlives it, until the next is there.
+    let orphan = keeper(&second);
+    second.kill();
+    talk(&flows);
+    let mut third = network.start_with_pins(&config, "debug", &[]);
+    await_count(&network, &mut third, "setu_wire_flows", 20);
+    assert!(is_gone(&orphan));
+    talk(&flows);
+    let more = network.flow(&third, &upstream);
+    await_count(&network, &mut third, "setu_wire_flows", 21);
+    talk(&vec![more]);
+    for (client, server) in &flows {
+        finish(server);
+        assert_eq!(end_of(client).unwrap(), 0);
+        finish(client);
+        assert_eq!(end_of(server).unwrap(), 0);
+    }
+    third.wait_closed("upstream_closed", 20);
+}
+
+#[test]
+fn an_end_in_order_resets_both_sides_and_leaves_nothing() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let more = "[timeouts]\nidle = \"10m\"\ndrain = \"1s\"\n";
+    let mut setu = network.start_with_pins(&config(&network, &upstream, more), "debug", &[]);
+    let flows = spliced(&network, &mut setu, &upstream, 5);
+    talk(&flows);
+    let keeper = keeper(&setu);
+    let pinned =
+        || network.pins.all().into_iter().filter(|path| path.starts_with("setu")).collect::<Vec<_>>();
+    assert!(!pinned().is_empty());
+    let (status, reasons) = setu.stop();
+    assert!(status.success());
+    assert_eq!(reasons.get("shutdown"), Some(&5), "{reasons:?}");
+    for (client, server) in &flows {
+        for end in [client, server] {
+            let error = end_of(end).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    }
+    assert!(is_gone(&keeper));
+    assert!(pinned().is_empty(), "{:?}", pinned());
+}
