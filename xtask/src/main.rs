@@ -77,7 +77,7 @@ enum Task {
     },
     /// Flows under conditions that are drawn anew each round, every byte compared; as root
     Torture {
-        /// For the torture: --minutes N, --path P, --seed S, --out DIR
+        /// For the torture: --minutes N, --path P, --forwarders, --hand-overs N, --seed S, --out DIR
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

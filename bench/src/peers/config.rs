@@ -15,6 +15,7 @@ pub(super) fn of(kind: Kind, service: Service, certificate: Option<&Certificate>
         Kind::Sniproxy => sniproxy(service),
         Kind::SetuUserspace => setu("userspace", service, certificate),
         Kind::SetuAuto => setu("auto", service, certificate),
+        Kind::SetuWire => setu("wire", service, certificate),
         Kind::SetuSockmap => setu("sockmap", service, certificate),
         // These have no file.
         Kind::Direct | Kind::NftDnat => String::new(),

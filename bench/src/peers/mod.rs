@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Sniproxy,
     /// By default: each flow's bytes move where setu finds it best.
     SetuAuto,
+    /// Packets are translated, past all sockets.
+    SetuWire,
     /// Bytes move in the kernel.
     SetuSockmap,
     /// Bytes move through the process.
@@ -84,6 +86,7 @@ impl Kind {
             Self::Nginx => "nginx",
             Self::Sniproxy => "sniproxy",
             Self::SetuAuto => "setu-auto",
+            Self::SetuWire => "setu-wire",
             Self::SetuSockmap => "setu-sockmap",
             Self::SetuUserspace => "setu-userspace",
         }
@@ -95,7 +98,7 @@ impl Kind {
 
     /// Whether it is setu with a path that an operator has to ask for.
     pub(crate) fn is_forced_setu(self) -> bool {
-        matches!(self, Self::SetuSockmap | Self::SetuUserspace)
+        matches!(self, Self::SetuWire | Self::SetuSockmap | Self::SetuUserspace)
     }
 
     /// Whether it is a bound and no proxy.
@@ -106,7 +109,7 @@ impl Kind {
     /// Whether it can do this at all. TLS that ends at setu goes through userspace in every path.
     pub(crate) fn offers(self, service: Service) -> bool {
         match self {
-            Self::Direct | Self::NftDnat | Self::SetuSockmap => service != Service::Tls,
+            Self::Direct | Self::NftDnat | Self::SetuWire | Self::SetuSockmap => service != Service::Tls,
             Self::Sniproxy => service == Service::Sni,
             Self::HaproxyReference
             | Self::HaproxyTuned

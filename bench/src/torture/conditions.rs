@@ -4,7 +4,10 @@ use std::fmt;
 
 use setu_tests::peers::Random;
 
-use super::pattern::mix;
+use super::{
+    forwarded::way::{Profile, Way},
+    pattern::mix,
+};
 
 /// A queue before a device of the proxy's host, as tc takes it, and what it lets through: bytes each second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +99,9 @@ pub(crate) struct Conditions {
     pub(crate) stalls: u64,
     /// One in so many flows is reset by one of its peers; 0 for none.
     pub(crate) resets: u64,
+    /// Where forwarders carry all frames ([`super::forwarded`]). Flows then rest more often, since those that last are
+    /// handed over, and are smaller.
+    pub(crate) forwarded: Option<Way>,
     /// For setu's `--force-handover`, milliseconds, where there is a kernel path.
     pub(crate) force_handover: Option<u64>,
     /// When setu is told to reload, milliseconds from the beginning.
@@ -109,7 +115,7 @@ pub(crate) struct Conditions {
 /// The seed of a run's round: the first has the run's.
 pub(crate) fn seed_of(run: u64, round: u64) -> u64 {
     // Short ones are easier to type.
-    if round == 0 { run } else { mix(run ^ round) >> 24 }
+    if round == 0 { run } else { mix(mix(run) ^ round) >> 24 }
 }
 
 impl Conditions {
@@ -156,6 +162,7 @@ impl Conditions {
             spread: die.one_of(&[200, 1_000, 3_000]),
             stalls: die.one_of(&[0, 4, 12]),
             resets: if die.below(3) == 0 { 8 } else { 0 },
+            forwarded: None,
             force_handover: (die.below(2) == 0).then(|| die.one_of(&[5, 20, 100, 500])),
             reload: (die.below(4) == 0).then(|| 300 + die.below(4_000)),
             death: (die.below(6) == 0).then(|| 500 + die.below(4_000)),
@@ -164,6 +171,31 @@ impl Conditions {
         if bulk && die.below(3) > 0 {
             drawn.be_fast();
         }
+        drawn
+    }
+
+    /// Draws those of a round in which forwarders carry all frames. They do to the network all that is done to it, and no
+    /// peer resets, so that each reset is setu's.
+    pub(crate) fn draw_forwarded(seed: u64) -> Self {
+        let mut drawn = Self::draw(seed);
+        let (clients, servers) = (drawn.clients, drawn.servers);
+        drawn.be_fast();
+        let mut random = Random::new(mix(seed ^ 0x77_69_72_65));
+        let mut die = Die(&mut random);
+        let way = Way::draw(&mut die);
+        let Profile { lost, repeated, late, .. } = way.profile;
+        (drawn.lost, drawn.repeated, drawn.late) = (lost, repeated, late);
+        drawn.flows = if drawn.bulk { die.between(2, 8) } else { die.between(60, 200) } as u32;
+        drawn.spread = die.one_of(&[1_000, 3_000]);
+        drawn.hogs = die.one_of(&[0, 0, 0, 1]);
+        (drawn.resets, drawn.force_handover) = (0, None);
+        (drawn.reload, drawn.death, drawn.drain) = (None, None, None);
+        (drawn.clients, drawn.servers) = (clients, servers);
+        if drawn.tiny() {
+            // Each loss then costs a timeout, and a healthy flow may take minutes.
+            (drawn.clients, drawn.servers) = (USUAL, USUAL);
+        }
+        drawn.forwarded = Some(way);
         drawn
     }
 
@@ -178,10 +210,12 @@ impl Conditions {
     /// Bytes that all flows together may send to clients, and to servers: what takes some seconds.
     pub(crate) fn budgets(&self) -> [u64; 2] {
         let slow = self.lost >= 10 || self.late >= 50 || self.tiny();
-        let most = match (slow, self.bulk) {
-            (true, _) => 20 << 20,
-            (false, false) => 160 << 20,
-            (false, true) => 1500 << 20,
+        let most = match (slow, self.bulk, self.forwarded.is_some()) {
+            (true, ..) => 20 << 20,
+            (false, false, true) => 40 << 20,
+            (false, true, true) => 200 << 20,
+            (false, false, false) => 160 << 20,
+            (false, true, false) => 1500 << 20,
         };
         [self.to_clients, self.to_servers].map(|queue| queue.rate.map_or(most, |rate| (rate * 2).min(most)))
     }
@@ -228,6 +262,7 @@ impl Conditions {
         ]
         .into_iter()
         .flatten()
+        .chain(self.forwarded.into_iter().flat_map(Way::kinds))
         .collect()
     }
 }
@@ -239,7 +274,7 @@ impl fmt::Display for Conditions {
             formatter,
             "seed={} to-clients=[{}] to-servers=[{}] lost={}‰ repeated={}‰ late={}‰ mtu={} single-segments={} \
              proxy={} clients={} servers={} congestion={} hogs={} flows={} bulk={} spread={}ms stalls=1/{} resets=1/{} \
-             force-handover={} reload={} death={} drain={}",
+             forwarded={} force-handover={} reload={} death={} drain={}",
             self.seed,
             self.to_clients.discipline,
             self.to_servers.discipline,
@@ -258,6 +293,7 @@ impl fmt::Display for Conditions {
             self.spread,
             self.stalls,
             self.resets,
+            self.forwarded.map_or_else(|| "no".to_owned(), |way| format!("[{way}]")),
             at(self.force_handover),
             at(self.reload),
             at(self.death),
@@ -318,6 +354,13 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_seeds_close_by_play_other_rounds() {
+        let rounds = |run| (0..500).map(move |round| seed_of(run, round));
+        let all: BTreeSet<_> = (1..=16).flat_map(rounds).collect();
+        assert_eq!(all.len(), 16 * 500);
+    }
+
+    #[test]
     fn the_line_tells_rounds_apart() {
         // Each field is changed alone; the line must change.
         let base = Conditions::draw(4);
@@ -350,6 +393,7 @@ mod tests {
         change(&|conditions| conditions.spread += 1);
         change(&|conditions| conditions.stalls += 1);
         change(&|conditions| conditions.resets += 1);
+        change(&|conditions| conditions.forwarded = Some(Way::draw(&mut Die(&mut Random::new(1)))));
         change(&|conditions| conditions.force_handover = Some(77_777));
         change(&|conditions| conditions.reload = Some(77_777));
         change(&|conditions| conditions.death = Some(77_777));

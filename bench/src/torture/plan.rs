@@ -104,7 +104,8 @@ impl Plan {
         let phases = die.between(1, 6);
         for _ in 0..phases {
             // What is to last at full speed does not talk.
-            match die.below(8).max(if conditions.bulk { 3 } else { 0 }) {
+            let kinds = if conditions.forwarded.is_some() { 12 } else { 8 };
+            match die.below(kinds).max(if conditions.bulk { 3 } else { 0 }) {
                 0..3 => writing.talk(&mut die),
                 3..7 => writing.burst(&mut die),
                 _ => writing.rest(&mut die),

@@ -23,6 +23,9 @@ pub(crate) struct Tally {
     ends: BTreeMap<String, u64>,
     reasons: BTreeMap<String, u64>,
     counts: BTreeMap<String, u64>,
+    facts: BTreeMap<String, u64>,
+    /// The flow that took longest: its time, the round's seed, its number.
+    slowest: Option<(Duration, u64, u32)>,
     findings: Vec<(u64, Finding)>,
 }
 
@@ -36,6 +39,10 @@ pub(crate) struct Round {
     pub(crate) reasons: BTreeMap<String, u64>,
     /// Of the kernel path, in setu's words.
     pub(crate) counts: BTreeMap<String, u64>,
+    /// What hosts and forwarders counted.
+    pub(crate) facts: BTreeMap<String, u64>,
+    /// The flow that took longest: its time, its number.
+    pub(crate) slowest: Option<(Duration, u32)>,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -56,12 +63,20 @@ impl Tally {
             (&mut self.ends, round.ends),
             (&mut self.reasons, round.reasons),
             (&mut self.counts, round.counts),
+            (&mut self.facts, round.facts),
         ] {
             for (key, count) in more {
                 *sums.entry(key).or_default() += count;
             }
         }
+        let slowest = round.slowest.map(|(time, flow)| (time, conditions.seed, flow));
+        self.slowest = self.slowest.max(slowest);
         self.findings.extend(round.findings.into_iter().map(|finding| (conditions.seed, finding)));
+    }
+
+    /// How many flows did something, in the words of a round's counts.
+    pub(crate) fn count(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or(0)
     }
 
     pub(crate) fn found(&self) -> usize {
@@ -97,6 +112,15 @@ impl Tally {
         }
         for (reason, count) in &self.reasons {
             row(&format!("ended for {reason}"), count);
+        }
+        for (fact, count) in &self.facts {
+            row(fact, count);
+        }
+        if let Some((time, seed, flow)) = self.slowest {
+            row(
+                "slowest flow",
+                &format!("{:.1} s: flow {flow} of the round with seed {seed}", time.as_secs_f64()),
+            );
         }
         for kind in Kind::ALL {
             row(kind.name(), &self.of(kind));

@@ -44,7 +44,7 @@ const LOGS: &str = "target/torture";
 const SHOWN: usize = 12;
 
 /// No time limit of setu's may end a flow here, but that of the drain.
-const TIMEOUTS: &str = "[timeouts]\nconnect = \"60s\"\ninspect = \"60s\"\nidle = \"600s\"\nhalf_close = \"600s\"\n\
+pub(super) const TIMEOUTS: &str = "[timeouts]\nconnect = \"60s\"\ninspect = \"60s\"\nidle = \"600s\"\nhalf_close = \"600s\"\n\
                         vanished = \"600s\"\ndrain = \"1500ms\"\n";
 
 /// Whether setu can be made to hand flows over again and again: older ones do not know the option.
@@ -62,7 +62,7 @@ pub(crate) fn can_force_handover() -> bool {
 pub(crate) fn play(path: Path, conditions: &Conditions, forced: Option<u64>) -> Result<report::Round> {
     let network = Network::new();
     weather::prepare(&network, conditions);
-    let listeners = servers::listen(&network)?;
+    let listeners = servers::listen(&network, &SERVERS)?;
     let endpoints: Vec<_> =
         listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect::<Result<_>>()?;
     let config = network.config(path, &endpoints, &format!("{ONE_SOURCE}{TIMEOUTS}"));
@@ -146,7 +146,7 @@ fn direct(
 }
 
 /// Ends the play however this side of it ends, so that nothing waits for what will not come.
-struct Curtain<'a>(&'a Stage);
+pub(super) struct Curtain<'a>(pub(super) &'a Stage);
 
 impl Drop for Curtain<'_> {
     fn drop(&mut self) {
@@ -155,7 +155,7 @@ impl Drop for Curtain<'_> {
 }
 
 /// Waits until setu holds no more than before; what it holds when it does not come to that.
-fn settle(setu: &Setu, network: &Network, before: Level) -> Option<Level> {
+pub(super) fn settle(setu: &Setu, network: &Network, before: Level) -> Option<Level> {
     let mut now = before;
     let settled = eventually(|| {
         now = Level::of(setu, network);
@@ -178,7 +178,7 @@ fn eventually(mut holds: impl FnMut() -> bool) -> bool {
 }
 
 /// What setu's log says of ends, of the kernel path, and of defects.
-fn hear(log: &[String], round: &mut report::Round) {
+pub(super) fn hear(log: &[String], round: &mut report::Round) {
     let mut errors: BTreeMap<&str, u64> = BTreeMap::new();
     for line in log {
         // Not the flows of setu's test of itself.
@@ -212,7 +212,7 @@ fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 }
 
 /// Judges all flows, and the reasons that setu names.
-fn verdict(
+pub(super) fn verdict(
     stage: &Stage,
     conditions: &Conditions,
     drain: Option<Duration>,
@@ -254,7 +254,7 @@ fn verdict(
 }
 
 /// Prints what was found, with the lines of setu's log that may say why, and leaves all of them in a file.
-fn tell(path: Path, conditions: &Conditions, log: &[String], findings: &[Finding]) -> Result<()> {
+pub(super) fn tell(path: Path, conditions: &Conditions, log: &[String], findings: &[Finding]) -> Result<()> {
     if findings.is_empty() {
         return Ok(());
     }
@@ -273,8 +273,9 @@ fn tell(path: Path, conditions: &Conditions, log: &[String], findings: &[Finding
     fs::write(&file, format!("{conditions}\n\n{found}\n{}\n", log.join("\n")))?;
     println!("  all of it: {file}");
     println!(
-        "FAILED; again by: cargo xtask torture --path {} --minutes 0.1 --seed {}",
+        "FAILED; again by: cargo xtask torture --path {}{} --minutes 0.1 --seed {}",
         path.name(),
+        if conditions.forwarded.is_some() && path != Path::Wire { " --forwarders" } else { "" },
         conditions.seed
     );
     Ok(())

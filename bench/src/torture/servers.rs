@@ -3,23 +3,23 @@
 use std::{net::TcpListener, sync::Arc};
 
 use anyhow::Result;
-use setu_tests::network::{Network, SERVERS};
+use setu_tests::network::Network;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, runtime, task::LocalSet};
 
 use super::{clients::MAGIC, peer, plan::Role, stage::Stage};
 
-/// Listens on all endpoints.
+/// Listens on endpoints at these addresses.
 ///
 /// # Errors
 /// When an address cannot be had.
-pub(crate) fn listen(network: &Network) -> Result<Vec<TcpListener>> {
+pub(crate) fn listen(network: &Network, hosts: &[&str]) -> Result<Vec<TcpListener>> {
     network.servers.within(|| {
         let listen = |host: &&str| -> Result<TcpListener> {
             let listener = TcpListener::bind((*host, 0))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
-        SERVERS.iter().map(listen).collect()
+        hosts.iter().map(listen).collect()
     })
 }
 

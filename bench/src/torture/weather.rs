@@ -72,10 +72,10 @@ fn allowed(host: &Netns, congestion: &str) -> bool {
     })
 }
 
-/// The round's weather. Dropping it ends the busy loops; the network goes with its hosts.
+/// The round's weather, with its busy loops; the network goes with its hosts.
 pub(crate) struct Weather<'a> {
     network: &'a Network,
-    hogs: Option<Child>,
+    hogs: Option<Hogs>,
 }
 
 impl<'a> Weather<'a> {
@@ -97,8 +97,7 @@ impl<'a> Weather<'a> {
         for host in [clients, servers] {
             disturb(host, conditions)?;
         }
-        let hogs = (conditions.hogs > 0).then(|| hogs(conditions.hogs)).transpose()?;
-        Ok(Self { network, hogs })
+        Ok(Self { network, hogs: Some(Hogs::new(conditions.hogs)?) })
     }
 
     /// Makes it fair, so that what is left ends soon.
@@ -106,7 +105,7 @@ impl<'a> Weather<'a> {
     /// # Errors
     /// When tc cannot.
     pub(crate) fn mend(&mut self) -> Result<()> {
-        self.stop_hogs();
+        self.hogs = None;
         let Network { clients, proxy, servers, .. } = self.network;
         self.network.mend();
         for host in [clients, servers] {
@@ -119,20 +118,6 @@ impl<'a> Weather<'a> {
             tc(host, &format!("qdisc replace dev {device} root pfifo limit 1000"))?;
         }
         Ok(())
-    }
-
-    fn stop_hogs(&mut self) {
-        if let Some(mut hogs) = self.hogs.take() {
-            // An error means that it has ended.
-            let _ = hogs.kill();
-            let _ = hogs.wait();
-        }
-    }
-}
-
-impl Drop for Weather<'_> {
-    fn drop(&mut self) {
-        self.stop_hogs();
     }
 }
 
@@ -176,11 +161,32 @@ fn tc(host: &Netns, arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// Starts a process of busy loops.
-fn hogs(count: u32) -> Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["hogs", &count.to_string()]).stdin(Stdio::null());
-    command.spawn().context("busy loops cannot be started")
+/// A process of busy loops. Dropping it ends it.
+pub(crate) struct Hogs(Option<Child>);
+
+impl Hogs {
+    /// Starts so many, which may be none.
+    ///
+    /// # Errors
+    /// When there can be no process.
+    pub(crate) fn new(count: u32) -> Result<Self> {
+        let start = || {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["hogs", &count.to_string()]).stdin(Stdio::null());
+            command.spawn().context("busy loops cannot be started")
+        };
+        (count > 0).then(start).transpose().map(Self)
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        if let Some(hogs) = &mut self.0 {
+            // An error means that it has ended.
+            let _ = hogs.kill();
+            let _ = hogs.wait();
+        }
+    }
 }
 
 /// The busy loops: until the parent stops them, or is gone.
