@@ -8,8 +8,8 @@ use crate::{bench, dist, docs, ebpf, fuzz, page, process, setup, test::SETU_BIN}
 
 /// For each target.
 const FUZZ_SECONDS: u32 = 120;
-/// Three minutes for each path. The seed is fixed, so that changes are judged under the same conditions.
-const TORTURE: [&str; 4] = ["--minutes", "9", "--seed", "13"];
+/// Two minutes for each path. The seed is fixed, so that changes are judged under the same conditions.
+const TORTURE: [&str; 4] = ["--minutes", "6", "--seed", "13"];
 /// The wire's share: hand-overs between forwarders that lose, repeat, delay and reorder.
 const WIRE: [&str; 6] = ["--path", "wire", "--minutes", "3", "--seed", "13"];
 

@@ -142,10 +142,8 @@ named! {
         NoPort = "no_port",
         /// As many connections as `wire.max_flows` are on the wire.
         Full = "full",
-        /// A packet filter or IPsec is on the way that packets on the wire would not take.
-        Firewall = "firewall",
-        /// The device merges packets by hardware (LRO): `ethtool -K DEVICE lro off`.
-        Merging = "merging",
+        /// This host tracks connections, and does not let setu take them out of its table, which would fill.
+        Conntrack = "conntrack",
         /// A side has ended or reset its stream.
         Finished = "finished",
         /// The connection is none that the wire takes: not established any more, or MPTCP.

@@ -444,7 +444,7 @@ impl Keeper {
         let legs = [self.leg(sockets[0].as_fd())?, self.leg(sockets[1].as_fd())?];
         // Its table would fill with connections of which it sees no end.
         if self.network.conntrack() == Conntrack::Keeps {
-            return Err(WireRefusal::Firewall);
+            return Err(WireRefusal::Conntrack);
         }
         let port = legs[1].local.port();
         if !self.program.owns(port) {
