@@ -204,15 +204,18 @@ impl Routed {
             Ok::<_, CloseReason>(match destination {
                 Destination::Upstream(id) => {
                     let send = config.upstream(id).send_proxy_protocol;
-                    (upstreams.dial(id, plain).await?, origin.header(send, &client))
+                    (upstreams.dial(id, plain).await?, send)
                 }
                 Destination::Name(id, name) => {
-                    (upstreams.dial_name(id, name.as_str(), HTTPS, plain).await?, None)
+                    let dialed = upstreams.dial_name(id, name.as_str(), HTTPS, plain).await?;
+                    (dialed, SendProxyProtocol::Off)
                 }
-                Destination::Fallback(address) => (upstreams.dial_fallback(address).await?, None),
+                Destination::Fallback(address) => {
+                    (upstreams.dial_fallback(address).await?, SendProxyProtocol::Off)
+                }
             })
         };
-        let (dialed, header) = tokio::select! {
+        let (dialed, send) = tokio::select! {
             biased;
             dialed = dialing => dialed?,
             reason = is_reset(client.socket()) => return Err(reason),
@@ -220,6 +223,8 @@ impl Routed {
         if let Some(taken) = dialed.shorter {
             worker.shared.segments.lower(listener, taken);
         }
+        // Not in what dials: as deep on the stack as that is nobody overwrites what it leaves.
+        let header = origin.header(send, &client);
         let mut upstream = dialed.stream;
         if let Some(header) = header {
             let sent = upstream.write_all(&header).await;

@@ -136,7 +136,7 @@ pub(super) fn total_memory() -> u64 {
 }
 
 /// Stack that is overwritten below the caller, words of 8 bytes: more than any call that meets an address uses.
-const WIPED: usize = 2 * 1024;
+const WIPED: usize = 4 * 1024;
 
 /// Overwrites what calls before this one have left on the calling thread's stack.
 #[inline(never)]

@@ -73,6 +73,12 @@ type Flows = Vec<(TcpStream, TcpStream)>;
 fn spliced(network: &Network, setu: &mut Setu, upstream: &Upstream, count: u64) -> Flows {
     let flows = (0..count).map(|_| network.flow(setu, upstream)).collect();
     await_count(network, setu, "setu_wire_flows", count);
+    // Until both ends have all of setu's own bytes its sockets are there, and their end is the flow's.
+    let deadline = Instant::now() + PATIENCE;
+    while network.connections() > 0 {
+        assert!(Instant::now() < deadline, "{} sockets are left", network.connections());
+        thread::sleep(Duration::from_millis(20));
+    }
     flows
 }
 

@@ -380,6 +380,16 @@ impl Wire {
     }
 
     fn hear(&self) -> Result<FromKeeper, Failure> {
+        loop {
+            match self.hear_next()? {
+                // How much, the end tells as well.
+                FromKeeper::Moved { .. } => {}
+                message => return Ok(message),
+            }
+        }
+    }
+
+    fn hear_next(&self) -> Result<FromKeeper, Failure> {
         wait(&self.worker, PATIENCE).map_err(|error| Failure(format!("the keeper says nothing: {error}")))?;
         let mut buffer = [0; MOST];
         let received = seqpacket::receive(&self.worker, &mut buffer)?
