@@ -256,9 +256,17 @@ fn try_flow(peers: &Peers, wire: &Wire, family: Family, passed: &mut usize) -> R
 
     server.shutdown(Shutdown::Write)?;
     expect_end(&client)?;
-    let end = wire.hear()?;
-    let FromKeeper::Gone { id: ID, end: WireEnd::ClientFinished, bytes: [up, down] } = end else {
-        return Err(Failure(format!("the keeper says {end:?}")));
+    let mut told = [0; 2];
+    let [up, down] = loop {
+        let (message, bytes) = match wire.hear()? {
+            message @ (FromKeeper::Moved { id: ID, bytes }
+            | FromKeeper::Gone { id: ID, end: WireEnd::ClientFinished, bytes }) => (message, bytes),
+            message => return Err(Failure(format!("the keeper says {message:?}"))),
+        };
+        told = [told[0] + bytes[0], told[1] + bytes[1]];
+        if let FromKeeper::Gone { .. } = message {
+            break told;
+        }
     };
     let least = (MIB + 8) as u64;
     expect(up >= least && down >= least, || format!("{up} and {down} bytes are told of, not {least}"))?;
@@ -380,16 +388,6 @@ impl Wire {
     }
 
     fn hear(&self) -> Result<FromKeeper, Failure> {
-        loop {
-            match self.hear_next()? {
-                // How much, the end tells as well.
-                FromKeeper::Moved { .. } => {}
-                message => return Ok(message),
-            }
-        }
-    }
-
-    fn hear_next(&self) -> Result<FromKeeper, Failure> {
         wait(&self.worker, PATIENCE).map_err(|error| Failure(format!("the keeper says nothing: {error}")))?;
         let mut buffer = [0; MOST];
         let received = seqpacket::receive(&self.worker, &mut buffer)?
