@@ -213,6 +213,22 @@ fn page(file: &str) -> Option<Page> {
                 ("setu cert new", "Another one, of setu's own making."),
             ],
         },
+        "setu-wire.1" | "setu-wire-show.1" | "setu-wire-clear.1" => Page {
+            exit: &[
+                ("0", "It is shown, or nothing is left."),
+                (
+                    "1",
+                    "It could not be seen or taken away, or a keeper runs whose flows it is: stop that setu first.",
+                ),
+            ],
+            environment: &[LOG],
+            files: &[("/sys/fs/bpf/setu", "What is pinned of the wire, a folder for each instance.")],
+            signals: NO_SIGNALS,
+            examples: &[
+                ("setu wire show", "Which instances have connections on the wire, and how many."),
+                ("setu wire clear", "Takes away what a setu that was killed has left."),
+            ],
+        },
         _ => return None,
     };
     Some(page)

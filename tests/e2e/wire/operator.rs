@@ -69,6 +69,8 @@ fn what_is_on_the_wire_is_counted_shown_and_taken_away() {
     assert!(refused.status.code() == Some(1) && error.contains("stop that setu"), "{error}");
     exchange(&client, &server, b"still there");
 
+    // Until both ends have all of setu's own bytes its sockets are there, and their end is the flow's.
+    eventually("setu's sockets are gone", || network.connections(), |sockets| *sockets == 0);
     let keepers = children(setu.pid());
     let kill = Command::new("kill").args(["-s", "KILL"]).args(&keepers).status().unwrap();
     assert!(kill.success() && keepers.len() == 1, "{keepers:?}");
