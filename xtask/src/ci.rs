@@ -10,8 +10,6 @@ use crate::{bench, dist, docs, ebpf, fuzz, page, process, setup, test::SETU_BIN}
 const FUZZ_SECONDS: u32 = 120;
 /// Two minutes for each path. The seed is fixed, so that changes are judged under the same conditions.
 const TORTURE: [&str; 4] = ["--minutes", "6", "--seed", "13"];
-/// The wire's share: hand-overs between forwarders that lose, repeat, delay and reorder.
-const WIRE: [&str; 6] = ["--path", "wire", "--minutes", "3", "--seed", "13"];
 
 pub(crate) fn run() -> Result<()> {
     setup::run(false)?;
@@ -52,7 +50,6 @@ pub(crate) fn run() -> Result<()> {
     page::run(Path::new(dist::BINARY))?;
     fuzz::run(FUZZ_SECONDS, Vec::new())?;
     bench::run("torture", &TORTURE.map(str::to_owned))?;
-    bench::run("torture", &WIRE.map(str::to_owned))?;
     // With the binary that is handed out: a static one is not the same in all it does.
     let setu = env::current_dir()?.join(dist::BINARY);
     process::run(Command::new(env::current_exe()?).arg("test").env(SETU_BIN, setu))
