@@ -1,6 +1,6 @@
 //! Builds the eBPF objects, and compares them with the committed ones.
 //!
-//! They are committed because few machines can build it: the target needs `core` from source and a linker of
+//! They are committed because few machines can build them: the target needs `core` from source and a linker of
 //! the compiler's LLVM. The provenance beside them says with what they were built, so that anyone can do it again.
 
 use std::{

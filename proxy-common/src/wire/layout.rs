@@ -126,8 +126,8 @@ pub struct Direction {
     pub flags: Word,
     /// When X was heard of last, in ticks.
     pub last: Word,
-    /// Packets translated, wrapping.
-    pub packets: Word,
+    /// Always 0.
+    pub padding: u32,
     /// Bytes of the stream translated, a repeated one each time.
     pub bytes: AtomicU64,
 }

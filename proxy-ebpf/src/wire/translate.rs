@@ -294,7 +294,6 @@ fn book(segment: &Segment, known: &Known, x: &Direction, other: u32) -> bool {
         flow::set(&x.flags, seen);
     }
     flow::store(&x.last, flow::now());
-    flow::store(&x.packets, flow::load(&x.packets).wrapping_add(1));
     atomic::store(&x.bytes, atomic::load(&x.bytes).wrapping_add(segment.len.into()));
     progress.finished
 }

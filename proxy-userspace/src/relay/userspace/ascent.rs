@@ -20,7 +20,7 @@ use rustix::{
 };
 use tokio::{
     net::TcpStream,
-    time::{Sleep, sleep},
+    time::{Sleep, sleep_until},
 };
 
 use crate::{
@@ -120,7 +120,7 @@ impl<'a> Ascent<'a> {
         let now = Instant::now();
         if let Some(not_before) = self.not_before {
             if now < not_before {
-                self.wake(cx, not_before - now);
+                self.wake(cx, not_before);
                 return Step::Stay;
             }
             self.not_before = None;
@@ -179,7 +179,7 @@ impl<'a> Ascent<'a> {
         if self.tap.is_none() && now - ready >= BY_ITSELF {
             self.close(legs, now);
         }
-        self.wake(cx, AGAIN);
+        self.wake(cx, now + AGAIN);
         Step::Stay
     }
 
@@ -205,19 +205,23 @@ impl<'a> Ascent<'a> {
     }
 
     fn rest(&mut self, cx: &mut Context<'_>, now: Instant) {
-        self.not_before = Some(now + self.rest);
-        self.wake(cx, self.rest);
+        let not_before = now + self.rest;
+        self.not_before = Some(not_before);
+        self.wake(cx, not_before);
         self.rest = (self.rest * 2).min(LONGEST_REST);
     }
 
-    /// Has the task woken after so long.
-    fn wake(&mut self, cx: &mut Context<'_>, after: Duration) {
-        let mut timer = Box::pin(sleep(after));
+    /// Has the task woken at a time, by a timer that is made once: each message of a flow comes by here.
+    fn wake(&mut self, cx: &mut Context<'_>, at: Instant) {
+        let at = at.into();
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
         // It has not elapsed, or is looked at in a moment.
         if timer.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
-        self.timer = Some(timer);
     }
 
     fn close(&mut self, legs: [&TcpStream; 2], now: Instant) {

@@ -196,6 +196,13 @@ impl Writer {
         writer
     }
 
+    /// One about a flow.
+    fn about(kind: u8, id: u32) -> Self {
+        let mut writer = Self::new(kind);
+        writer.put(&id.to_ne_bytes());
+        writer
+    }
+
     fn put(&mut self, field: &[u8]) -> &mut Self {
         let end = self.len + field.len();
         if let Some(place) = self.bytes.get_mut(self.len..end) {
@@ -286,14 +293,9 @@ fn millis(duration: Duration) -> [u8; 4] {
 
 impl ToKeeper {
     pub(crate) fn encode(self) -> Encoded {
-        let with_id = |kind, id: u32| {
-            let mut writer = Writer::new(kind);
-            writer.put(&id.to_ne_bytes());
-            writer
-        };
         match self {
             Self::Offer { id, listener, limits } => {
-                let mut writer = with_id(0, id);
+                let mut writer = Writer::about(0, id);
                 writer.put(&listener.to_ne_bytes());
                 for limit in [limits.idle, limits.half_close, limits.vanished] {
                     writer.put(&millis(limit));
@@ -301,12 +303,12 @@ impl ToKeeper {
                 writer
             }
             Self::Take { id, ahead } => {
-                let mut writer = with_id(1, id);
+                let mut writer = Writer::about(1, id);
                 writer.put(&ahead[0].to_ne_bytes()).put(&ahead[1].to_ne_bytes());
                 writer
             }
-            Self::Drop { id } => with_id(2, id),
-            Self::End { id } => with_id(3, id),
+            Self::Drop { id } => Writer::about(2, id),
+            Self::End { id } => Writer::about(3, id),
             Self::Stop => Writer::new(4),
             Self::Yield => Writer::new(5),
         }
@@ -335,27 +337,22 @@ impl ToKeeper {
 
 impl FromKeeper {
     pub(crate) fn encode(self) -> Encoded {
-        let with_id = |kind, id: u32| {
-            let mut writer = Writer::new(kind);
-            writer.put(&id.to_ne_bytes());
-            writer
-        };
         match self {
             Self::Ready { id, index } => {
-                let mut writer = with_id(0, id);
+                let mut writer = Writer::about(0, id);
                 writer.put(&index.to_ne_bytes());
                 writer
             }
-            Self::Armed { id } => with_id(1, id),
-            Self::Busy { id } => with_id(2, id),
+            Self::Armed { id } => Writer::about(1, id),
+            Self::Busy { id } => Writer::about(2, id),
             Self::Refused { id, refusal } => {
-                let mut writer = with_id(3, id);
+                let mut writer = Writer::about(3, id);
                 writer.put(&[refusal as u8]);
                 writer
             }
-            Self::Dropped { id } => with_id(4, id),
+            Self::Dropped { id } => Writer::about(4, id),
             Self::Adopted { id, listener, names } => {
-                let mut writer = with_id(6, id);
+                let mut writer = Writer::about(6, id);
                 writer.put(&listener.to_ne_bytes());
                 for address in [names.client, names.local, names.upstream] {
                     put_address(&mut writer, address);
@@ -363,12 +360,12 @@ impl FromKeeper {
                 writer
             }
             Self::Moved { id, bytes } => {
-                let mut writer = with_id(7, id);
+                let mut writer = Writer::about(7, id);
                 writer.put(&bytes[0].to_ne_bytes()).put(&bytes[1].to_ne_bytes());
                 writer
             }
             Self::Gone { id, end, bytes } => {
-                let mut writer = with_id(5, id);
+                let mut writer = Writer::about(5, id);
                 writer.put(&[end as u8]).put(&bytes[0].to_ne_bytes()).put(&bytes[1].to_ne_bytes());
                 writer
             }

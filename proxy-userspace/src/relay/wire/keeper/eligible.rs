@@ -59,3 +59,64 @@ fn mtu_fits([client, upstream]: [&Leg; 2]) -> bool {
     let largest = |leg: &Leg| leg.info.advertised_mss + HEADERS[usize::from(leg.local.is_ipv6())];
     largest(client) <= upstream.way.mtu && largest(upstream) <= client.way.mtu
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leg(peer: &str) -> Leg {
+        let peer: SocketAddr = peer.parse().unwrap();
+        let info = LegInfo {
+            established: true,
+            timestamps: true,
+            sack: true,
+            window_scaling: true,
+            ecn: false,
+            send_window_scale: 7,
+            receive_window_scale: 7,
+            send_mss: 1388,
+            advertised_mss: 1388,
+            path_mtu: 1500,
+        };
+        let way = Way { device: 2, mac: Default::default(), mtu: 1500, next_hop: peer.ip() };
+        Leg { local: peer, peer, info, way }
+    }
+
+    /// What becomes of legs that fit, but for this.
+    fn but(change: impl FnOnce(&mut [Leg; 2])) -> Result<(), WireRefusal> {
+        let mut legs = [leg("192.0.2.7:50000"), leg("198.51.100.1:443")];
+        change(&mut legs);
+        check(&legs, None)
+    }
+
+    #[test]
+    fn legs_that_fit_are_taken_and_others_told_why_not() {
+        assert_eq!(but(|_| {}), Ok(()));
+        let six = leg("[2001:db8::7]:50000");
+        assert_eq!(check(&[six.clone(), six.clone()], None), Ok(()));
+        assert_eq!(but(|legs| legs[0] = six), Err(WireRefusal::MixedFamilies));
+        for side in 0..2 {
+            assert_eq!(but(|legs| legs[side].info.timestamps = false), Err(WireRefusal::Options));
+            assert_eq!(but(|legs| legs[side].info.sack = false), Err(WireRefusal::Options));
+            // One may send what the other does not take.
+            assert_eq!(but(|legs| legs[side].info.advertised_mss = 1389), Err(WireRefusal::SegmentSize));
+            assert_eq!(but(|legs| legs[side].info.send_mss = 1387), Err(WireRefusal::SegmentSize));
+            assert_eq!(but(|legs| legs[side].way.mtu = 1427), Err(WireRefusal::Mtu));
+            assert_eq!(but(|legs| legs[side].way.mtu = 1428), Ok(()), "as large as the largest packet");
+            assert_eq!(but(|legs| legs[side].info.receive_window_scale = 11), Err(WireRefusal::WindowScale));
+            assert_eq!(but(|legs| legs[side].info.receive_window_scale = 10), Ok(()));
+            assert_eq!(but(|legs| legs[side].info.ecn = true), Ok(()), "its bits are cleared");
+        }
+    }
+
+    #[test]
+    fn what_an_upstream_said_counts_more_than_what_its_socket_was_held_to() {
+        let mut legs = [leg("192.0.2.7:50000"), leg("198.51.100.1:443")];
+        legs[1].info.send_mss = 1000;
+        assert_eq!(check(&legs, None), Err(WireRefusal::SegmentSize));
+        assert_eq!(check(&legs, Some(1400)), Ok(()));
+        assert_eq!(check(&legs, Some(900)), Err(WireRefusal::SegmentSize), "of another connection");
+        legs[1].info.path_mtu = 1400;
+        assert_eq!(check(&legs, Some(1400)), Err(WireRefusal::SegmentSize), "the way is narrower");
+    }
+}
