@@ -110,7 +110,7 @@ pub struct Direction {
     pub options: u16,
 
     // State, written by the program.
-    /// Highest end of a segment that was passed before the flow was active.
+    /// Highest end of a segment that was passed before the flow was active. 0: none was.
     pub passed_end: Word,
     /// Last TSval that was passed, and then the one seen with X's FIN.
     pub timestamp: Word,
@@ -120,9 +120,8 @@ pub struct Direction {
     pub acknowledged: Word,
     /// Highest end of a segment from X, in x's numbers.
     pub end: Word,
-    /// Of [`OWN_ACKNOWLEDGED`], [`FIN_SEEN`], [`RST_SEEN`], [`ODD_OPTIONS`], [`TIMESTAMP_SEEN`], [`PASSED`],
-    /// [`FIN_FIRST`]. Bits are only ever
-    /// set, by both, atomically.
+    /// Of [`OWN_ACKNOWLEDGED`], [`FIN_SEEN`], [`RST_SEEN`], [`ODD_OPTIONS`], [`TIMESTAMP_SEEN`],
+    /// [`FIN_FIRST`]. Bits are only ever set, by both, atomically.
     pub flags: Word,
     /// When X was heard of last, in ticks.
     pub last: Word,
@@ -146,10 +145,8 @@ pub const RST_SEEN: u32 = 1 << 2;
 pub const ODD_OPTIONS: u32 = 1 << 3;
 /// Of [`Direction::flags`]: a TSval was noted.
 pub const TIMESTAMP_SEEN: u32 = 1 << 4;
-/// Of [`Direction::flags`]: [`Direction::passed_end`] has a value.
-pub const PASSED: u32 = 1 << 5;
 /// Of [`Direction::flags`]: X has sent its FIN, and Y none that was seen before.
-pub const FIN_FIRST: u32 = 1 << 6;
+pub const FIN_FIRST: u32 = 1 << 5;
 
 /// A tick is `bpf_ktime_get_coarse_ns() >> TICK_SHIFT`, which `CLOCK_MONOTONIC_COARSE` is in userspace: about 1.05 ms.
 pub const TICK_SHIFT: u32 = 20;

@@ -3,7 +3,10 @@
 use core::{arch::asm, sync::atomic::AtomicU64};
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use proxy_common::wire::layout::{Conn, Names, TICK_SHIFT, Word};
+use proxy_common::wire::{
+    layout::{Conn, Names, TICK_SHIFT, Word},
+    sequence::after,
+};
 
 use crate::maps::{CONNS, FLOWS};
 
@@ -28,6 +31,55 @@ pub(crate) fn load(from: &Word) -> u32 {
 pub(crate) fn store(to: &Word, value: u32) {
     // SAFETY: as in `load`.
     unsafe { to.as_ptr().write_volatile(value) };
+}
+
+/// How often [`advance`] tries before it lets others have their way: packets of one direction on more processors at once
+/// are few.
+const TRIES: u32 = 16;
+
+/// Stores a sequence number, unless a later one is there: packets of one direction may arrive on two processors at once, and
+/// none may take back what another has noted.
+#[inline(always)]
+pub(crate) fn advance(to: &Word, value: u32) {
+    let there = load(to);
+    advance_from(to, there, value);
+}
+
+/// The same, where 0 stands for none. 0 itself is noted as 1: so the keeper waits for the next packet.
+#[inline(always)]
+pub(crate) fn note_end(to: &Word, end: u32) {
+    let end = if end == 0 { 1 } else { end };
+    let there = match compare_exchange(to, 0, end) {
+        0 => return,
+        there => there,
+    };
+    advance_from(to, there, end);
+}
+
+#[inline(always)]
+fn advance_from(to: &Word, mut there: u32, value: u32) {
+    for _ in 0..TRIES {
+        if after(value, there) <= 0 {
+            return;
+        }
+        let before = compare_exchange(to, there, value);
+        if before == there {
+            return;
+        }
+        there = before;
+    }
+}
+
+/// Stores a number where `expected` is, and returns what was there.
+#[inline(always)]
+fn compare_exchange(at: &Word, expected: u32, value: u32) -> u32 {
+    let mut was = expected;
+    // SAFETY: the instruction writes 4 bytes at a valid, aligned address, which Word allows to be shared; it compares with w0,
+    // which receives what was there.
+    unsafe {
+        asm!("w0 = cmpxchg32_32({at} + 0, w0, {value})", at = in(reg) at.as_ptr(), value = in(wreg) value, inout("w0") was)
+    };
+    was
 }
 
 /// Sets bits.

@@ -9,11 +9,10 @@ use proxy_common::wire::{
     checksum::Difference,
     layout::{
         ACTIVE, CLEAR_ECN, Conn, DEAD, Direction, Event, FIN_FIRST, FIN_SEEN, IPV4, IPV6, Names, ODD_OPTIONS,
-        OWN_ACKNOWLEDGED, PASSED, RST_SEEN, TIMESTAMP_SEEN,
+        OWN_ACKNOWLEDGED, RST_SEEN, TIMESTAMP_SEEN,
     },
     options::Additions,
     segment::{self, ACK, Clock, ECN, FIN, Fate, Known, RST, SYN, Segment},
-    sequence::later,
 };
 
 use crate::{
@@ -157,11 +156,8 @@ fn read<const TCP_AT: usize>(context: &TcContext) -> Option<Arrived> {
 #[inline(always)]
 fn note<const TCP_AT: usize>(context: &TcContext, arrived: &Arrived, x: &Direction) -> Option<()> {
     let Segment { flags, .. } = arrived.segment;
-    let end = arrived.segment.end();
-    let seen = flow::load(&x.flags);
-    let end = if seen & PASSED != 0 { later(end, flow::load(&x.passed_end)) } else { end };
-    flow::store(&x.passed_end, end);
-    let mut noted = PASSED;
+    flow::note_end(&x.passed_end, arrived.segment.end());
+    let mut noted = 0;
     if flags & FIN != 0 {
         noted |= FIN_SEEN;
     }
@@ -275,10 +271,10 @@ fn book(segment: &Segment, known: &Known, x: &Direction, other: u32) -> bool {
     let (acknowledged, end) = (flow::load(&x.acknowledged), flow::load(&x.end));
     let progress = segment::progress(segment, known, acknowledged, end);
     if progress.acknowledged != acknowledged {
-        flow::store(&x.acknowledged, progress.acknowledged);
+        flow::advance(&x.acknowledged, progress.acknowledged);
     }
     if progress.end != end {
-        flow::store(&x.end, progress.end);
+        flow::advance(&x.end, progress.end);
     }
     let mut seen = 0;
     if progress.finished {

@@ -11,8 +11,7 @@ use std::{
 use proxy_common::wire::{
     checksum,
     layout::{
-        CLEAR_ECN, COUNT, FIN_SEEN, ODD_OPTIONS, OWN_ACKNOWLEDGED, PASSED, RST_SEEN, TICK_SHIFT,
-        TIMESTAMP_SEEN,
+        CLEAR_ECN, COUNT, FIN_SEEN, ODD_OPTIONS, OWN_ACKNOWLEDGED, RST_SEEN, TICK_SHIFT, TIMESTAMP_SEEN,
     },
 };
 
@@ -91,7 +90,7 @@ pub(super) fn arm(
     for side in 0..2 {
         // All that was passed has arrived.
         let ahead = seen[side].passed_end.wrapping_sub(numbers[side].received) as i32;
-        if gate & COUNT != 0 && seen[side].flags & PASSED != 0 && ahead > 0 {
+        if gate & COUNT != 0 && seen[side].passed_end != 0 && ahead > 0 {
             return Err(NotYet::Busy);
         }
         acknowledged[side] = sys::unacknowledged(sockets[side].as_fd())? == 0;
