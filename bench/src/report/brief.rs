@@ -61,6 +61,9 @@ impl Number {
         // The default path needs no name; another must not be taken for it.
         let name = if kind == Kind::SetuAuto { "setu" } else { kind.name() };
         let mut text = format!("{what}: {name} **{} {unit}**", digits(ours.median));
+        if let Some(wire) = run.spread(&scenario, Kind::SetuWire, *metric) {
+            let _ = write!(text, ", on the wire **{}**", digits(wire.median));
+        }
         for (peer, name) in BESIDE {
             if let Some(theirs) = run.spread(&scenario, peer, *metric) {
                 let _ = write!(text, ", {name} {}", digits(theirs.median));
@@ -89,6 +92,9 @@ mod tests {
         );
         sample::rates(&mut run, "bulk-1-down", Kind::SetuAuto, &[3.0, 3.0, 3.0]);
         assert_eq!(line(&run), format!("- One stream to the client: setu **3.00 Gbit/s**, {beside}"));
+        sample::rates(&mut run, "bulk-1-down", Kind::SetuWire, &[5.0, 5.0, 5.0]);
+        let both = "- One stream to the client: setu **3.00 Gbit/s**, on the wire **5.00**";
+        assert_eq!(line(&run), format!("{both}, {beside}"));
     }
 
     #[test]
