@@ -1,58 +1,62 @@
 //! Everything that must hold before a change lands, cheapest first.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command, time::Instant};
 
 use anyhow::Result;
 
 use crate::{bench, dist, docs, ebpf, fuzz, page, process, setup, test::SETU_BIN};
 
 /// For each target.
-const FUZZ_SECONDS: u32 = 120;
-/// Two minutes for each path. The seed is fixed, so that changes are judged under the same conditions.
-const TORTURE: [&str; 4] = ["--minutes", "6", "--seed", "13"];
+const FUZZ_SECONDS: u32 = 60;
+/// The seeds are fixed, so that changes are judged under the same conditions. A minute for each path that has sockets.
+const TORTURE: [&str; 4] = ["--minutes", "3", "--seed", "13"];
+/// As long for the wire, between forwarders.
+const WIRE: [&str; 6] = ["--path", "wire", "--minutes", "3", "--seed", "13"];
 
 pub(crate) fn run() -> Result<()> {
-    setup::run(false)?;
+    timed("setup", || setup::run(false))?;
+    timed("style", style)?;
+    timed("documents", docs::check)?;
+    timed("layers", || {
+        let test = ["test", "--quiet", "--package", "proxy-userspace", "--test", "layers"];
+        process::run(process::cargo().args(test))
+    })?;
+    timed("kernel programs", ebpf::check)?;
+    timed("bench", bench::check)?;
+    timed("dist", dist::build)?;
+    timed("dist, checked", dist::check)?;
+    // The binary that is handed out: a static one is not the same in all it does.
+    let setu = env::current_dir()?.join(dist::BINARY);
+    timed("page", || page::run(&setu))?;
+    timed("fuzz", || fuzz::run(FUZZ_SECONDS, Vec::new()))?;
+    timed("torture", || torture(&setu, &TORTURE))?;
+    timed("torture of the wire", || torture(&setu, &WIRE))?;
+    process::run(Command::new(env::current_exe()?).arg("test").env(SETU_BIN, setu))
+}
+
+/// Says how long a step took.
+fn timed(step: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let begun = Instant::now();
+    work()?;
+    println!("ci: {step}: {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+/// How the code is written, and what it depends on.
+fn style() -> Result<()> {
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
     process::run(Command::new("cargo").args(["fmt", "--check"]).current_dir("proxy-ebpf"))?;
-    process::run(process::cargo().args([
-        "clippy",
-        "--quiet",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]))?;
-    process::run(process::cargo().args([
-        "deny",
-        "--log-level",
-        "warn",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))?;
-    advisories()?;
-    docs::check()?;
-    process::run(process::cargo().args([
-        "test",
-        "--quiet",
-        "--package",
-        "proxy-userspace",
-        "--test",
-        "layers",
-    ]))?;
-    ebpf::check()?;
-    bench::check()?;
-    dist::build()?;
-    dist::check()?;
-    page::run(Path::new(dist::BINARY))?;
-    fuzz::run(FUZZ_SECONDS, Vec::new())?;
-    bench::run("torture", &TORTURE.map(str::to_owned))?;
-    // With the binary that is handed out: a static one is not the same in all it does.
-    let setu = env::current_dir()?.join(dist::BINARY);
-    process::run(Command::new(env::current_exe()?).arg("test").env(SETU_BIN, setu))
+    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    process::run(process::cargo().args(clippy))?;
+    let deny = ["deny", "--log-level", "warn", "check", "bans", "licenses", "sources"];
+    process::run(process::cargo().args(deny))?;
+    advisories()
+}
+
+/// With the bench as the tests build it: another build of it would take longer than the torture.
+fn torture(setu: &Path, arguments: &[&str]) -> Result<()> {
+    let task = ["run", "--quiet", "--package", "setu-bench", "--", "torture"];
+    process::run(process::cargo().args(task).args(arguments).env(SETU_BIN, setu))
 }
 
 /// Holds the dependencies against known advisories, where the database of these can be had, or was once.
