@@ -20,13 +20,18 @@ pub(crate) struct Profile {
 }
 
 const CLEAN: Profile = Profile { name: "clean", lost: 0, repeated: 0, late: 0, copies: 1 };
+const BAD: Profile = Profile { name: "1/1/3 %", lost: 10, repeated: 10, late: 30, copies: 2 };
 const PROFILES: [Profile; 4] = [
     CLEAN,
-    Profile { name: "1/1/3 %", lost: 10, repeated: 10, late: 30, copies: 2 },
+    BAD,
     Profile { name: "5/2/10 %", lost: 50, repeated: 20, late: 100, copies: 2 },
     Profile { name: "all repeated", lost: 0, repeated: 1_000, late: 100, copies: 3 },
 ];
 
+/// Of a thousand frames of a link. Where more are lost, ends without SACK and timestamps need minutes for 2 MB, with no proxy
+/// between them either: each lost segment is found by a timer of its own, and every timer waits twice as long as the one
+/// before, for no round trip of a repeated segment can be measured (RFC 6298, section 5.7).
+const HARD: u32 = 10;
 /// How long a late frame, and each repetition, is behind, microseconds: within a round trip, and after several.
 const BEHIND: (u64, u64) = (50, 10_000);
 
@@ -44,13 +49,11 @@ pub(crate) struct Way {
 impl Way {
     /// Draws one.
     pub(crate) fn draw(die: &mut Die<'_>) -> Self {
-        Self {
-            profile: die.one_of(&PROFILES),
-            delay: Duration::from_micros(die.one_of(&[0, 200, 1_000, 5_000])),
-            ipv6: die.below(2) == 0,
-            timestamps: die.below(3) > 0,
-            sack: die.below(3) > 0,
-        }
+        let profile = die.one_of(&PROFILES);
+        let delay = Duration::from_micros(die.one_of(&[0, 200, 1_000, 5_000]));
+        let (ipv6, timestamps, sack) = (die.below(2) == 0, die.below(3) > 0, die.below(3) > 0);
+        let is_hopeless = profile.lost > HARD && !timestamps && !sack;
+        Self { profile: if is_hopeless { BAD } else { profile }, delay, ipv6, timestamps, sack }
     }
 
     /// What kinds of conditions these are, for counting.
