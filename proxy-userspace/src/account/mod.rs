@@ -17,6 +17,6 @@ pub use counters::{Counters, ListenerCounts};
 pub(crate) use errno::{lacks_a_route, lacks_a_source, lacks_family, out_of_resources, rank};
 pub use leg::Path;
 pub(crate) use leg::Side;
-pub(crate) use ticket::Ticket;
+pub(crate) use ticket::{Occupied, Ticket};
 pub use usage::Purpose;
 pub(crate) use usage::Usage;

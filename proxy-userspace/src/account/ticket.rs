@@ -4,6 +4,12 @@ use std::{fmt, sync::Arc};
 
 use super::{CloseReason, Counters, ListenerCounts, Path, Purpose, ShownClient, Side, Usage};
 
+/// What a connection occupies until its end: its places among those that are limited.
+pub(crate) trait Occupied: fmt::Debug + Send + Sync {
+    /// The connection goes on without sockets of setu's.
+    fn without_sockets(&mut self);
+}
+
 /// A connection's account. It is closed exactly once: [`Self::close`] consumes it, and losing it counts as a defect
 /// unless setu stops.
 #[derive(Debug)]
@@ -17,7 +23,7 @@ pub(crate) struct Ticket {
     /// Whose it is, as far as logs may tell.
     pub(crate) client: ShownClient,
     /// What the connection occupies until its end.
-    held: Option<Box<dyn fmt::Debug + Send + Sync>>,
+    held: Option<Box<dyn Occupied>>,
     closed: bool,
 }
 
@@ -40,8 +46,8 @@ impl Ticket {
         &self.listener
     }
 
-    /// Keeps what is to be dropped when the connection is over: its places among those that are limited.
-    pub(crate) fn hold(&mut self, held: impl fmt::Debug + Send + Sync + 'static) {
+    /// Keeps what is to be dropped when the connection is over.
+    pub(crate) fn hold(&mut self, held: impl Occupied + 'static) {
         self.held = Some(Box::new(held));
     }
 
@@ -49,6 +55,11 @@ impl Ticket {
     pub(crate) fn set_path(&mut self, path: Path) {
         self.listener.change(self.path, path);
         self.path = path;
+        if path == Path::Wire
+            && let Some(held) = &mut self.held
+        {
+            held.without_sockets();
+        }
     }
 
     /// It is known what the connection is for; `None` where it serves none of WhatsApp's clients.

@@ -222,13 +222,13 @@ const TIMEOUTS: &[Key] = keys! {
 };
 
 const LIMITS: &[Key] = keys! {
-    /// At once, on all listeners together; others are refused. There are never more than open files and memory allow, and
-    /// by default no more than there are source ports for.
+    /// At once, on all listeners together; others are refused. There are never more than open files and memory allow,
+    /// not counting those on the wire, and by default no more than there are source ports for.
     /// When a reload raises it, the kernel path has room for as many as before, and the others go through userspace.
     key("connections", Form::Number(POSITIVE)),
     /// At once from one source. Behind a carrier's NAT thousands of phones may be one source. The networks of a source are
     /// counted as well: an IPv4 /24 may have 16 times as many, an IPv6 /56 4 and a /48 16 times as many as a /64. None has more
-    /// than a half of the connections, where that is more than 512.
+    /// than a half of what open files and memory allow, where that is more than 512.
     key("per_source", Form::Number(LIMIT)),
     /// New ones each second from one source, after a burst of ten times as many; for its networks as above. An attempt that
     /// is refused counts.

@@ -209,7 +209,7 @@ impl Prepared {
         let own = bound.iter().map(|bound| bound.address).chain(addresses.iter().copied()).collect();
         let (upstreams, background) = Upstreams::new(&config, own, None);
         let allowed = allowed(&machine, &config, &bound);
-        let limits = Arc::new(Limits::new(&config.limits, allowed.connections(&config)));
+        let limits = Arc::new(Limits::new(&config.limits, allowed.room(&config)));
         let files = machine.files;
         log_limits(&limits, &machine, &config, allowed);
         userspace::allow_pipes(machine.pipes());

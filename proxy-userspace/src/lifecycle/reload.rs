@@ -70,7 +70,7 @@ impl Server {
         listener::guard(&config, &bound, Some((&self.shared.config, &self.bound)));
         self.machine.look_again();
         let allowed = allowed(&self.machine, &config, &bound);
-        self.shared.limits.change(&config.limits, allowed.connections(&config));
+        self.shared.limits.change(&config.limits, allowed.room(&config));
         holdings::allow(self.machine.holdings());
         log_limits(&self.shared.limits, &self.machine, &config, allowed);
         if let Some(kernel) = &self.kernel {

@@ -413,12 +413,14 @@ fn connections(lines: &mut Lines, config: &Config) {
     let workers = thread::available_parallelism().map_or(1, NonZero::get);
     let addresses: usize = config.listeners.iter().map(|listener| listener.bind.len()).sum();
     let allowed = machine.allows(config, addresses * workers);
-    let possible = allowed.by_files.min(allowed.by_memory);
+    let with_sockets = allowed.by_files.min(allowed.by_memory);
+    let possible = with_sockets + allowed.on_wire;
     let wanted = config.limits.connections.map_or(10_000, NonZero::get).into();
     let text = format!(
-        "{} open files and {} MiB of memory, for {possible} connections",
+        "{} open files and {} MiB of memory, for {with_sockets} connections{}",
         machine.files,
-        machine.memory >> 20
+        machine.memory >> 20,
+        if allowed.on_wire == 0 { String::new() } else { format!(", and {} on the wire", allowed.on_wire) }
     );
     if possible < wanted {
         let need = if allowed.by_files <= allowed.by_memory { Need::Files } else { Need::Memory };

@@ -11,7 +11,12 @@
 use std::{io, num::NonZero};
 
 use super::ports::Ports;
-use crate::{config::Config, relay::holdings, sys};
+use crate::{
+    config::{Config, PathChoice},
+    front::limits::Room,
+    relay::holdings,
+    sys,
+};
 
 /// Descriptors that setu needs besides those of connections and listeners.
 const SPARE_DESCRIPTORS: u64 = 64;
@@ -63,6 +68,8 @@ pub(crate) struct Allowed {
     pub(crate) by_memory: u64,
     /// `None`: there is no telling.
     pub(crate) by_ports: Option<u64>,
+    /// Connections on the wire: they have neither files nor memory of those.
+    pub(crate) on_wire: u64,
 }
 
 /// What connections need, and the machine may have too little of.
@@ -119,6 +126,7 @@ impl Machine {
             by_files: by_files(self.files, SPARE_DESCRIPTORS + 2 * listening as u64),
             by_memory: by_memory(self.memory, config),
             by_ports: self.ports.as_ref().and_then(|ports| ports.of_all(config)),
+            on_wire: if config.path == PathChoice::Wire { config.wire.max_flows.get().into() } else { 0 },
         }
     }
 
@@ -135,7 +143,8 @@ impl Machine {
     /// How many flows the kernel path gets room for: as many as there may be connections. The room is memory that the
     /// kernel takes at once, whether or not there are flows.
     pub(crate) fn flows(&self, config: &Config) -> u32 {
-        self.allows(config, 0).connections(config).min(FLOWS_MAX)
+        let room = self.allows(config, 0).room(config);
+        room.connections.min(room.sockets).min(FLOWS_MAX)
     }
 
     /// Bytes that all flows together may have on their way in the kernel path.
@@ -148,17 +157,19 @@ impl Machine {
 impl Allowed {
     /// How many there may be: what is configured, as far as files and memory allow it. By itself setu has no more than it
     /// has ports for; an operator may know of more servers behind a name.
-    pub(crate) fn connections(&self, config: &Config) -> u32 {
-        let possible = self.by_files.min(self.by_memory);
+    pub(crate) fn room(&self, config: &Config) -> Room {
+        let sockets = self.by_files.min(self.by_memory);
         let wanted = config.limits.connections.map(|wanted| u64::from(wanted.get()));
-        let connections = possible.min(wanted.or(self.by_ports).unwrap_or(u64::MAX));
-        u32::try_from(connections).unwrap_or(u32::MAX).max(1)
+        let connections = (sockets + self.on_wire).min(wanted.or(self.by_ports).unwrap_or(u64::MAX));
+        let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX).max(1);
+        Room { connections: number(connections), sockets: number(sockets) }
     }
 
     /// What there is too little of for `limits.connections`, and for how many there is enough.
     pub(crate) fn lacks(&self, config: &Config) -> impl Iterator<Item = (Need, u64)> {
         let wanted = config.limits.connections.map_or(0, |wanted| wanted.get().into());
-        let (files, memory) = ((Need::Files, self.by_files), (Need::Memory, self.by_memory));
+        let files = (Need::Files, self.by_files + self.on_wire);
+        let memory = (Need::Memory, self.by_memory + self.on_wire);
         let all = [Some(files), Some(memory), self.by_ports.map(|ports| (Need::Ports, ports))];
         all.into_iter().flatten().filter(move |(_, enough)| *enough < wanted)
     }
@@ -221,7 +232,7 @@ mod tests {
         let ports = Ports { range: 1000..=1089, reserved: Default::default(), reuse: 2 };
         let machine = Machine { ports: Some(ports), ..machine(UNIT, GIB) };
         assert_eq!(machine.allows(&any, 0).by_ports, Some(270));
-        let connections = |config: &Config| machine.allows(config, 0).connections(config);
+        let connections = |config: &Config| machine.allows(config, 0).room(config).connections;
         assert_eq!(connections(&any), 270);
         // The operator knows better.
         assert_eq!(connections(&config("[limits]\nconnections = 1000")), 1_000);
@@ -233,6 +244,25 @@ mod tests {
         assert_eq!(lacks(&config("[limits]\nconnections = 1000")), [(Need::Ports, 270)]);
         let all = [(Need::Files, 523_296), (Need::Memory, 5_461), (Need::Ports, 270)];
         assert_eq!(lacks(&config("[limits]\nconnections = 600000")), all);
+    }
+
+    #[test]
+    fn connections_on_the_wire_need_neither_files_nor_memory() {
+        let room = |path: &str, more: &str| {
+            let config =
+                config(&format!("[relay]\npath = \"{path}\"\n[wire]\nmax_flows = 1000000\n[limits]\n{more}"));
+            let Room { connections, sockets } = machine(20_000, GIB).allows(&config, 0).room(&config);
+            (connections, sockets)
+        };
+        assert_eq!(room("userspace", ""), (5_461, 5_461));
+        assert_eq!(room("wire", ""), (1_005_461, 5_461));
+        assert_eq!(room("wire", "connections = 9000"), (9_000, 5_461));
+        // The maps of the kernel path are for those that have sockets.
+        let wire = config("[relay]\npath = \"wire\"\n[wire]\nmax_flows = 1000000");
+        assert_eq!(machine(20_000, GIB).flows(&wire), 5_461);
+        let more = config("[relay]\npath = \"wire\"\n[limits]\nconnections = 600000");
+        let lacks: Vec<_> = machine(20_000, GIB).allows(&more, 0).lacks(&more).collect();
+        assert_eq!(lacks, [(Need::Files, 9_343 + 65_536), (Need::Memory, 5_461 + 65_536)]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod source_key;
 mod sources;
 
 use std::{
+    fmt,
     num::NonZero,
     sync::{
         Arc, PoisonError, RwLock,
@@ -22,7 +23,7 @@ use std::{
 };
 
 use crate::{
-    account::ClientAddr,
+    account::{ClientAddr, Occupied},
     config::{self, Ranges},
 };
 use places::{Place, Places};
@@ -33,11 +34,22 @@ use sources::{Most, Sources};
 /// The least for connections in inspection or handshake.
 const MIN_PENDING: u32 = 64;
 
+/// How many connections the machine has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// In all.
+    pub connections: u32,
+    /// Those with sockets of setu's: all but those on the wire.
+    pub sockets: u32,
+}
+
 /// The limits, and what counts against them. All workers share one.
 #[derive(Debug)]
 pub struct Limits {
     bounds: RwLock<Arc<Bounds>>,
     open_now: AtomicU32,
+    /// Of them, those with sockets of setu's.
+    with_sockets: AtomicU32,
     places: Places,
     sources: Sources,
 }
@@ -46,6 +58,7 @@ pub struct Limits {
 #[derive(Debug)]
 struct Bounds {
     connections: u32,
+    sockets: u32,
     pending: u32,
     per_source: Option<NonZero<u32>>,
     per_source_rate: Option<NonZero<u32>>,
@@ -53,12 +66,15 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn new(config: &config::Limits, possible: u32) -> Self {
-        let connections = config.connections.map_or(possible, |wanted| wanted.get().min(possible));
-        let pending = config.pending.map_or((connections / 4).max(MIN_PENDING), NonZero::get);
+    fn new(config: &config::Limits, possible: Room) -> Self {
+        let connections =
+            config.connections.map_or(possible.connections, |wanted| wanted.get().min(possible.connections));
+        let sockets = possible.sockets.min(connections);
+        let pending = config.pending.map_or((sockets / 4).max(MIN_PENDING), NonZero::get);
         Self {
             connections,
-            pending: pending.min(connections),
+            sockets,
+            pending: pending.min(sockets),
             per_source: config.per_source,
             per_source_rate: config.per_source_rate,
             exempt: config.exempt.clone(),
@@ -70,8 +86,9 @@ impl Bounds {
 #[derive(Debug)]
 pub struct Permit {
     limits: Arc<Limits>,
-    /// Whether it is counted among all.
+    /// Whether it is counted among all, and among those with sockets.
     counted: bool,
+    has_sockets: bool,
     place: Option<Arc<Place>>,
     /// What it is counted against.
     sources: Vec<SourceKey>,
@@ -103,12 +120,13 @@ impl Voice {
 }
 
 impl Limits {
-    /// Nothing is counted yet. `possible` connections at most, whatever the configuration says.
+    /// Nothing is counted yet. There are no more than `possible`, whatever the configuration says.
     #[must_use]
-    pub fn new(config: &config::Limits, possible: u32) -> Self {
+    pub fn new(config: &config::Limits, possible: Room) -> Self {
         Self {
             bounds: RwLock::new(Arc::new(Bounds::new(config, possible))),
             open_now: AtomicU32::new(0),
+            with_sockets: AtomicU32::new(0),
             places: Places::default(),
             sources: Sources::new(),
         }
@@ -116,7 +134,7 @@ impl Limits {
 
     /// Other limits from now on. What is counted stays: connections that are in are not affected, and where there are
     /// more than the new limits allow, nobody is let in until some have ended.
-    pub fn change(&self, config: &config::Limits, possible: u32) {
+    pub fn change(&self, config: &config::Limits, possible: Room) {
         *self.bounds.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(Bounds::new(config, possible));
     }
@@ -148,7 +166,7 @@ impl Limits {
         Ok(permit)
     }
 
-    /// Counts a connection that was in before this process was, whatever the limits are.
+    /// Counts a connection on the wire that was in before this process was, whatever the limits are.
     pub(crate) fn adopt(self: &Arc<Self>, client: &ClientAddr, now: Instant) -> Permit {
         let mut permit = self.permit();
         self.open_now.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +179,14 @@ impl Limits {
 
     /// One for which nothing is counted yet. Its drop counts down what was counted up.
     fn permit(self: &Arc<Self>) -> Permit {
-        Permit { limits: self.clone(), counted: false, place: None, sources: Vec::new(), pending: true }
+        Permit {
+            limits: self.clone(),
+            counted: false,
+            has_sockets: false,
+            place: None,
+            sources: Vec::new(),
+            pending: true,
+        }
     }
 
     /// Forgets sources that have no connection and whose rate no longer matters. To be called now and then.
@@ -214,7 +239,8 @@ impl Permit {
         let most = Most {
             open: bounds.per_source,
             rate: bounds.per_source_rate,
-            connections: bounds.connections,
+            // Who is on the wire is in nobody's way, but nobody knows beforehand who goes there.
+            connections: bounds.sockets,
             places: bounds.pending,
             left: bounds.pending.saturating_sub(self.limits.places.taken()),
         };
@@ -230,6 +256,10 @@ impl Permit {
             return Err(Refused::Total);
         }
         self.counted = true;
+        if !increase(&self.limits.with_sockets, bounds.sockets) {
+            return Err(Refused::Total);
+        }
+        self.has_sockets = true;
         self.place = self.limits.places.take(bounds.pending);
         if self.place.is_some() { Ok(()) } else { Err(Refused::Pending) }
     }
@@ -238,6 +268,13 @@ impl Permit {
     #[must_use]
     pub fn voice(&self) -> Voice {
         Voice { limits: self.limits.clone(), place: self.place.clone() }
+    }
+
+    /// The connection goes on without sockets of setu's.
+    pub(crate) fn without_sockets(&mut self) {
+        if std::mem::take(&mut self.has_sockets) {
+            self.limits.with_sockets.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Inspection and handshake are over.
@@ -253,9 +290,17 @@ impl Permit {
     }
 }
 
+/// With what else the connection occupies.
+impl<T: fmt::Debug + Send + Sync> Occupied for (Permit, T) {
+    fn without_sockets(&mut self) {
+        self.0.without_sockets();
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.settled();
+        self.without_sockets();
         for source in &self.sources {
             self.limits.sources.release(*source);
         }
@@ -293,7 +338,12 @@ mod tests {
             pending: NonZero::new(pending),
             kernel_bytes: None,
         };
-        Arc::new(Limits::new(&config, 1 << 20))
+        Arc::new(Limits::new(&config, room(1 << 20)))
+    }
+
+    /// For connections that all have sockets.
+    fn room(connections: u32) -> Room {
+        Room { connections, sockets: connections }
     }
 
     fn v4(host: u32) -> ClientAddr {
@@ -318,12 +368,34 @@ mod tests {
     }
 
     #[test]
+    fn who_is_on_the_wire_leaves_room_for_those_with_sockets() {
+        let (unlimited, now) = (config::Config::load(None).unwrap().limits, Instant::now());
+        let limits = Arc::new(Limits::new(&unlimited, Room { connections: 4, sockets: 2 }));
+        let mut held: Vec<_> = (0..2).map(|source| limits.admit(&v4(source), now).unwrap()).collect();
+        assert_eq!(refused(&limits, v4(8), now), Refused::Total);
+        for permit in &mut held {
+            permit.without_sockets();
+            permit.without_sockets();
+        }
+        held.extend((2..4).map(|source| limits.admit(&v4(source), now).unwrap()));
+        assert_eq!(limits.open_now(), 4);
+        for permit in &mut held {
+            permit.without_sockets();
+        }
+        assert_eq!(refused(&limits, v4(8), now), Refused::Total, "all places on the wire are taken");
+        drop(held.pop());
+        let _last = limits.admit(&v4(8), now).unwrap();
+        drop(held);
+        assert_eq!((limits.open_now(), limits.with_sockets.load(Ordering::Relaxed)), (1, 1));
+    }
+
+    #[test]
     fn other_limits_hold_for_those_who_come() {
         let (limits, now) = (limits(4, 2, 0, 4), Instant::now());
         let mut held: Vec<_> = (0..4).map(|source| limits.admit(&v4(source), now).unwrap()).collect();
         let lower =
             config::Limits { connections: NonZero::new(2), ..config::Config::load(None).unwrap().limits };
-        limits.change(&lower, 100);
+        limits.change(&lower, room(100));
         assert_eq!(limits.open_now(), 4);
         for _ in 0..2 {
             held.pop();
@@ -332,7 +404,7 @@ mod tests {
         held.pop();
         assert!(limits.admit(&v4(9), now).is_ok());
         let one = config::Limits { per_source: NonZero::new(1), ..lower };
-        limits.change(&one, 100);
+        limits.change(&one, room(100));
         assert_eq!(refused(&limits, v4(0), now), Refused::PerSource);
     }
 
@@ -490,11 +562,12 @@ mod tests {
     #[test]
     fn no_configuration_goes_beyond_what_is_possible() {
         let config = config::Config::load(None).unwrap().limits;
-        let limits = Limits::new(&config, 1000);
+        let limits = Limits::new(&config, room(1000));
         assert_eq!((limits.connections(), limits.bounds().pending), (1000, 250));
-        assert_eq!(Limits::new(&config, 10).bounds().pending, 10);
+        assert_eq!(Limits::new(&config, room(10)).bounds().pending, 10);
         assert_eq!(
-            Limits::new(&config::Limits { connections: NonZero::new(5000), ..config }, 1000).connections(),
+            Limits::new(&config::Limits { connections: NonZero::new(5000), ..config }, room(1000))
+                .connections(),
             1000
         );
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io::Read as _,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
     thread,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    account::{Counters, ListenerCounts},
+    account::{Counters, ListenerCounts, Occupied},
     config::{PathChoice, testing::TIMEOUTS},
     relay::{Means, relay},
     sys,
@@ -90,16 +90,27 @@ struct World {
     counts: Arc<Counts>,
     counters: Arc<Counters>,
     listener: Arc<ListenerCounts>,
-    /// Whether the last flow's ticket is held no more.
-    is_let_go: Arc<AtomicBool>,
+    /// What the last flow occupies.
+    occupied: Arc<AtomicU8>,
 }
 
+/// What a flow occupies.
+const ALL: u8 = 0;
+const NO_SOCKETS: u8 = 1;
+const NOTHING: u8 = 2;
+
 #[derive(Debug)]
-struct Held(Arc<AtomicBool>);
+struct Held(Arc<AtomicU8>);
+
+impl Occupied for Held {
+    fn without_sockets(&mut self) {
+        self.0.store(NO_SOCKETS, Ordering::Relaxed);
+    }
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.store(NOTHING, Ordering::Relaxed);
     }
 }
 
@@ -115,13 +126,13 @@ impl World {
         };
         let wire = Wire::new(socket, counts.clone(), adopt).unwrap();
         drop(wire.listen());
-        let is_let_go = Arc::default();
-        Self { keeper: FakeKeeper(keepers), wire, counts, counters, listener, is_let_go }
+        let occupied = Arc::default();
+        Self { keeper: FakeKeeper(keepers), wire, counts, counters, listener, occupied }
     }
 
     fn ticket(&self) -> Ticket {
         let mut ticket = Ticket::new(self.counters.clone(), self.listener.clone());
-        ticket.hold(Held(self.is_let_go.clone()));
+        ticket.hold(Held(self.occupied.clone()));
         ticket
     }
 
@@ -172,6 +183,7 @@ async fn a_flow_on_the_wire_is_its_ticket_alone() {
     exchange(&mut phone, &mut server, b"hello").await;
     let (id, sockets) = world.keeper.is_offered().await;
     exchange(&mut server, &mut phone, b"relayed while it is offered").await;
+    assert_eq!(world.occupied.load(Ordering::Relaxed), ALL);
     world.keeper.say(FromKeeper::Ready { id, index: 3 });
     assert_eq!(world.keeper.hear().await.0, ToKeeper::Take { id, ahead: [0; 2] });
     world.keeper.say(FromKeeper::Armed { id });
@@ -180,10 +192,10 @@ async fn a_flow_on_the_wire_is_its_ticket_alone() {
     // The keeper's are the last descriptors: without them the connection is over.
     drop(sockets);
     assert!(phone.read(&mut [0]).await.is_err());
-    assert!(!world.is_let_go.load(Ordering::Relaxed));
+    assert_eq!(world.occupied.load(Ordering::Relaxed), NO_SOCKETS);
     world.keeper.say(FromKeeper::Gone { id, end: WireEnd::UpstreamReset, bytes: [1000, 2000] });
     world.is_closed(CloseReason::UpstreamReset).await;
-    assert!(world.is_let_go.load(Ordering::Relaxed));
+    assert_eq!(world.occupied.load(Ordering::Relaxed), NOTHING);
     assert_eq!((world.counts.flows(), world.listener.active(Path::Wire)), (0, 0));
     let bytes = [Side::Client, Side::Upstream].map(|side| world.counters.bytes(side));
     assert_eq!(bytes, [1000 + 5, 2000 + 27], "those of both paths");
