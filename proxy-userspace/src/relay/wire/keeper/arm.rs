@@ -86,6 +86,13 @@ pub(super) fn arm(
         sys::acknowledge_now(socket.as_fd())?;
     }
     let numbers = [sys::numbers(sockets[0].as_fd())?, sys::numbers(sockets[1].as_fd())?];
+    // A packet that was counted before the gate was read may have come in since: then the numbers have it, and nobody has read
+    // it.
+    for (socket, ahead) in sockets.iter().zip(ahead) {
+        if sys::queued(socket.as_fd())? != u64::from(ahead) {
+            return Err(NotYet::Busy);
+        }
+    }
     let mut acknowledged = [false; 2];
     for side in 0..2 {
         // All that was passed has arrived.
