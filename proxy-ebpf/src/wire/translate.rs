@@ -290,7 +290,7 @@ fn book(segment: &Segment, known: &Known, x: &Direction, other: u32) -> bool {
         flow::set(&x.flags, seen);
     }
     flow::store(&x.last, flow::now());
-    atomic::store(&x.bytes, atomic::load(&x.bytes).wrapping_add(segment.len.into()));
+    atomic::add(&x.bytes, segment.len.into());
     progress.finished
 }
 
