@@ -116,6 +116,10 @@ pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
 pub(crate) struct LegInfo {
     /// Whether it is established, and neither side has sent its FIN.
     pub(crate) established: bool,
+    /// Whether the peer has sent data, or acknowledged some. One that was dialed may else be in SYN_RECV still, since the last
+    /// acknowledgement of the handshake was lost: it then takes no segment that is not of the same connection to the last bit,
+    /// its own TSval echoed (`tcp_check_req`, net/ipv4/tcp_minisocks.c).
+    pub(crate) heard: bool,
     pub(crate) timestamps: bool,
     pub(crate) sack: bool,
     pub(crate) window_scaling: bool,
@@ -147,6 +151,8 @@ pub(crate) fn leg_info(socket: BorrowedFd<'_>) -> io::Result<LegInfo> {
         if cfg!(target_endian = "little") { (low, high) } else { (high, low) };
     Ok(LegInfo {
         established: raw.state == TCP_ESTABLISHED,
+        // The SYN counts as one.
+        heard: raw.bytes_received > 0 || raw.bytes_acked > 1,
         timestamps: option(TCPI_OPT_TIMESTAMPS),
         sack: option(TCPI_OPT_SACK),
         window_scaling: option(TCPI_OPT_WSCALE),
@@ -235,8 +241,13 @@ mod tests {
         let (server, _) = listener.accept().unwrap();
         let (here, there) = (leg_info(client.as_fd()).unwrap(), leg_info(server.as_fd()).unwrap());
         assert!(here.established && here.timestamps && here.sack && here.window_scaling, "{here:?}");
+        assert!(!here.heard && !there.heard, "{here:?}");
         assert_eq!((here.timestamps, here.sack, here.ecn), (there.timestamps, there.sack, there.ecn));
         assert_eq!(here.send_window_scale, there.receive_window_scale);
+        (&client).write_all(b"1").unwrap();
+        (&server).read_exact(&mut [0]).unwrap();
+        assert!(leg_info(client.as_fd()).unwrap().heard, "what it sent was acknowledged");
+        assert!(leg_info(server.as_fd()).unwrap().heard);
         assert_eq!(here.path_mtu, 65_535, "loopback's");
         assert_eq!(here.advertised_mss, 65_535 - 40 - 12, "loopback's, less headers and timestamps");
         drop(client);

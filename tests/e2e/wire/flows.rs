@@ -120,6 +120,37 @@ fn nothing_of_setu_is_left_of_a_flow_but_its_account() {
     assert!(all["setu_bytes_total{direction=\"upstream\"}"] >= 20 * 30_000);
 }
 
+/// An upstream that has not heard the end of the handshake takes nothing but that.
+#[test]
+fn a_flow_waits_until_its_upstream_has_heard_of_it() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let mut setu = network.start_with_pins(&config(&network, &upstream, CALM), "debug", &[]);
+    // The handshake goes on, its last acknowledgement and all that comes after it do not.
+    network.servers.nft(
+        "add table ip faults; add chain ip faults arriving { type filter hook prerouting priority -300; }; \
+         add rule ip faults arriving tcp flags & (syn | ack) == ack drop",
+    );
+    let mut client = network.client(&setu);
+    client.write_all(b"more").unwrap();
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        assert_eq!(counts(&network, setu.admin())["setu_wire_handed_over_total"], 0, "{}", setu.tail());
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(counts(&network, setu.admin())["setu_wire_busy_total"] > 0, "it was tried");
+    network.servers.nft("delete table ip faults");
+    let mut server = upstream.answer();
+    let mut more = [0; 4];
+    server.read_exact(&mut more).unwrap();
+    assert_eq!(&more, b"more");
+    await_count(&network, &mut setu, "setu_wire_flows", 1);
+    talk(&vec![(client, server)]);
+}
+
 #[test]
 fn flows_outlive_setu_and_are_its_successors() {
     if !crate::may_use_kernel() {

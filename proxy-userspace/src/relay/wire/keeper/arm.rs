@@ -64,8 +64,12 @@ pub(super) fn arm(
         if ahead == 0 && sys::held_received(socket)? != 0 {
             return Err(NotYet::Busy);
         }
-        if !sys::leg_info(socket)?.established {
+        let info = sys::leg_info(socket)?;
+        if !info.established {
             return Err(NotYet::Refused(WireRefusal::Finished));
+        }
+        if !info.heard {
+            return Err(NotYet::Busy);
         }
     }
     let seen = [conn.seen(0), conn.seen(1)];

@@ -68,6 +68,7 @@ mod tests {
         let peer: SocketAddr = peer.parse().unwrap();
         let info = LegInfo {
             established: true,
+            heard: true,
             timestamps: true,
             sack: true,
             window_scaling: true,

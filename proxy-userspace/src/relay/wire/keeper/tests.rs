@@ -118,6 +118,12 @@ impl World {
         let (phone, legs, server) = self.flow_by(&front, family, FIRST + id as u16, || {
             TcpStream::connect(front.local_addr().unwrap()).unwrap()
         });
+        // No flow goes on the wire whose ends have not heard of each other.
+        let [mut leg, mut upstream] = legs.each_ref().map(|leg| TcpStream::from(leg.try_clone().unwrap()));
+        let (mut phone, mut server) = (phone, server);
+        exchange(&mut phone, &mut leg, b"hello");
+        exchange(&mut upstream, &mut server, b"hello");
+        drop((leg, upstream));
         self.splice_within(id, legs, limits);
         (phone, server)
     }
