@@ -182,7 +182,7 @@ impl Conditions {
         drawn.be_fast();
         let mut random = Random::new(mix(seed ^ 0x77_69_72_65));
         let mut die = Die(&mut random);
-        let way = Way::draw(&mut die);
+        let way = Way::draw(&mut die, drawn.bulk);
         let Profile { lost, repeated, late, .. } = way.profile;
         (drawn.lost, drawn.repeated, drawn.late) = (lost, repeated, late);
         drawn.flows = if drawn.bulk { die.between(2, 8) } else { die.between(60, 200) } as u32;
@@ -393,7 +393,7 @@ mod tests {
         change(&|conditions| conditions.spread += 1);
         change(&|conditions| conditions.stalls += 1);
         change(&|conditions| conditions.resets += 1);
-        change(&|conditions| conditions.forwarded = Some(Way::draw(&mut Die(&mut Random::new(1)))));
+        change(&|conditions| conditions.forwarded = Some(Way::draw(&mut Die(&mut Random::new(1)), false)));
         change(&|conditions| conditions.force_handover = Some(77_777));
         change(&|conditions| conditions.reload = Some(77_777));
         change(&|conditions| conditions.death = Some(77_777));

@@ -26,6 +26,8 @@ use super::{
 
 /// Its devices: away from setu's host, and toward it.
 pub(crate) const DEVICES: [&str; 2] = ["far", "near"];
+/// That toward setu's host.
+const NEAR: usize = 1;
 /// Frames that may be on their way in one direction; more are lost.
 const QUEUE: usize = 8_192;
 /// Frames to take from one device before the other is looked at.
@@ -124,7 +126,7 @@ fn forward(sockets: &[PacketSocket; 2], way: Way, seed: u64, stop: &AtomicBool) 
                     queue_up(way.delay);
                     continue;
                 }
-                let copies = fates[from].next().map(queue_up).count() as u64;
+                let copies = fates[from].next(from == NEAR && is_own(&frame)).map(queue_up).count() as u64;
                 carried.frames += 1;
                 carried.lost += u64::from(copies == 0);
                 carried.repeated += copies.saturating_sub(1);
@@ -150,6 +152,13 @@ fn is_tcp(frame: &[u8]) -> bool {
         _ => None,
     };
     protocol == Some(&TCP)
+}
+
+/// Whether a frame of TCP has made no hop: what comes from setu's host and was translated has made one.
+fn is_own(frame: &[u8]) -> bool {
+    const FIRST: u8 = 64;
+    let life = if frame.get(12) == Some(&0x08) { frame.get(14 + 8) } else { frame.get(14 + 7) };
+    life == Some(&FIRST)
 }
 
 #[cfg(test)]

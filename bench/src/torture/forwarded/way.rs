@@ -17,15 +17,19 @@ pub(crate) struct Profile {
     pub(crate) late: u32,
     /// A repeated frame comes so often at most.
     copies: u64,
+    /// Lost of those that setu's own sockets send: while they still answer for what they have sent, flows are on the wire
+    /// already.
+    own: u32,
 }
 
-const CLEAN: Profile = Profile { name: "clean", lost: 0, repeated: 0, late: 0, copies: 1 };
-const BAD: Profile = Profile { name: "1/1/3 %", lost: 10, repeated: 10, late: 30, copies: 2 };
-const PROFILES: [Profile; 4] = [
+const CLEAN: Profile = Profile { name: "clean", lost: 0, repeated: 0, late: 0, copies: 1, own: 0 };
+const BAD: Profile = Profile { name: "1/1/3 %", lost: 10, repeated: 10, late: 30, copies: 2, own: 0 };
+const PROFILES: [Profile; 5] = [
     CLEAN,
     BAD,
-    Profile { name: "5/2/10 %", lost: 50, repeated: 20, late: 100, copies: 2 },
-    Profile { name: "all repeated", lost: 0, repeated: 1_000, late: 100, copies: 3 },
+    Profile { name: "5/2/10 %", lost: 50, repeated: 20, late: 100, copies: 2, own: 0 },
+    Profile { name: "all repeated", lost: 0, repeated: 1_000, late: 100, copies: 3, own: 0 },
+    Profile { name: "setu's own lost", lost: 0, repeated: 500, late: 100, copies: 2, own: 200 },
 ];
 
 /// Of a thousand frames of a link. Where more are lost, ends without SACK and timestamps need minutes for 2 MB, with no proxy
@@ -47,12 +51,14 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Draws one.
-    pub(crate) fn draw(die: &mut Die<'_>) -> Self {
+    /// Draws one, for messages or for streams.
+    pub(crate) fn draw(die: &mut Die<'_>, bulk: bool) -> Self {
         let profile = die.one_of(&PROFILES);
         let delay = Duration::from_micros(die.one_of(&[0, 200, 1_000, 5_000]));
         let (ipv6, timestamps, sack) = (die.below(2) == 0, die.below(3) > 0, die.below(3) > 0);
-        let is_hopeless = profile.lost > HARD && !timestamps && !sack;
+        // A stream through setu's sockets would never come to the moment in which it goes on the wire.
+        let is_hopeless =
+            profile.lost.max(profile.own) > HARD && !timestamps && !sack || bulk && profile.own > 0;
         Self { profile: if is_hopeless { BAD } else { profile }, delay, ipv6, timestamps, sack }
     }
 
@@ -90,12 +96,13 @@ impl Fate {
     }
 
     /// After how long the next frame comes out, once for each time that it does; not at all, it is lost.
-    pub(crate) fn next(&mut self) -> impl Iterator<Item = Duration> + use<> {
+    /// `own`: one of setu's own sockets sent it.
+    pub(crate) fn next(&mut self, own: bool) -> impl Iterator<Item = Duration> + use<> {
         let Way { profile, delay, .. } = self.way;
         let mut die = Die(&mut self.random);
         let mut comes = [None; 3];
         let happens = |die: &mut Die<'_>, thousandths: u32| die.below(1_000) < u64::from(thousandths);
-        if !happens(&mut die, profile.lost) {
+        if !happens(&mut die, if own { profile.own.max(profile.lost) } else { profile.lost }) {
             let copies = if happens(&mut die, profile.repeated) { die.between(2, profile.copies) } else { 1 };
             for (number, copy) in comes.iter_mut().take(copies as usize).enumerate() {
                 let behind = number > 0 || happens(&mut die, profile.late);
@@ -117,7 +124,7 @@ mod tests {
 
     fn decide(profile: Profile, seed: u64, frames: usize) -> Vec<Vec<Duration>> {
         let mut fate = Fate::new(way(profile), seed);
-        (0..frames).map(|_| fate.next().collect()).collect()
+        (0..frames).map(|_| fate.next(false).collect()).collect()
     }
 
     #[test]
@@ -163,7 +170,7 @@ mod tests {
     fn every_way_is_drawn() {
         let mut random = Random::new(5);
         let mut die = Die(&mut random);
-        let ways: Vec<_> = (0..500).map(|_| Way::draw(&mut die)).collect();
+        let ways: Vec<_> = (0..500).map(|_| Way::draw(&mut die, false)).collect();
         for profile in PROFILES {
             for (ipv6, timestamps, sack) in
                 [(false, true, true), (true, true, true), (false, false, true), (true, true, false)]
