@@ -120,6 +120,16 @@ impl Network {
         network
     }
 
+    /// Lets a router (of [`Self::routers`]) carry no longer packets than these from now on.
+    pub fn narrow_router(&self, number: usize, longest: u16) {
+        let (Some(router), Link { v4, v6, routed: [far, _], .. }) = (&self.routers[number], &LINKS[number])
+        else {
+            panic!("there is no router {number}")
+        };
+        router.ip(&format!("route replace {v4}.0/24 via {}.2 mtu lock {longest}", far.0));
+        router.ip(&format!("route replace {v6}:/64 via {}:2 mtu lock {longest}", far.1));
+    }
+
     /// Gives the clients' host all addresses of 10.80.0.0/12 and of 2001:db8::/32, so that each client may have an
     /// address, a network or a site of its own.
     pub fn populate(&self) {

@@ -6,27 +6,29 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::Command,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use setu_tests::{
     Path, Setu,
+    machine::raise_file_limit,
     network::{Network, SERVERS},
     peers::{Upstream, end_of, exchange, finish},
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Nobody ends a flow for its silence in a test, and no start waits for upstreams.
-const CALM: &str = "[timeouts]\nidle = \"10m\"\n";
+pub(super) const CALM: &str = "[timeouts]\nidle = \"10m\"\n";
 
-fn config(network: &Network, upstream: &Upstream, more: &str) -> String {
+pub(super) fn config(network: &Network, upstream: &Upstream, more: &str) -> String {
     let config = network.config(Path::Wire, &[upstream.address()], more);
     config.replace("[admin]\nbind = []", "[admin]\nbind = [\"127.0.0.1:0\"]")
 }
 
 /// What setu counts.
-fn counts(network: &Network, admin: SocketAddr) -> BTreeMap<String, u64> {
+pub(super) fn counts(network: &Network, admin: SocketAddr) -> BTreeMap<String, u64> {
     let text = network.proxy.within(|| {
         let mut stream = TcpStream::connect(admin).unwrap();
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").unwrap();
@@ -42,7 +44,7 @@ fn counts(network: &Network, admin: SocketAddr) -> BTreeMap<String, u64> {
 }
 
 /// Waits until a number is what it is to be.
-fn await_count(network: &Network, setu: &mut Setu, name: &str, wanted: u64) {
+pub(super) fn await_count(network: &Network, setu: &mut Setu, name: &str, wanted: u64) {
     let (admin, deadline) = (setu.admin(), Instant::now() + PATIENCE);
     loop {
         let all = counts(network, admin);
@@ -68,9 +70,9 @@ fn is_gone(pid: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
 
-type Flows = Vec<(TcpStream, TcpStream)>;
+pub(super) type Flows = Vec<(TcpStream, TcpStream)>;
 
-fn spliced(network: &Network, setu: &mut Setu, upstream: &Upstream, count: u64) -> Flows {
+pub(super) fn spliced(network: &Network, setu: &mut Setu, upstream: &Upstream, count: u64) -> Flows {
     let flows = (0..count).map(|_| network.flow(setu, upstream)).collect();
     await_count(network, setu, "setu_wire_flows", count);
     // Until both ends have all of setu's own bytes its sockets are there, and their end is the flow's.
@@ -82,7 +84,7 @@ fn spliced(network: &Network, setu: &mut Setu, upstream: &Upstream, count: u64) 
     flows
 }
 
-fn talk(flows: &Flows) {
+pub(super) fn talk(flows: &Flows) {
     for (client, server) in flows {
         exchange(client, server, &[7; 30_000]);
         exchange(server, client, &[8; 30_000]);
@@ -187,6 +189,77 @@ fn flows_outlive_setu_and_are_its_successors() {
         assert_eq!(end_of(server).unwrap(), 0);
     }
     third.wait_closed("upstream_closed", 20);
+}
+
+/// Under traffic: all of setu dies, setu alone dies, and one replaces the other.
+#[test]
+fn hundreds_of_flows_that_talk_outlive_every_end_of_setu() {
+    const FLOWS: u64 = 300;
+    if !crate::may_use_kernel() {
+        return;
+    }
+    raise_file_limit();
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let state = tempfile::tempdir().unwrap();
+    let more =
+        format!("{CALM}[limits]\nper_source = 1000\n[tls]\nstate_dir = \"{}\"\n", state.path().display());
+    let config = config(&network, &upstream, &more);
+    let mut first = network.start_with_pins(&config, "debug", &[]);
+    let flows = spliced(&network, &mut first, &upstream, FLOWS);
+    let (is_over, said) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Each flow speaks after every step, and all the time.
+    let await_more = || {
+        let before = said.load(Ordering::Relaxed);
+        let deadline = Instant::now() + PATIENCE;
+        while said.load(Ordering::Relaxed) < before + 2 * FLOWS {
+            assert!(Instant::now() < deadline, "flows do not go on");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    thread::scope(|scope| {
+        for some in flows.chunks(FLOWS as usize / 4) {
+            let (is_over, said) = (&is_over, &said);
+            scope.spawn(move || {
+                let end = Instant::now() + 10 * PATIENCE;
+                while !is_over.load(Ordering::Relaxed) && Instant::now() < end {
+                    for (client, server) in some {
+                        exchange(client, server, &[3; 3_000]);
+                        exchange(server, client, &[4; 300]);
+                        said.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        let _over = Over(&is_over);
+        await_more();
+        let keeper = keeper(&first);
+        first.kill();
+        Command::new("kill").args(["-9", &keeper]).status().unwrap();
+        await_more();
+        let mut second = network.start_with_pins(&config, "debug", &[]);
+        await_count(&network, &mut second, "setu_wire_flows", FLOWS);
+        await_more();
+        let mut third = network.start_with_pins(&config, "debug", &["--replace"]);
+        assert!(second.ended().0.success());
+        await_count(&network, &mut third, "setu_wire_flows", FLOWS);
+        await_more();
+        third.kill();
+        await_more();
+        let mut fourth = network.start_with_pins(&config, "debug", &[]);
+        await_count(&network, &mut fourth, "setu_wire_flows", FLOWS);
+        await_more();
+        assert_eq!(counts(&network, fourth.admin())["setu_closed_total{reason=\"internal_error\"}"], 0);
+    });
+}
+
+/// Ends what others do until then, also when this panics.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]

@@ -1,0 +1,165 @@
+//! Machines as operators have them: what else is on the way of packets does flows on the wire no harm.
+
+use std::{fs, thread, time::Duration};
+
+use setu_tests::{
+    netns::Netns,
+    network::{CLIENT, Network, SERVERS, SERVERS_V6, TO_CLIENTS},
+    peers::{Manner, end_of, finish, receive_some, send},
+};
+
+use super::flows::{CALM, Flows, await_count, config, spliced, talk};
+
+const LEN: usize = 1_000_000;
+
+/// All of a stream, both ways at once.
+fn stream(flows: &Flows) {
+    for (client, server) in flows {
+        thread::scope(|scope| {
+            for (from, to, seed) in [(client, server, 1), (server, client, 2)] {
+                scope.spawn(move || send(from, seed, LEN, Manner::FAST));
+                scope.spawn(move || receive_some(to, seed, LEN));
+            }
+        });
+    }
+}
+
+fn finish_all(flows: &Flows) {
+    for (client, server) in flows {
+        finish(client);
+        assert_eq!(end_of(server).unwrap(), 0);
+        finish(server);
+        assert_eq!(end_of(client).unwrap(), 0);
+    }
+}
+
+/// Nobody but the other end can send less; and only setu's host hears of it.
+#[test]
+fn an_end_is_told_of_a_router_that_the_other_ends_packets_are_too_long_for() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    for number in [0, 1] {
+        for family in [0, 1] {
+            let mut longest = [None; 2];
+            // As long as any, until the flow is on the wire.
+            longest[number] = Some(1500);
+            let network = Network::routed(longest);
+            let upstream = network.upstream([SERVERS, SERVERS_V6][family][0]);
+            let config = config(&network, &upstream, CALM);
+            let config = if family == 0 { config } else { config.replace("10.79.1.1:0", "[fd79:1::1]:0") };
+            let mut setu = network.start_with_pins(&config, "debug", &[]);
+            let flows = spliced(&network, &mut setu, &upstream, 1);
+            stream(&flows);
+            network.narrow_router(number, 1280);
+            stream(&flows);
+            finish_all(&flows);
+            setu.wait_closed("client_closed", 1);
+        }
+    }
+}
+
+/// What is on the wire passes no firewall, and is in no table of tracked connections.
+#[test]
+fn a_firewall_that_drops_what_it_does_not_know_is_no_hindrance() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let rules = ["input", "output", "forward"].map(|hook| {
+        format!(
+            "add chain inet strict {hook} {{ type filter hook {hook} priority 10; }}; \
+             add rule inet strict {hook} ct state invalid counter drop; "
+        )
+    });
+    network.proxy.nft(&format!("add table inet strict; {}", rules.concat()));
+    let tracked = || {
+        network.proxy.within(|| {
+            let text = fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+            text.lines().filter(|line| line.contains(CLIENT) || line.contains(SERVERS[0])).count()
+        })
+    };
+    let upstream = network.upstream(SERVERS[0]);
+    let more = format!("{CALM}drain = \"1s\"\n");
+    let mut setu = network.start_with_pins(&config(&network, &upstream, &more), "debug", &[]);
+    let relayed = network.flow(&setu, &upstream);
+    assert!(tracked() > 0, "nothing is tracked: the test shows nothing");
+    finish_all(&vec![relayed]);
+    await_count(&network, &mut setu, "setu_wire_flows", 0);
+    let flows = spliced(&network, &mut setu, &upstream, 10);
+    stream(&flows);
+    assert!(tracked() <= 2, "{} connections are tracked", tracked());
+    // An end in order resets both, through the firewall.
+    setu.stop();
+    for (client, server) in &flows {
+        for end in [client, server] {
+            assert_eq!(end_of(end).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    }
+}
+
+/// What a leg's device is, when it is not one of Ethernet itself.
+#[test]
+fn bridges_bonds_and_vlans_carry_flows_on_the_wire() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    for kind in ["bridge", "bond", "vlan"] {
+        let network = Network::new();
+        if !has(&network.proxy, kind) {
+            println!("skipped: this kernel has no {kind}");
+            continue;
+        }
+        match kind {
+            "bridge" => drop(network.bridge(TO_CLIENTS)),
+            "bond" => bond(&network.proxy),
+            _ => vlan(&network),
+        }
+        let upstream = network.upstream(SERVERS[0]);
+        let mut setu = network.start_with_pins(&config(&network, &upstream, CALM), "debug", &[]);
+        let flows = spliced(&network, &mut setu, &upstream, 3);
+        stream(&flows);
+        talk(&flows);
+        finish_all(&flows);
+        setu.wait_closed("client_closed", 3);
+    }
+}
+
+/// Whether the kernel knows a kind of device.
+fn has(host: &Netns, kind: &str) -> bool {
+    let mut command = host.command("ip");
+    command.args(["link", "add"]);
+    match kind {
+        "vlan" => command.args(["link", TO_CLIENTS, "name", "tried", "type", "vlan", "id", "9"]),
+        _ => command.args(["name", "tried", "type", kind]),
+    };
+    let is_there = command.output().unwrap().status.success();
+    if is_there {
+        host.ip("link delete tried");
+    }
+    is_there
+}
+
+/// Makes the device to clients the one of a bond.
+fn bond(proxy: &Netns) {
+    proxy.ip("link add bundle type bond mode active-backup miimon 100");
+    proxy.ip(&format!("address flush dev {TO_CLIENTS}"));
+    proxy.ip(&format!("link set {TO_CLIENTS} down"));
+    proxy.ip(&format!("link set {TO_CLIENTS} master bundle"));
+    proxy.ip("address add 10.79.1.1/24 dev bundle");
+    proxy.ip("link set bundle up");
+}
+
+/// Makes the link to clients a VLAN of it.
+fn vlan(network: &Network) {
+    for (host, device, address) in
+        [(&network.proxy, TO_CLIENTS, "10.79.1.1/24"), (&network.clients, "proxy", "10.79.1.2/24")]
+    {
+        host.ip(&format!("link add link {device} name tagged type vlan id 7"));
+        host.ip(&format!("address flush dev {device}"));
+        host.ip(&format!("address add {address} dev tagged"));
+        host.ip("link set tagged up");
+    }
+    // Its first packets are lost until the link is up.
+    thread::sleep(Duration::from_millis(200));
+}
