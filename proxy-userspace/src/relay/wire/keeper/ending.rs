@@ -60,10 +60,7 @@ impl View {
     pub(super) fn judge(&self, now: u32) -> Verdict {
         let [client, upstream] = self.seen.map(|seen| seen.flags);
         let silent = self.silent(now);
-        // What comes after both is of no account: a stack that has forgotten the connection answers what is repeated by a
-        // reset.
-        // A FIN that its other end does not acknowledge may be forged.
-        if client & upstream & FIN_SEEN != 0 && !self.owes(0) && !self.owes(1) {
+        if self.is_finished() {
             return Verdict::Finished(self.first_to_finish());
         }
         if (client | upstream) & RST_SEEN != 0 {
@@ -99,10 +96,17 @@ impl View {
     /// How a flow ended that has ended by itself.
     pub(super) fn end(&self) -> WireEnd {
         match self.seen.map(|seen| seen.flags & RST_SEEN != 0) {
-            [true, _] => WireEnd::ClientReset,
-            [_, true] => WireEnd::UpstreamReset,
+            [true, _] if !self.is_finished() => WireEnd::ClientReset,
+            [_, true] if !self.is_finished() => WireEnd::UpstreamReset,
             _ => self.first_to_finish(),
         }
+    }
+
+    /// Whether both sides have sent their FIN. What comes after that is of no account: a stack that has forgotten the
+    /// connection answers what is repeated by a reset. A FIN that its other end does not acknowledge may be forged.
+    fn is_finished(&self) -> bool {
+        let [client, upstream] = self.seen.map(|seen| seen.flags);
+        client & upstream & FIN_SEEN != 0 && !self.owes(0) && !self.owes(1)
     }
 
     /// Whether a flow that is over can be forgotten. `since`: when it was.
@@ -183,6 +187,14 @@ mod tests {
         assert_eq!(of([both, FIN_SEEN]), Verdict::Finished(WireEnd::ClientFinished));
         assert_eq!(of([FIN_SEEN, both]), Verdict::Finished(WireEnd::UpstreamFinished));
         assert_eq!(of([both, both]), Verdict::Finished(WireEnd::ClientFinished), "both at once");
+    }
+
+    /// A new connection may have its name before it was looked at.
+    #[test]
+    fn a_late_reset_makes_no_reset_of_a_flow_that_had_finished() {
+        let late = view([FIN_SEEN | RST_SEEN, FIN_SEEN | FIN_FIRST], [NOW; 2]);
+        assert_eq!(late.end(), WireEnd::UpstreamFinished);
+        assert_eq!(view([FIN_SEEN | RST_SEEN, 0], [NOW; 2]).end(), WireEnd::ClientReset);
     }
 
     #[test]
