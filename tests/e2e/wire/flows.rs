@@ -143,7 +143,6 @@ fn a_flow_waits_until_its_upstream_has_heard_of_it() {
         assert_eq!(counts(&network, setu.admin())["setu_wire_handed_over_total"], 0, "{}", setu.tail());
         thread::sleep(Duration::from_millis(100));
     }
-    assert!(counts(&network, setu.admin())["setu_wire_busy_total"] > 0, "it was tried");
     network.servers.nft("delete table ip faults");
     let mut server = upstream.answer();
     let mut more = [0; 4];

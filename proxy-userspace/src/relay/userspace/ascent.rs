@@ -32,6 +32,8 @@ use crate::{
     sys,
 };
 
+/// How soon a flow is looked at again of which an end has not heard the end of the handshake.
+const UNHEARD: Duration = Duration::from_millis(100);
 /// How soon a flow is looked at again that could not be taken.
 const AGAIN: Duration = Duration::from_millis(1);
 /// How long a moment of quiet is waited for before the tap is closed, and how long it stays so.
@@ -126,6 +128,11 @@ impl<'a> Ascent<'a> {
             self.not_before = None;
         }
         let Some(offer) = &self.offer else {
+            if !legs.iter().all(|leg| is_heard(leg)) {
+                self.not_before = Some(now + UNHEARD);
+                self.wake(cx, now + UNHEARD);
+                return Step::Stay;
+            }
             match lift.wire.offer(legs, lift.listener, lift.limits) {
                 Ok(offer) => self.offer = offer,
                 Err(refusal) => {
@@ -254,6 +261,11 @@ impl<'a> Ascent<'a> {
             let _ = before.map(|before| sys::set_window_clamp(leg.as_fd(), before));
         }
     }
+}
+
+/// Whether the peer has shown that it heard the end of the handshake. An error is met again by whoever reads.
+fn is_heard(leg: &TcpStream) -> bool {
+    sys::leg_info(leg.as_fd()).map_or(true, |info| info.heard)
 }
 
 /// Whether what is in the receive queue can be held.

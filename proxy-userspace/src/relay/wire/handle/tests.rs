@@ -76,11 +76,13 @@ impl FakeKeeper {
     }
 }
 
-/// The two ends of a connection.
+/// The two ends of a connection, which have heard each other.
 async fn pair() -> [TcpStream; 2] {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    [peer, listener.accept().await.unwrap().0]
+    let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let mut accepted = listener.accept().await.unwrap().0;
+    exchange(&mut peer, &mut accepted, b"1").await;
+    [peer, accepted]
 }
 
 /// A worker with a keeper, and its books.
