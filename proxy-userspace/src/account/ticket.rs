@@ -55,9 +55,11 @@ impl Ticket {
     pub(crate) fn set_path(&mut self, path: Path) {
         self.listener.change(self.path, path);
         self.path = path;
-        if path == Path::Wire
-            && let Some(held) = &mut self.held
-        {
+    }
+
+    /// The connection goes on without sockets of setu's.
+    pub(crate) fn without_sockets(&mut self) {
+        if let Some(held) = &mut self.held {
             held.without_sockets();
         }
     }

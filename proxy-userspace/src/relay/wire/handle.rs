@@ -84,6 +84,7 @@ enum Heard {
     Nothing,
     Ready,
     Armed,
+    Settled,
     Busy,
     Refused(WireRefusal),
     Gone(WireEnd, [u64; 2]),
@@ -205,6 +206,7 @@ impl Inner {
         let (id, news) = match message {
             FromKeeper::Ready { id, .. } => (id, Heard::Ready),
             FromKeeper::Armed { id } => (id, Heard::Armed),
+            FromKeeper::Settled { id } => (id, Heard::Settled),
             FromKeeper::Busy { id } => (id, Heard::Busy),
             FromKeeper::Refused { id, refusal } => (id, Heard::Refused(refusal)),
             FromKeeper::Dropped { id } => return self.free(id, |slot| matches!(slot, Slot::Dropped)),
@@ -229,6 +231,7 @@ impl Inner {
                     waker.wake();
                 }
             }
+            (Slot::Spliced(ticket), Heard::Settled) => ticket.without_sockets(),
             (Slot::Spliced(_), Heard::Gone(end, bytes)) => {
                 let Slot::Spliced(ticket) = std::mem::replace(slot, Slot::Free) else { return };
                 slots.free.push(id);
@@ -259,6 +262,7 @@ impl Inner {
     fn adopt(&self, id: u32, listener: u16, names: FlowNames) {
         let mut ticket = (self.adopt.0)(listener, names);
         ticket.set_path(Path::Wire);
+        ticket.without_sockets();
         self.counts.adopt();
         self.slots().adopted.insert(id, ticket);
     }
@@ -392,7 +396,7 @@ impl Offer {
             return Taken::Busy;
         }
         let taken = std::future::poll_fn(|cx| match self.look(cx) {
-            (Heard::Armed | Heard::Gone(..), _) => Poll::Ready(Taken::Armed),
+            (Heard::Armed | Heard::Settled | Heard::Gone(..), _) => Poll::Ready(Taken::Armed),
             (Heard::Busy, _) => Poll::Ready(Taken::Busy),
             (Heard::Refused(refusal), _) => Poll::Ready(Taken::Refused(refusal)),
             (_, true) => Poll::Ready(Taken::Lost),
@@ -435,7 +439,12 @@ impl Offer {
                 self.wire.counts.end();
                 ticket.close(CloseReason::Shutdown);
             }
-            slot => *slot = Slot::Spliced(Box::new(ticket)),
+            slot => {
+                if matches!(slot, Slot::Offered { heard: Heard::Settled, .. }) {
+                    ticket.without_sockets();
+                }
+                *slot = Slot::Spliced(Box::new(ticket));
+            }
         }
     }
 }

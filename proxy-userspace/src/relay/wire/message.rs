@@ -64,6 +64,8 @@ pub(crate) enum FromKeeper {
     Ready { id: u32, index: u32 },
     /// The flow is on the wire.
     Armed { id: u32 },
+    /// setu's sockets of the flow are closed: both ends have all that they had sent.
+    Settled { id: u32 },
     /// Not in this moment; the relay goes on, and takes again after a millisecond at the earliest.
     Busy { id: u32 },
     /// Never; the keeper has closed its sockets.
@@ -359,6 +361,7 @@ impl FromKeeper {
                 }
                 writer
             }
+            Self::Settled { id } => Writer::about(8, id),
             Self::Moved { id, bytes } => {
                 let mut writer = Writer::about(7, id);
                 writer.put(&bytes[0].to_ne_bytes()).put(&bytes[1].to_ne_bytes());
@@ -387,6 +390,7 @@ impl FromKeeper {
                 end: WireEnd::from_byte(from.byte()?)?,
                 bytes: [from.u64()?, from.u64()?],
             },
+            8 => Self::Settled { id: from.u32()? },
             7 => Self::Moved { id: from.u32()?, bytes: [from.u64()?, from.u64()?] },
             6 => Self::Adopted {
                 id: from.u32()?,
@@ -445,6 +449,7 @@ mod tests {
         let others = [
             FromKeeper::Ready { id, index: 9 },
             FromKeeper::Armed { id },
+            FromKeeper::Settled { id },
             FromKeeper::Busy { id },
             FromKeeper::Dropped { id },
             FromKeeper::Moved { id, bytes: [u64::MAX, 1] },

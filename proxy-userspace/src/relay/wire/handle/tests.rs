@@ -194,7 +194,9 @@ async fn a_flow_on_the_wire_is_its_ticket_alone() {
     // The keeper's are the last descriptors: without them the connection is over.
     drop(sockets);
     assert!(phone.read(&mut [0]).await.is_err());
-    assert_eq!(world.occupied.load(Ordering::Relaxed), NO_SOCKETS);
+    assert_eq!(world.occupied.load(Ordering::Relaxed), ALL, "the keeper has its sockets");
+    world.keeper.say(FromKeeper::Settled { id });
+    until(|| world.occupied.load(Ordering::Relaxed) == NO_SOCKETS).await;
     world.keeper.say(FromKeeper::Gone { id, end: WireEnd::UpstreamReset, bytes: [1000, 2000] });
     world.is_closed(CloseReason::UpstreamReset).await;
     assert_eq!(world.occupied.load(Ordering::Relaxed), NOTHING);
@@ -202,6 +204,17 @@ async fn a_flow_on_the_wire_is_its_ticket_alone() {
     let bytes = [Side::Client, Side::Upstream].map(|side| world.counters.bytes(side));
     assert_eq!(bytes, [1000 + 5, 2000 + 27], "those of both paths");
     assert!(world.keeper.is_told_nothing(), "what is on the wire is not taken back");
+}
+
+#[tokio::test]
+async fn a_flow_that_is_settled_at_once_has_no_sockets() {
+    let world = World::new();
+    let [_phone, _server] = world.flow().await;
+    let (id, _sockets) = world.keeper.takes().await;
+    world.keeper.say(FromKeeper::Armed { id });
+    world.keeper.say(FromKeeper::Settled { id });
+    until(|| world.occupied.load(Ordering::Relaxed) == NO_SOCKETS).await;
+    assert_eq!(world.listener.active(Path::Wire), 1);
 }
 
 #[tokio::test]

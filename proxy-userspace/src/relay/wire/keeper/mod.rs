@@ -587,7 +587,10 @@ impl Keeper {
             return false;
         }
         self.close_sockets(index);
-        notes::set_state(self.program.conns.conn(index), State::Spliced);
+        let conn = self.program.conns.conn(index);
+        notes::set_state(conn, State::Spliced);
+        let Owner { worker, id } = notes::owner(conn);
+        self.tell(worker as usize, FromKeeper::Settled { id });
         false
     }
 

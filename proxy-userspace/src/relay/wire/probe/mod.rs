@@ -387,7 +387,17 @@ impl Wire {
         seqpacket::send(&self.worker, message.encode().as_ref(), &legs)
     }
 
+    /// What the keeper says next, but for when it has closed sockets, of which nothing follows here.
     fn hear(&self) -> Result<FromKeeper, Failure> {
+        loop {
+            match self.hear_any()? {
+                FromKeeper::Settled { .. } => {}
+                other => return Ok(other),
+            }
+        }
+    }
+
+    fn hear_any(&self) -> Result<FromKeeper, Failure> {
         wait(&self.worker, PATIENCE).map_err(|error| Failure(format!("the keeper says nothing: {error}")))?;
         let mut buffer = [0; MOST];
         let received = seqpacket::receive(&self.worker, &mut buffer)?
