@@ -28,7 +28,7 @@
 //!   - `hostile`: clients that mean harm end by a deadline, and others do not feel them
 //! - `wire`: two connections become one, packet by packet
 //!   - `flows`: nothing of setu's is between both ends, and its end and its successors are
-//!   - `machines`: firewalls, routers with long ways, bridges, bonds, VLANs and programs of others are no hindrance
+//!   - `machines`: firewalls, routers that carry short packets alone, bridges, bonds and VLANs are no hindrance
 //!   - `operator`: what is on the wire is counted, shown, and can be taken away when setu is gone
 //!   - `ports`: upstreams are dialed from ports of its own, and in segments that both ends take
 //! - `security`: setu tells nothing of its clients, and could do little to the machine

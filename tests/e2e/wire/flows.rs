@@ -217,14 +217,20 @@ fn hundreds_of_flows_that_talk_outlive_every_end_of_setu() {
         }
     };
     thread::scope(|scope| {
-        for some in flows.chunks(FLOWS as usize / 4) {
+        for (part, some) in flows.chunks(FLOWS as usize / 4).enumerate() {
             let (is_over, said) = (&is_over, &said);
             scope.spawn(move || {
                 let end = Instant::now() + 10 * PATIENCE;
-                while !is_over.load(Ordering::Relaxed) && Instant::now() < end {
-                    for (client, server) in some {
-                        exchange(client, server, &[3; 3_000]);
-                        exchange(server, client, &[4; 300]);
+                for round in 0.. {
+                    if is_over.load(Ordering::Relaxed) || Instant::now() > end {
+                        break;
+                    }
+                    for (number, (client, server)) in some.iter().enumerate() {
+                        // No other flow's, no other round's, and no other place's.
+                        let begin = part * 7_919 + number * 101 + round;
+                        let bytes: Vec<u8> = (begin..begin + 3_000).map(|at| (at % 251) as u8).collect();
+                        exchange(client, server, &bytes);
+                        exchange(server, client, &bytes[1_000..1_300]);
                         said.fetch_add(1, Ordering::Relaxed);
                     }
                 }
