@@ -408,8 +408,12 @@ fn what_cannot_be_the_ends_own_is_not_believed() {
     assert_eq!((fin.finished, fin.end, fin.acknowledged), (true, 1001, 5000));
     // Beyond what the other end sent; older than what is known.
     assert_eq!([of(1000, ACK, 5001).acknowledged, of(1000, ACK, 3000).acknowledged], [4000; 2]);
-    // Far ahead; for a reset also behind.
-    assert!(!of(1000 + (1 << 26), FIN, 0).finished && of(999, FIN, 0).finished);
+    // Far beyond what was seen, and what the other end has already; a gap of what was lost on the way there may be.
+    let far = 1000 + (1 << 22);
+    assert!(of(far, FIN, 0).finished && of(far, 0, 0).end == far);
+    assert!(!of(far + 1, FIN, 0).finished && of(far + 1, 0, 0).end == 1000);
+    assert!(!of(999, FIN, 0).finished && !of(1000_u32.wrapping_sub(1 << 29), FIN, 0).finished);
+    // For a reset also behind.
     assert!(of(1000, RST, 0).reset && !of(999, RST, 0).reset);
     // A SYN of a newcomer, which may be at any place, is not the flow's.
     assert_eq!(of(2000, SYN, 0).end, 1000);

@@ -78,7 +78,9 @@ impl View {
         }
         let mut owes_since = [0; 2];
         for (side, end) in [(0, WireEnd::ClientVanished), (1, WireEnd::UpstreamVanished)] {
-            if !self.owes(side) {
+            // Who was heard of last has answered, and who misses something repeats it. A forged segment is not repeated.
+            let is_asked = self.seen[1 - side].last.wrapping_sub(self.seen[side].last) as i32 > 0;
+            if !self.owes(side) || !is_asked {
                 continue;
             }
             let heard = now.wrapping_sub(self.seen[side].last);
@@ -225,8 +227,10 @@ mod tests {
         assert_eq!(view.judge(later), Verdict::Lives { owes_since: [since, 0] });
         let later = NOW.wrapping_add(ticks(SECOND * 91));
         assert_eq!(view.judge(later), Verdict::End(WireEnd::ClientVanished));
-        // It was heard of meanwhile, and owes what came since.
+        // It was heard of meanwhile: it has answered, unless the upstream asks again.
         view.seen[0].last = NOW.wrapping_add(ticks(SECOND * 80));
+        assert_eq!(view.judge(later), LIVES);
+        view.seen[1].last = NOW.wrapping_add(ticks(SECOND * 81));
         assert_eq!(view.judge(later), Verdict::Lives { owes_since: [later, 0] });
         // It has acknowledged it, in the numbers of its own leg.
         view.constants[0].add_acknowledgement = 40;
