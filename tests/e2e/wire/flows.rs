@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    process::Command,
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
@@ -188,6 +188,52 @@ fn flows_outlive_setu_and_are_its_successors() {
         assert_eq!(end_of(server).unwrap(), 0);
     }
     third.wait_closed("upstream_closed", 20);
+}
+
+/// What is pinned is the first one's, and no keeper is left of a setu that did not start or has ended.
+#[test]
+fn a_second_setu_takes_nothing_from_the_first() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let config = config(&network, &upstream, CALM);
+    let mut first = network.start_with_pins(&config, "debug", &[]);
+    let flows = spliced(&network, &mut first, &upstream, 5);
+    let pinned = || network.pins.all().into_iter().filter(|path| path.starts_with("setu")).count();
+    let before = pinned();
+    assert!(before > 0);
+    let keepers = || {
+        let inode = network.proxy.within(|| fs::read_link("/proc/thread-self/ns/net").unwrap());
+        let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let is_one = |path: &std::path::PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "setu-keeper")
+                && fs::read_link(path.join("ns/net")).is_ok_and(|link| link == inode)
+        };
+        all.filter(is_one).count()
+    };
+    // It cannot listen where the first does.
+    let taken = config.replace("10.79.1.1:0", &first.address("chat").to_string());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("setu.toml");
+    fs::write(&file, taken).unwrap();
+    let mut command = network.pins.command(&network.proxy, &Setu::binary().display().to_string());
+    command.args(["run", "--config"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(!command.status().unwrap().success());
+    let second = network.start_with_pins(&config, "debug", &[]);
+    assert!(second.stop().0.success());
+    let deadline = Instant::now() + PATIENCE;
+    while keepers() != 1 {
+        assert!(Instant::now() < deadline, "{} keepers", keepers());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(pinned(), before);
+    talk(&flows);
+    let keeper = keeper(&first);
+    first.kill();
+    Command::new("kill").args(["-9", &keeper]).status().unwrap();
+    talk(&flows);
 }
 
 /// Under traffic: all of setu dies, setu alone dies, and one replaces the other.

@@ -234,7 +234,10 @@ impl Keeper {
                 }
             }
         };
-        if end == End::Clear {
+        if !self.owns {
+            // What is pinned is another's.
+            self.program.want(false);
+        } else if end == End::Clear {
             self.reset_all();
             self.program.unload();
         }
@@ -341,8 +344,16 @@ impl Keeper {
     /// Whether it is to end.
     fn be_told(&mut self) {
         let mut buffer = [0; MOST];
-        // Without setu it goes on as long as there are flows.
-        let Ok(Some(received)) = seqpacket::receive(self.control.as_fd(), &mut buffer) else { return };
+        let received = match seqpacket::receive(self.control.as_fd(), &mut buffer) {
+            Ok(Some(received)) => received,
+            // Setu is gone, and what is pinned is another's: nothing is to be kept.
+            Ok(None) if !self.owns => {
+                self.ends = Some(End::Leave);
+                return;
+            }
+            // Without setu it goes on as long as there are flows.
+            _ => return,
+        };
         match buffer.get(..received.len).and_then(ToKeeper::decode) {
             Some(ToKeeper::Stop) => self.ends = Some(End::Clear),
             Some(ToKeeper::Yield) => self.ends = Some(End::Leave),
