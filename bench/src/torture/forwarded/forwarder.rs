@@ -166,6 +166,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_setu_itself_sent_has_made_no_hop() {
+        for (kind, at) in [([0x08, 0x00], 14 + 8), ([0x86, 0xdd], 14 + 7)] {
+            let mut frame = vec![0; 60];
+            frame[12..14].copy_from_slice(&kind);
+            frame[at] = 64;
+            assert!(is_own(&frame));
+            frame[at] = 63;
+            assert!(!is_own(&frame));
+        }
+        assert!(!is_own(&[0; 14]));
+    }
+
+    #[test]
     fn only_tcp_suffers() {
         let frame = |kind: [u8; 2], at: usize, protocol: u8| {
             let mut frame = vec![0; 60];

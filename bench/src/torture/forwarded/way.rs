@@ -167,6 +167,15 @@ mod tests {
     }
 
     #[test]
+    fn setus_own_are_lost_where_the_profile_says_so() {
+        for profile in PROFILES {
+            let mut fate = Fate::new(way(profile), 11);
+            let lost = (0..10_000).filter(|_| fate.next(true).next().is_none()).count() / 10;
+            assert!(lost.abs_diff(profile.own.max(profile.lost) as usize) <= 15, "{}: {lost}", profile.name);
+        }
+    }
+
+    #[test]
     fn every_way_is_drawn() {
         let mut random = Random::new(5);
         let mut die = Die(&mut random);

@@ -64,7 +64,7 @@ pub(crate) enum FromKeeper {
     Ready { id: u32, index: u32 },
     /// The flow is on the wire.
     Armed { id: u32 },
-    /// setu's sockets of the flow are closed: both ends have all that they had sent.
+    /// The keeper has closed setu's sockets of the flow: both ends have acknowledged what these had sent, or one has reset it.
     Settled { id: u32 },
     /// Not in this moment; the relay goes on, and takes again after a millisecond at the earliest.
     Busy { id: u32 },
