@@ -6,7 +6,7 @@
 use core::{cell::UnsafeCell, sync::atomic::AtomicU64};
 
 /// Raised whenever a map's layout, or what a field means, changes: a successor takes over only flows that it can read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bit of [`Conn::gate`]: the program translates.
 pub const ACTIVE: u64 = 1 << 63;
@@ -125,6 +125,10 @@ pub struct Direction {
     pub flags: Word,
     /// When X was heard of last, in ticks.
     pub last: Word,
+    /// Where X's stream ends by its last FIN that could be one, in x's numbers. Of use with [`FIN_SEEN`].
+    pub finish: Word,
+    /// When X's last reset came that could be one, in ticks. Of use with [`RST_SEEN`].
+    pub reset_at: Word,
     /// Always 0.
     pub padding: u32,
     /// Bytes of the stream translated, a repeated one each time.
@@ -137,9 +141,9 @@ pub const CLEAR_ECN: u16 = 1 << 0;
 /// Of [`Direction::flags`]: X has acknowledged all of setu's own bytes. Set by the program, or by the keeper before
 /// the flow is active.
 pub const OWN_ACKNOWLEDGED: u32 = 1 << 0;
-/// Of [`Direction::flags`]: X has sent its FIN.
+/// Of [`Direction::flags`]: X has sent its FIN, or who forged one. See [`super::over`].
 pub const FIN_SEEN: u32 = 1 << 1;
-/// Of [`Direction::flags`]: X has sent a reset.
+/// Of [`Direction::flags`]: X has sent a reset, or who forged one. See [`super::over`].
 pub const RST_SEEN: u32 = 1 << 2;
 /// Of [`Direction::flags`]: X's options are laid out so that the program could not rewrite them.
 pub const ODD_OPTIONS: u32 = 1 << 3;
@@ -175,8 +179,8 @@ pub struct Event {
 }
 
 const _: () = assert!(size_of::<Names>() == 40 && align_of::<Names>() == 4);
-const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
-const _: () = assert!(size_of::<Conn>() == 288);
+const _: () = assert!(size_of::<Direction>() == 120 && align_of::<Direction>() == 8);
+const _: () = assert!(size_of::<Conn>() == 304);
 const _: () = assert!(size_of::<Event>() == 8);
 
 #[cfg(feature = "user")]

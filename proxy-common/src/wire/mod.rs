@@ -7,6 +7,7 @@
 pub mod checksum;
 pub mod layout;
 pub mod options;
+pub mod over;
 pub mod segment;
 pub mod sequence;
 

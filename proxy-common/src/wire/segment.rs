@@ -157,7 +157,7 @@ pub struct Progress {
     pub acknowledged: u32,
     /// See [`Self::acknowledged`].
     pub end: u32,
-    /// X's stream ends with it.
+    /// X's stream ends with it, at [`Self::end`] or before.
     pub finished: bool,
     /// X resets the connection.
     pub reset: bool,
@@ -170,15 +170,21 @@ const AHEAD: i32 = 1 << 26;
 /// How far beyond all that was seen of X's stream a segment may begin: what lies between was lost on its way to setu. It is one
 /// chance in a thousand for who guesses.
 const GAP: i32 = 1 << 22;
+/// How far behind what X has acknowledged its acknowledgements may be: it has a segment on its way while it sends others. Again
+/// few of those that are guessed.
+const LATE: i32 = 1 << 24;
 
-/// What is believed of a segment: a forged one may say anything, and only what could be the end's own counts. `acknowledged` and
-/// `end` are what was known before.
+/// What is believed of a segment: a forged one may say anything, and only what could be the end's own counts (RFC 5961, section
+/// 5, asks as much of what it acknowledges). `acknowledged` and `end` are what was known before.
 #[inline(always)]
 #[must_use]
 pub fn progress(segment: &Segment, known: &Known, acknowledged: u32, end: u32) -> Progress {
     let place = after(segment.sequence, known.other_acknowledged);
-    let is_believed = matches!(place, FARTHEST_BEHIND..AHEAD) && after(segment.sequence, end) <= GAP;
     let says = segment.flags & ACK != 0 && after(segment.acknowledgement, known.other_end) <= 0;
+    let is_believed = matches!(place, FARTHEST_BEHIND..AHEAD)
+        && after(segment.sequence, end) <= GAP
+        && says
+        && after(segment.acknowledgement, acknowledged) >= -LATE;
     Progress {
         acknowledged: if says { later(segment.acknowledgement, acknowledged) } else { acknowledged },
         // A SYN is none of the flow's: were it counted, the same SYN, sent again once the flow was reset by it, would not

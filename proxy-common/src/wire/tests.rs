@@ -404,15 +404,21 @@ fn what_cannot_be_the_ends_own_is_not_believed() {
     let of = |sequence, flags, acknowledgement| {
         progress(&Segment { sequence, acknowledgement, flags, window: 0, len: 0 }, &known, 4000, 1000)
     };
-    let fin = of(1000, FIN | ACK, 5000);
-    assert_eq!((fin.finished, fin.end, fin.acknowledged), (true, 1001, 5000));
+    let last = of(1000, FIN | ACK, 5000);
+    assert_eq!((last.finished, last.end, last.acknowledged), (true, 1001, 5000));
     // Beyond what the other end sent; older than what is known.
     assert_eq!([of(1000, ACK, 5001).acknowledged, of(1000, ACK, 3000).acknowledged], [4000; 2]);
     // Far beyond what was seen, and what the other end has already; a gap of what was lost on the way there may be.
     let far = 1000 + (1 << 22);
-    assert!(of(far, FIN, 0).finished && of(far, 0, 0).end == far);
-    assert!(!of(far + 1, FIN, 0).finished && of(far + 1, 0, 0).end == 1000);
-    assert!(!of(999, FIN, 0).finished && !of(1000_u32.wrapping_sub(1 << 29), FIN, 0).finished);
+    let fin = |sequence| of(sequence, FIN | ACK, 5000).finished;
+    let end = |sequence| of(sequence, ACK, 5000).end;
+    assert!(fin(far) && end(far) == far);
+    assert!(!fin(far + 1) && end(far + 1) == 1000);
+    assert!(!fin(999) && !fin(1000_u32.wrapping_sub(1 << 29)));
+    // Nor what acknowledges what the other end cannot have sent, or nothing at all, or what is long past.
+    assert!(!of(1000, FIN | ACK, 5001).finished && !of(1000, FIN, 5000).finished);
+    let late = 4000_u32.wrapping_sub(1 << 24);
+    assert!(of(1000, FIN | ACK, late).finished && !of(1000, FIN | ACK, late.wrapping_sub(1)).finished);
     // For a reset also behind.
     assert!(of(1000, RST, 0).reset && !of(999, RST, 0).reset);
     // A SYN of a newcomer, which may be at any place, is not the flow's.

@@ -4,7 +4,8 @@ use core::{arch::asm, sync::atomic::AtomicU64};
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use proxy_common::wire::{
-    layout::{Conn, Names, TICK_SHIFT, Word},
+    layout::{Conn, Direction, Names, TICK_SHIFT, Word},
+    over::Side,
     sequence::after,
 };
 
@@ -31,6 +32,18 @@ pub(crate) fn load(from: &Word) -> u32 {
 pub(crate) fn store(to: &Word, value: u32) {
     // SAFETY: as in `load`.
     unsafe { to.as_ptr().write_volatile(value) };
+}
+
+/// What was noted of X.
+#[inline(always)]
+pub(crate) fn side(x: &Direction, y: &Direction) -> Side {
+    Side {
+        flags: load(&x.flags),
+        finish: load(&x.finish),
+        other_acknowledged: load(&y.acknowledged).wrapping_add(y.add_acknowledgement),
+        last: load(&x.last),
+        reset_at: load(&x.reset_at),
+    }
 }
 
 /// How often [`advance`] tries before it lets others have their way: packets of one direction on more processors at once

@@ -12,6 +12,7 @@ use proxy_common::wire::{
         OWN_ACKNOWLEDGED, RST_SEEN, TIMESTAMP_SEEN,
     },
     options::Additions,
+    over,
     segment::{self, ACK, Clock, ECN, FIN, Fate, Known, RST, SYN, Segment},
 };
 
@@ -192,17 +193,17 @@ fn again<const TCP_AT: usize>(
     x: &Direction,
     y: &Direction,
 ) -> Option<i32> {
-    let flags = [flow::load(&x.flags), flow::load(&y.flags)];
-    let is_over = flags[0] & flags[1] & FIN_SEEN != 0 || (flags[0] | flags[1]) & RST_SEEN != 0;
-    if !is_over {
+    let sides = [flow::side(x, y), flow::side(y, x)];
+    if !over::is_over(&sides) {
         return None;
     }
+    let flags = sides[0].flags;
     let clock = match packet::has(context, TCP_AT + arrived.header as usize) {
         Some(()) => options::clock(context, TCP_AT, arrived.header).0,
         None => Clock::default(),
     };
     let both = TIMESTAMP_SEEN | FIN_SEEN;
-    let finished = Clock { known: flags[0] & both == both, value: flow::load(&x.timestamp) };
+    let finished = Clock { known: flags & both == both, value: flow::load(&x.timestamp) };
     if segment::is_new(arrived.segment.sequence, clock, flow::load(&x.end), finished) {
         flow::close(&conn.gate, DEAD);
         return Some(PASS);
@@ -250,7 +251,7 @@ fn act<const TCP_AT: usize>(
     if packet::read::<u8>(context, hops_at)? <= 1 {
         return Some(DROP);
     }
-    let ends = book(segment, &known, x, other);
+    let ends = book(segment, &known, x, y);
     rewrite::<TCP_AT>(context, arrived, x, acknowledgement, window, ends)
 }
 
@@ -267,7 +268,7 @@ fn pass<const TCP_AT: usize>(context: &TcContext, old: u32, new: u32) -> Option<
 
 /// Keeps account of what X sends. Returns whether its stream ends with this segment.
 #[inline(always)]
-fn book(segment: &Segment, known: &Known, x: &Direction, other: u32) -> bool {
+fn book(segment: &Segment, known: &Known, x: &Direction, y: &Direction) -> bool {
     let (acknowledged, end) = (flow::load(&x.acknowledged), flow::load(&x.end));
     let progress = segment::progress(segment, known, acknowledged, end);
     if progress.acknowledged != acknowledged {
@@ -276,20 +277,24 @@ fn book(segment: &Segment, known: &Known, x: &Direction, other: u32) -> bool {
     if progress.end != end {
         flow::advance(&x.end, progress.end);
     }
+    let now = flow::now();
     let mut seen = 0;
-    if progress.finished {
+    // One that Y has acknowledged is X's own.
+    if progress.finished && !flow::side(x, y).has_finished() {
+        flow::store(&x.finish, segment.end());
         seen |= FIN_SEEN;
-        if other & FIN_SEEN == 0 {
+        if flow::load(&y.flags) & FIN_SEEN == 0 {
             seen |= FIN_FIRST;
         }
     }
     if progress.reset {
+        flow::store(&x.reset_at, now);
         seen |= RST_SEEN;
     }
     if seen != 0 {
         flow::set(&x.flags, seen);
     }
-    flow::store(&x.last, flow::now());
+    flow::store(&x.last, now);
     atomic::add(&x.bytes, segment.len.into());
     progress.finished
 }

@@ -66,6 +66,8 @@ pub(crate) struct Seen {
     pub(crate) end: u32,
     pub(crate) flags: u32,
     pub(crate) last: u32,
+    pub(crate) finish: u32,
+    pub(crate) reset_at: u32,
     pub(crate) bytes: u64,
 }
 
@@ -181,6 +183,8 @@ impl ConnRef<'_> {
             end: state.end.load(Ordering::Acquire),
             flags: state.flags.load(Ordering::Acquire),
             last: state.last.load(Ordering::Acquire),
+            finish: state.finish.load(Ordering::Acquire),
+            reset_at: state.reset_at.load(Ordering::Acquire),
             bytes: state.bytes.load(Ordering::Acquire),
         }
     }
@@ -198,6 +202,8 @@ impl ConnRef<'_> {
                 end: AtomicU32::from_ptr((*at).end.as_ptr()),
                 flags: AtomicU32::from_ptr((*at).flags.as_ptr()),
                 last: AtomicU32::from_ptr((*at).last.as_ptr()),
+                finish: AtomicU32::from_ptr((*at).finish.as_ptr()),
+                reset_at: AtomicU32::from_ptr((*at).reset_at.as_ptr()),
                 bytes: &(*at).bytes,
             }
         }
@@ -213,5 +219,7 @@ struct State<'a> {
     end: &'a AtomicU32,
     flags: &'a AtomicU32,
     last: &'a AtomicU32,
+    finish: &'a AtomicU32,
+    reset_at: &'a AtomicU32,
     bytes: &'a AtomicU64,
 }

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use proxy_common::wire::{
     checksum,
-    layout::{
-        CLEAR_ECN, FIN_SEEN, IPV4, IPV6, Names, ODD_OPTIONS, OWN_ACKNOWLEDGED, TIMESTAMP_SEEN, sender_mark,
-    },
+    layout::{CLEAR_ECN, IPV4, IPV6, Names, ODD_OPTIONS, OWN_ACKNOWLEDGED, TIMESTAMP_SEEN, sender_mark},
 };
 
 use super::Program;
@@ -331,11 +329,26 @@ fn arm_in_vain(program: &Program) {
 fn names_are_used_again_only_by_what_is_newer() {
     let mut program = program();
     install(&mut program, 0, &V4);
-    arm(&program, 0, &V4, [OWN_ACKNOWLEDGED | FIN_SEEN; 2]);
+    arm(&program, 0, &V4, BOTH);
     let syn = |sequence| Packet { sequence, flags: SYN, payload: vec![], ..Packet::new(V4[0]) };
+    let send = |packet: &Packet| assert_eq!(program.run(&packet.frame(), 1).0, SENT);
+    let fin = Packet { flags: FIN | ACK, payload: vec![], ..Packet::new(V4[0]) };
+    send(&fin);
+    let ([source, destination], ports) = V4[1];
+    send(&Packet {
+        sequence: 2_009_000,
+        acknowledgement: 1_005_001,
+        flags: FIN | ACK,
+        payload: vec![],
+        ..Packet::new(([destination, source], [ports[1], ports[0]]))
+    });
+    // The second FIN is not acknowledged yet: it may be forged, and the connection live.
+    send(&syn(6000));
+    send(&Packet { sequence: 5001, acknowledgement: 9001, flags: ACK, ..fin.clone() });
     assert_eq!(program.run(&syn(4000).frame(), 1).0, DROP);
-    assert_eq!(program.run(&Packet { flags: FIN | ACK, ..Packet::new(V4[0]) }.frame(), 1).0, SENT);
-    assert_eq!(program.run(&syn(6000).frame(), 1).0, PASS);
+    // One that is guessed is not in the way of what has ended.
+    send(&Packet { sequence: 7000, ..fin });
+    assert_eq!(program.run(&syn(8000).frame(), 1).0, PASS);
     // From then on it is none of the program's.
     assert_eq!(program.run(&Packet::new(V4[0]).frame(), 1).0, PASS);
 }

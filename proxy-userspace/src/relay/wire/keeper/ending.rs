@@ -3,14 +3,20 @@
 //! | seen | then |
 //! | --- | --- |
 //! | a FIN each way, acknowledged | over; translated on for late repetitions, until [`QUIET_AFTER_FINS`] without a packet, [`MOST_AFTER`] at most |
-//! | a reset | over once [`QUIET_AFTER_RESET`] pass without a packet: a forged one that its end refuses changes nothing |
-//! | one FIN, then nothing for `timeouts.half_close` | both are reset |
-//! | bytes that a side does not acknowledge, and nothing from it for `timeouts.vanished` | both are reset |
+//! | a reset that its end does not refuse | over once [`QUIET_AFTER_RESET`] pass without a packet |
+//! | one FIN, acknowledged, then nothing for `timeouts.half_close` | both are reset |
+//! | bytes that a side does not acknowledge, though they are repeated, and nothing from it for `timeouts.vanished` | both are reset |
 //! | nothing for `timeouts.idle` | both are reset |
+//!
+//! What a FIN and a reset are is for [`over`] to say.
 
 use std::time::Duration;
 
-use proxy_common::wire::layout::{FIN_FIRST, FIN_SEEN, RST_SEEN, TICK_SHIFT};
+use proxy_common::wire::{
+    layout::{FIN_FIRST, TICK_SHIFT},
+    over::{self, Side},
+    sequence::after,
+};
 
 use crate::{
     relay::wire::message::{Limits, WireEnd},
@@ -58,36 +64,36 @@ pub(super) enum Verdict {
 impl View {
     /// What is to be done at this time, in ticks.
     pub(super) fn judge(&self, now: u32) -> Verdict {
-        let [client, upstream] = self.seen.map(|seen| seen.flags);
         let silent = self.silent(now);
-        if self.is_finished() {
+        let [client, upstream] = self.sides().map(|side| side.has_finished());
+        if client && upstream {
             return Verdict::Finished(self.first_to_finish());
         }
-        if (client | upstream) & RST_SEEN != 0 {
+        if over::is_over(&self.sides()) {
             if silent < QUIET_AFTER_RESET {
                 return Verdict::Lives { owes_since: [0; 2] };
             }
             return Verdict::Reset(self.end());
         }
-        match (client & FIN_SEEN != 0, upstream & FIN_SEEN != 0) {
-            (true, _) | (_, true) if silent >= ticks(self.limits.half_close) => {
-                return Verdict::End(WireEnd::HalfClosed);
-            }
-            _ if silent >= ticks(self.limits.idle) => return Verdict::End(WireEnd::Idle),
-            _ => {}
+        if (client || upstream) && silent >= ticks(self.limits.half_close) {
+            return Verdict::End(WireEnd::HalfClosed);
+        }
+        if silent >= ticks(self.limits.idle) {
+            return Verdict::End(WireEnd::Idle);
         }
         let mut owes_since = [0; 2];
         for (side, end) in [(0, WireEnd::ClientVanished), (1, WireEnd::UpstreamVanished)] {
-            // Who was heard of last has answered, and who misses something repeats it. A forged segment is not repeated.
-            let is_asked = self.seen[1 - side].last.wrapping_sub(self.seen[side].last) as i32 > 0;
-            if !self.owes(side) || !is_asked {
+            // Who was heard of last has answered.
+            let asked = self.seen[1 - side].last;
+            if !self.owes(side) || after(asked, self.seen[side].last) <= 0 {
                 continue;
             }
             let heard = now.wrapping_sub(self.seen[side].last);
             let owed = self.owes_since[side];
             // It was heard of since: what it owes is new.
             let since = if owed == 0 || heard < now.wrapping_sub(owed) { now.max(1) } else { owed };
-            if now.wrapping_sub(since) >= ticks(self.limits.vanished) {
+            // Who misses an answer asks again. A forged segment is not repeated.
+            if now.wrapping_sub(since) >= ticks(self.limits.vanished) && after(asked, since) > 0 {
                 return Verdict::End(end);
             }
             owes_since[side] = since;
@@ -97,18 +103,41 @@ impl View {
 
     /// How a flow ended that has ended by itself.
     pub(super) fn end(&self) -> WireEnd {
-        match self.seen.map(|seen| seen.flags & RST_SEEN != 0) {
-            [true, _] if !self.is_finished() => WireEnd::ClientReset,
-            [_, true] if !self.is_finished() => WireEnd::UpstreamReset,
-            _ => self.first_to_finish(),
+        let [client, upstream] = self.sides();
+        if client.has_finished() && upstream.has_finished() {
+            // What comes after that is of no account: a stack that has forgotten the connection answers what is repeated by a
+            // reset.
+            self.first_to_finish()
+        } else if client.has_reset(&upstream) {
+            WireEnd::ClientReset
+        } else if upstream.has_reset(&client) {
+            WireEnd::UpstreamReset
+        } else {
+            self.first_to_finish()
         }
     }
 
-    /// Whether both sides have sent their FIN. What comes after that is of no account: a stack that has forgotten the
-    /// connection answers what is repeated by a reset. A FIN that its other end does not acknowledge may be forged.
-    fn is_finished(&self) -> bool {
-        let [client, upstream] = self.seen.map(|seen| seen.flags);
-        client & upstream & FIN_SEEN != 0 && !self.owes(0) && !self.owes(1)
+    /// Whether nobody will ask anything of setu's sockets any more, in which own bytes may be left.
+    pub(super) fn is_reset(&self, now: u32) -> bool {
+        over::is_over(&self.sides()) && self.silent(now) >= QUIET_AFTER_RESET
+    }
+
+    fn sides(&self) -> [Side; 2] {
+        [0, 1].map(|side| {
+            let seen = self.seen[side];
+            Side {
+                flags: seen.flags,
+                finish: seen.finish,
+                other_acknowledged: self.acknowledged(1 - side),
+                last: seen.last,
+                reset_at: seen.reset_at,
+            }
+        })
+    }
+
+    /// What a side has acknowledged of the other's stream, in the other's numbers.
+    fn acknowledged(&self, side: usize) -> u32 {
+        self.seen[side].acknowledged.wrapping_add(self.constants[side].add_acknowledgement)
     }
 
     /// Whether a flow that is over can be forgotten. `since`: when it was.
@@ -127,9 +156,7 @@ impl View {
 
     /// Whether a side has not acknowledged all that the other sent.
     fn owes(&self, side: usize) -> bool {
-        let acknowledged =
-            self.seen[side].acknowledged.wrapping_add(self.constants[side].add_acknowledgement);
-        (self.seen[1 - side].end.wrapping_sub(acknowledged) as i32) > 0
+        after(self.seen[1 - side].end, self.acknowledged(side)) > 0
     }
 
     /// If both did at once it is the client.
@@ -141,6 +168,8 @@ impl View {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::wire::layout::{FIN_SEEN, RST_SEEN};
+
     use super::*;
 
     const NOW: u32 = 5; // Ticks wrap: most times below are before 0.
@@ -152,7 +181,12 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn view(flags: [u32; 2], last: [u32; 2]) -> View {
-        let seen = |side: usize| Seen { flags: flags[side], last: last[side], ..Seen::default() };
+        let seen = |side: usize| Seen {
+            flags: flags[side],
+            last: last[side],
+            reset_at: if flags[side] & RST_SEEN != 0 { last[side] } else { 0 },
+            ..Seen::default()
+        };
         View {
             seen: [seen(0), seen(1)],
             constants: Default::default(),
@@ -202,10 +236,29 @@ mod tests {
     #[test]
     fn a_fin_counts_that_is_acknowledged() {
         let mut forged = view([FIN_SEEN; 2], [NOW; 2]);
-        forged.seen[0].end = 1;
-        assert!(matches!(forged.judge(NOW), Verdict::Lives { .. }));
-        forged.seen[1].acknowledged = 1;
+        forged.seen[0].finish = 1000;
+        for acknowledged in [0, 999, 1001, 2000] {
+            forged.seen[1].acknowledged = acknowledged;
+            assert!(matches!(forged.judge(NOW), Verdict::Lives { .. }), "{acknowledged}");
+        }
+        forged.seen[1].acknowledged = 1000;
         assert_eq!(forged.judge(NOW), Verdict::Finished(WireEnd::ClientFinished));
+        // Nor does one that is not make the flow half of one.
+        let mut quiet = view([FIN_SEEN, 0], [before(SECOND * 61); 2]);
+        quiet.seen[0].finish = 1000;
+        assert_eq!(quiet.judge(NOW), LIVES);
+    }
+
+    #[test]
+    fn a_reset_counts_that_nobody_refuses() {
+        let at = |last: [u32; 2], reset_at| {
+            let mut view = view([RST_SEEN, 0], last.map(|seconds| before(SECOND * seconds)));
+            view.seen[0].reset_at = before(SECOND * reset_at);
+            view.judge(NOW)
+        };
+        assert_eq!(at([11, 12], 11), Verdict::Reset(WireEnd::ClientReset));
+        assert_eq!(at([20, 19], 20), LIVES, "the other end has answered");
+        assert_eq!(at([20, 30], 40), LIVES, "and this one went on");
     }
 
     #[test]
@@ -226,6 +279,8 @@ mod tests {
         let later = NOW.wrapping_add(ticks(SECOND * 89));
         assert_eq!(view.judge(later), Verdict::Lives { owes_since: [since, 0] });
         let later = NOW.wrapping_add(ticks(SECOND * 91));
+        assert_eq!(view.judge(later), Verdict::Lives { owes_since: [since, 0] }, "it was asked but once");
+        view.seen[1].last = NOW.wrapping_add(ticks(SECOND * 60));
         assert_eq!(view.judge(later), Verdict::End(WireEnd::ClientVanished));
         // It was heard of meanwhile: it has answered, unless the upstream asks again.
         view.seen[0].last = NOW.wrapping_add(ticks(SECOND * 80));

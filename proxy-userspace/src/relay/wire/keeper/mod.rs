@@ -27,7 +27,7 @@ use std::{
 
 use socket2::SockRef;
 
-use proxy_common::wire::layout::{ACTIVE, DEAD, IPV4, IPV6, Names, OWN_ACKNOWLEDGED, RST_SEEN, sender_mark};
+use proxy_common::wire::layout::{ACTIVE, DEAD, IPV4, IPV6, Names, OWN_ACKNOWLEDGED, sender_mark};
 
 use self::{
     arm::NotYet,
@@ -571,8 +571,9 @@ impl Keeper {
         let Some(Held { stage: Stage::Hand { since, settled }, .. }) = self.held.get_mut(&index) else {
             return false;
         };
-        let flags = [conn.seen(0).flags, conn.seen(1).flags];
-        let is_reset = (flags[0] | flags[1]) & RST_SEEN != 0;
+        let view = view(conn);
+        let flags = view.seen.map(|seen| seen.flags);
+        let is_reset = view.is_reset(sys::monotonic_coarse_tick());
         match settled {
             Some(number) if !self.grace.is_over(*number) => return true,
             Some(_) => {}
@@ -693,12 +694,7 @@ impl Keeper {
         if !matches!(state, State::Spliced | State::Over(_)) {
             return;
         }
-        let view = View {
-            seen: [conn.seen(0), conn.seen(1)],
-            constants: [conn.constants(0), conn.constants(1)],
-            owes_since: notes::owes_since(conn),
-            limits: notes::limits(conn),
-        };
+        let view = view(conn);
         let is_dead = conn.gate() & DEAD != 0;
         if let State::Over(since) = state {
             if is_dead || view.is_forgotten(since, now) {
@@ -772,6 +768,16 @@ impl Keeper {
 }
 
 /// Why there is no way for the wire.
+/// What is known of a flow.
+fn view(conn: ConnRef<'_>) -> View {
+    View {
+        seen: [conn.seen(0), conn.seen(1)],
+        constants: [conn.constants(0), conn.constants(1)],
+        owes_since: notes::owes_since(conn),
+        limits: notes::limits(conn),
+    }
+}
+
 fn refusal(why: NoWay) -> WireRefusal {
     match why {
         NoWay::Local => WireRefusal::Local,
