@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    thread::set_name,
+    thread::{CapabilitySet, capabilities, set_name},
 };
 use tracing::{info, warn};
 
@@ -51,14 +51,33 @@ pub(super) fn start(config: &Config, workers: usize) -> anyhow::Result<Option<Ke
     if config.path != PathChoice::Wire {
         return Ok(None);
     }
-    let kept = self_test().and_then(|()| try_to_start(config, workers)).map_err(|reason| {
+    let started = may_have_it().and_then(|()| self_test()).and_then(|()| try_to_start(config, workers));
+    let kept = started.map_err(|reason| {
         reason.context(
             "relay.path = \"wire\" is not available. Give setu the privileges, or set relay.path = \"auto\"; `setu check` \
              says what this machine can do",
         )
     })?;
+    if let Ok(Some(other)) = wire::other_with_ports(config) {
+        warn!(
+            pins = %other.display(),
+            "another setu runs in this network that has some of wire.ports: neither knows of the other's connections, and new \
+             ones may fail; give each ports of its own"
+        );
+    }
     info!("the wire is ready");
     Ok(Some(kept))
+}
+
+/// Names what is missing, of which the kernel only says that it refuses.
+fn may_have_it() -> anyhow::Result<()> {
+    let has = capabilities(None)?.effective;
+    let missing: Vec<_> = wire::CAPABILITIES
+        .into_iter()
+        .filter(|(bit, ..)| !has.contains(CapabilitySet::from_bits_retain(1 << bit)))
+        .map(|(_, name, purpose)| format!("{name}, for {purpose}"))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { bail!("this is missing: {}", missing.join("; ")) }
 }
 
 /// Tries the wire where nobody is harmed, before anybody's flow goes on it.
@@ -124,28 +143,30 @@ fn keep(config: &Config, told: &OwnedFd, control: OwnedFd, workers: Vec<OwnedFd>
     sys::close_all_but(&workers.iter().chain([&control, told]).collect::<Vec<_>>())?;
     // Commands look for setu by its name.
     let _ = set_name(c"setu-keeper");
-    let pins = Pins::of(&instance(config)?)?;
+    let pins = Pins::of(&wire::instance(config)?)?;
     let folder = pins.as_ref().map(|pins| pins.path().to_owned());
     if pins.is_none() {
         warn!("there is no BPF file system at /sys/fs/bpf: flows on the wire end with setu");
     }
-    let program = Program::load(config.wire.max_flows.get(), config.wire.ports.clone(), pins)?;
-    let network =
-        Network::open().context("the network cannot be watched; CAP_NET_RAW and CAP_NET_ADMIN are needed")?;
-    privilege::keep_one(folder.as_deref())?;
-    let keeper = Keeper::new(program, network, control, workers)?;
+    let keeper = open(config, pins, control, workers)
+        .inspect_err(|_| folder.iter().for_each(|folder| Pins::give_up(folder)))?;
     seqpacket::send(told.as_fd(), STARTED, &[])?;
     Ok(keeper.run()?)
 }
 
-/// What tells this setu's pins from those of another on the same machine: its network, and the folder of its state.
-fn instance(config: &Config) -> anyhow::Result<String> {
-    let network = std::fs::metadata("/proc/self/ns/net").context("/proc/self/ns/net")?;
-    let inode = std::os::unix::fs::MetadataExt::ino(&network);
-    let folder =
-        config.tls.state_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    Ok(format!("{}-{inode}", folder.replace(|c| !is_plain(c), "_")))
+/// Has all that the keeper needs, and gives up what it does not.
+fn open(
+    config: &Config,
+    pins: Option<Pins>,
+    control: OwnedFd,
+    workers: Vec<OwnedFd>,
+) -> anyhow::Result<Keeper> {
+    let folder = pins.as_ref().map(|pins| pins.path().to_owned());
+    let program = Program::load(config.wire.max_flows.get(), config.wire.ports.clone(), pins)?;
+    let network =
+        Network::open().context("the network cannot be watched; CAP_NET_RAW and CAP_NET_ADMIN are needed")?;
+    privilege::keep_one(folder.as_deref())?;
+    Ok(Keeper::new(program, network, control, workers)?)
 }
 
 fn wait(socket: &OwnedFd) -> io::Result<()> {

@@ -24,7 +24,7 @@ use crate::{
     },
     relay::{
         sockmap,
-        wire::{Network, Pins, Probed, probe},
+        wire::{CAPABILITIES as CAPABILITIES_OF_THE_WIRE, Network, Pins, Probed, other_with_ports, probe},
     },
     serve::{
         capacity::{Machine, Need},
@@ -59,14 +59,6 @@ const CAPABILITIES: [(u32, &str, &str, &str); 4] = [
     (12, "CAP_NET_ADMIN", "attaching the program to its map of sockets", USERSPACE),
     (38, "CAP_PERFMON", "the program's reading of kernel structures", USERSPACE),
     (39, "CAP_BPF", "loading the program and its maps", USERSPACE),
-];
-
-/// What the wire cannot do without, likewise.
-const WIRE_CAPABILITIES: [(u32, &str, &str); 4] = [
-    (12, "CAP_NET_ADMIN", "attaching the wire's program to devices, and taking connections over"),
-    (13, "CAP_NET_RAW", "the wire's resets and what it hears of packets that are too big"),
-    (38, "CAP_PERFMON", "the wire's program, which reads packets"),
-    (39, "CAP_BPF", "loading the wire's program and its maps"),
 ];
 
 /// Bytes that the wire's maps have for each connection: its entry, and its two names with their place.
@@ -325,7 +317,7 @@ fn privileges(lines: &mut Lines, config: &Config) -> Option<u64> {
         return None;
     };
     let is_meant = |(bit, ..): &(u32, &str, &str, &str)| {
-        config.path != PathChoice::Wire || WIRE_CAPABILITIES.iter().all(|(other, ..)| bit != other)
+        config.path != PathChoice::Wire || CAPABILITIES_OF_THE_WIRE.iter().all(|(other, ..)| bit != other)
     };
     for (bit, name, purpose, cost) in CAPABILITIES.into_iter().filter(is_meant) {
         if effective >> bit & 1 == 1 {
@@ -438,7 +430,7 @@ fn connections(lines: &mut Lines, config: &Config) {
 /// What the wire needs, and whether it is here; the rest a start alone shows.
 fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
     let is_missing = |bit: u32| effective.is_some_and(|effective| effective >> bit & 1 == 0);
-    for (bit, name, purpose) in WIRE_CAPABILITIES {
+    for (bit, name, purpose) in CAPABILITIES_OF_THE_WIRE {
         if is_missing(bit) {
             lines.bad(&format!(
                 "{name} is missing, for {purpose}: without it relay.path = \"wire\" does not start; run as root or with \
@@ -457,6 +449,13 @@ fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
         lines.note(
             "there is no BPF file system at /sys/fs/bpf: connections on the wire end with setu; mount -t bpf bpf /sys/fs/bpf",
         );
+    }
+    if let Ok(Some(other)) = other_with_ports(config) {
+        lines.note(&format!(
+            "{} is another setu's that runs in this network and has some of wire.ports: they would not know of each other's \
+             connections, and new ones would fail. Give each ports of its own",
+            other.display()
+        ));
     }
     let most = u64::from(config.wire.max_flows.get());
     lines.fine(&format!(

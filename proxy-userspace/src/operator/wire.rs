@@ -1,8 +1,9 @@
 //! `setu wire`: what is left in the kernel of connections on the wire, which outlive setu, and how to be rid of it.
 
-use std::{fmt::Write as _, fs};
+use std::fmt::Write as _;
 
 use anyhow::Context as _;
+use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name, socket};
 
 use super::text::grouped;
 use crate::relay::wire::{Flows, Pinned, pinned};
@@ -23,10 +24,9 @@ pub fn show() -> anyhow::Result<String> {
     if all.is_empty() {
         return Ok("nothing of the wire is pinned: no connection outlives its setu here\n".into());
     }
-    let names = device_names();
     let mut text = String::new();
     for pinned in &all {
-        describe(&mut text, pinned, &names);
+        describe(&mut text, pinned);
     }
     Ok(text)
 }
@@ -62,13 +62,13 @@ fn all() -> anyhow::Result<Vec<Pinned>> {
     pinned().context("the wire's pins cannot be read; ask as root")
 }
 
-fn describe(text: &mut String, pinned: &Pinned, names: &[(u32, String)]) {
+fn describe(text: &mut String, pinned: &Pinned) {
     let keeper = if pinned.is_held() { "runs" } else { "is gone: nobody ends these connections" };
-    let name = |index: &u32| match names.iter().find(|(known, _)| known == index) {
-        Some((_, name)) => format!("{name} ({index})"),
+    let name = |index: u32| match device_name(index) {
+        Some(name) => format!("{name} ({index})"),
         None => format!("{index}"),
     };
-    let devices: Vec<_> = pinned.devices().iter().map(name).collect();
+    let devices: Vec<_> = pinned.devices().into_iter().map(name).collect();
     let devices = if devices.is_empty() { "none".into() } else { devices.join(", ") };
     let flows = match pinned.flows() {
         Ok(Flows { on_wire, over, most }) => format!(
@@ -93,12 +93,8 @@ fn connections(count: u32) -> String {
     }
 }
 
-/// Devices of this network by their index; others' pins may be of another network, whose devices have other names.
-fn device_names() -> Vec<(u32, String)> {
-    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let index = |entry: fs::DirEntry| {
-        let index = fs::read_to_string(entry.path().join("ifindex")).ok()?.trim().parse().ok()?;
-        Some((index, entry.file_name().to_string_lossy().into_owned()))
-    };
-    entries.filter_map(index).collect()
+/// The device with this index in this network; others' pins may be of another network, whose devices have other names.
+fn device_name(index: u32) -> Option<String> {
+    let any = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    index_to_name(any, index).ok()
 }

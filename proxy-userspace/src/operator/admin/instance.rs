@@ -141,7 +141,14 @@ impl Instance {
             starting,
             problems,
             degraded,
-            notes: reload.note().into_iter().chain(self.notes.borrow().clone()).collect(),
+            notes: reload
+                .note()
+                .into_iter()
+                .chain(
+                    self.wire.iter().filter(|counts| counts.has_no_keeper()).map(|_| wire::NO_KEEPER.into()),
+                )
+                .chain(self.notes.borrow().clone())
+                .collect(),
             reload,
             stopping,
             now: seconds(SystemTime::now()),

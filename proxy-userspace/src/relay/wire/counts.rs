@@ -13,6 +13,7 @@ pub(crate) struct Counts {
     torn: AtomicU64,
     refused: [AtomicU64; WireRefusal::ALL.len()],
     handed_on: AtomicBool,
+    gone: AtomicBool,
 }
 
 impl Default for Counts {
@@ -25,6 +26,7 @@ impl Default for Counts {
             torn: zero(),
             refused: [const { AtomicU64::new(0) }; WireRefusal::ALL.len()],
             handed_on: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
         }
     }
 }
@@ -62,6 +64,16 @@ impl Counts {
 
     pub(super) fn is_handed_on(&self) -> bool {
         self.handed_on.load(Ordering::SeqCst)
+    }
+
+    /// The keeper has ended, and was not told to. Returns whether that was known.
+    pub(super) fn lose_keeper(&self) -> bool {
+        self.gone.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the keeper has ended, and was not told to.
+    pub(crate) fn has_no_keeper(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// Flows on the wire.

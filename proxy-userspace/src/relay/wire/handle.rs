@@ -29,6 +29,10 @@ use crate::{
     sys::seqpacket,
 };
 
+/// What an operator is told when the keeper has ended by a defect or a signal.
+pub(crate) const NO_KEEPER: &str = "the keeper of the wire is gone: no connection goes on it any more, and nobody ends those on \
+    it; start another setu with --replace, which takes them over";
+
 /// A worker's way to the keeper.
 #[derive(Debug, Clone)]
 pub(crate) struct Wire(Arc<Inner>);
@@ -317,9 +321,9 @@ impl Inner {
         }
         if !handed_on {
             // What is on the wire goes on, if it is pinned: its ports and its places stay taken.
-            tracing::error!(
-                "the keeper of the wire is gone: no flow goes on it any more, and nobody ends those on it; restart setu"
-            );
+            if !self.counts.lose_keeper() {
+                tracing::error!("{NO_KEEPER}");
+            }
             return;
         }
         let adopted = std::mem::take(&mut slots.adopted);

@@ -9,7 +9,10 @@ use std::{
     fs::{self, File},
     io,
     ops::RangeInclusive,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -41,6 +44,8 @@ const BPF_FS: &str = "/sys/fs/bpf";
 const ALL: &str = "setu";
 /// What a pinned link's file name begins with; the index of its device follows.
 const LINK: &str = "link-";
+/// What the name of a folder beside the pins begins with, which says from what port to what port theirs are.
+const PORTS: &str = "ports-";
 
 /// Why the wire cannot be had.
 #[derive(Debug, Error)]
@@ -92,14 +97,67 @@ impl Pins {
         }
         let path = Path::new(BPF_FS).join(ALL).join(format!("{instance}-v{VERSION}"));
         let made = fs::DirBuilder::new().recursive(true).create(&path);
-        let private = |path: &Path| {
-            use std::os::unix::fs::PermissionsExt as _;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        let own = |path: &Path| match fs::metadata(path)?.uid() {
+            uid if uid == rustix::process::geteuid().as_raw() => {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            }
+            uid => Err(io::Error::other(format!("it belongs to user {uid}; remove it"))),
         };
-        match made.and_then(|()| private(&path)).and_then(|()| File::open(&path)) {
+        match made.and_then(|()| own(&path)).and_then(|()| File::open(&path)) {
             Ok(folder) => Ok(Some(Self { path, folder })),
             Err(error) => Err(LoadError::Pins { path, error }),
         }
+    }
+
+    /// Takes the folder away again, if there is nothing in it.
+    pub(crate) fn give_up(path: &Path) {
+        // An error means that there is, or that others' instances are beside it.
+        let _ = fs::remove_dir(path).and_then(|()| fs::remove_dir(path.parent().unwrap_or(path)));
+    }
+
+    /// The folder of another instance in the same network that lives and has some of these ports. `instance`: this one, the name
+    /// of whose network is its end.
+    ///
+    /// # Errors
+    /// The folders cannot be read.
+    pub(crate) fn other_with_ports(
+        instance: &str,
+        ports: &RangeInclusive<u16>,
+    ) -> Result<Option<PathBuf>, LoadError> {
+        let network = instance.rsplit('-').next().unwrap_or_default();
+        let is_other = |pins: &Self| {
+            let name = pins.path.file_name().unwrap_or_default().to_string_lossy();
+            let (name, _) = name.rsplit_once("-v").unwrap_or_default();
+            name != instance && name.rsplit('-').next() == Some(network)
+        };
+        let overlaps = |pins: &Self| {
+            pins.ports().is_some_and(|theirs| theirs.start() <= ports.end() && ports.start() <= theirs.end())
+        };
+        let other = Self::all()?.into_iter().find(|pins| is_other(pins) && overlaps(pins) && pins.is_held());
+        Ok(other.map(|pins| pins.path))
+    }
+
+    /// From what port to what port the living keeper's are.
+    fn ports(&self) -> Option<RangeInclusive<u16>> {
+        let entries = fs::read_dir(&self.path).ok()?.flatten();
+        let range = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            let (first, last) = name.to_str()?.strip_prefix(PORTS)?.split_once('-')?;
+            Some(first.parse().ok()?..=last.parse().ok()?)
+        };
+        entries.filter_map(range).next()
+    }
+
+    fn note_ports(&self, ports: &RangeInclusive<u16>) {
+        let folder =
+            |ports: RangeInclusive<u16>| self.path.join(format!("{PORTS}{}-{}", ports.start(), ports.end()));
+        // Errors mean that nobody is warned.
+        while let Some(before) = self.ports().filter(|before| before != ports) {
+            if fs::remove_dir(folder(before)).is_err() {
+                return;
+            }
+        }
+        let _ = fs::create_dir(folder(ports.clone()));
     }
 
     /// Whether there is a BPF file system.
@@ -248,6 +306,13 @@ impl Program {
     /// Whether the flows are this process's to change: not while a predecessor lives that has not yielded.
     pub(super) fn claim(&self) -> bool {
         self.pins.as_ref().is_none_or(Pins::claim)
+    }
+
+    /// Says beside the pins which ports are in use.
+    pub(super) fn note_ports(&self) {
+        if let Some(pins) = &self.pins {
+            pins.note_ports(&self.ports);
+        }
     }
 
     /// Says beside the pins whether this process waits for them: a predecessor whose setu is gone ends then.

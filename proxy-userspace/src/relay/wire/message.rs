@@ -154,7 +154,7 @@ named! {
         Kernel = "kernel",
         /// There is no route, or the next hop does not tell its address.
         NoRoute = "no_route",
-        /// The keeper, the process that puts connections on the wire, is gone: restart setu.
+        /// The keeper, the process that puts connections on the wire, is gone: start another setu with `--replace`, which takes over what is on the wire.
         KeeperGone = "keeper_gone",
     }
 }

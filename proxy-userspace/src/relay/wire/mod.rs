@@ -16,10 +16,18 @@ mod pinned;
 mod probe;
 
 pub(crate) use counts::Counts;
-pub(crate) use handle::{Adopt, Offer, Standing, Taken, Wire};
+pub(crate) use handle::{Adopt, NO_KEEPER, Offer, Standing, Taken, Wire};
 pub(crate) use keeper::Keeper;
 pub(crate) use loader::{Pins, Program};
 pub(crate) use message::{FlowNames, Limits, ToKeeper, WireRefusal};
 pub(crate) use network::Network;
-pub(crate) use pinned::{Flows, Pinned, pinned};
+pub(crate) use pinned::{Flows, Pinned, instance, other_with_ports, pinned};
 pub(crate) use probe::{Probed, probe};
+
+/// Capabilities that the wire cannot do without, by their bit (include/uapi/linux/capability.h): what for.
+pub(crate) const CAPABILITIES: [(u32, &str, &str); 4] = [
+    (12, "CAP_NET_ADMIN", "attaching the wire's program to devices, and taking connections over"),
+    (13, "CAP_NET_RAW", "the wire's resets and what it hears of packets that are too big"),
+    (38, "CAP_PERFMON", "the wire's program, which reads packets"),
+    (39, "CAP_BPF", "loading the wire's program and its maps"),
+];

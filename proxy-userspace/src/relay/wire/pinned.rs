@@ -1,6 +1,6 @@
 //! What is pinned of the wire, as somebody sees it who is no keeper.
 
-use std::{io, path::PathBuf};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use proxy_common::wire::layout::ACTIVE;
 
@@ -8,6 +8,7 @@ use super::{
     keeper::notes::{self, State},
     loader::{LoadError, Pins},
 };
+use crate::config::Config;
 
 /// An instance's pins.
 #[derive(Debug)]
@@ -22,6 +23,29 @@ pub(crate) struct Flows {
     pub(crate) over: u32,
     /// So many there can be.
     pub(crate) most: u32,
+}
+
+/// What tells this setu's pins from those of another on the same machine: its network, and the folder of its state.
+///
+/// # Errors
+/// There is no /proc.
+pub(crate) fn instance(config: &Config) -> io::Result<String> {
+    let network = fs::metadata("/proc/self/ns/net")?.ino();
+    let folder =
+        config.tls.state_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    Ok(format!("{}-{network}", folder.replace(|c| !is_plain(c), "_")))
+}
+
+/// The folder of another setu's pins, if one runs in this network that has some of the same ports for the wire.
+///
+/// # Errors
+/// The pins cannot be read.
+pub(crate) fn other_with_ports(config: &Config) -> Result<Option<PathBuf>, LoadError> {
+    match instance(config) {
+        Ok(instance) => Pins::other_with_ports(&instance, &config.wire.ports),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Those of all instances.

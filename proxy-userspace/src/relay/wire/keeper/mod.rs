@@ -260,7 +260,11 @@ impl Keeper {
         self.owns = self.program.claim();
         if self.owns {
             self.program.want(false);
+            self.program.note_ports();
             self.adopt();
+            if self.flows > 0 {
+                tracing::info!(connections = self.flows, "those that were on the wire go on");
+            }
             (0..self.workers.len()).for_each(|worker| self.hear(worker));
         }
     }
@@ -453,6 +457,10 @@ impl Keeper {
             return Err(WireRefusal::Kernel);
         }
         let legs = [self.leg(sockets[0].as_fd())?, self.leg(sockets[1].as_fd())?];
+        // Before the port: that of such a flow is none of the wire's.
+        if eligible::are_mixed(&legs) {
+            return Err(WireRefusal::MixedFamilies);
+        }
         // Its table would fill with connections of which it sees no end.
         if self.network.conntrack() == Conntrack::Keeps {
             return Err(WireRefusal::Conntrack);
