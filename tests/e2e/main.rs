@@ -92,6 +92,7 @@ mod limits {
     mod sources;
 }
 mod wire {
+    mod ends;
     mod flows;
     mod machines;
     mod operator;

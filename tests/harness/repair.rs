@@ -55,6 +55,19 @@ pub fn step_back(stream: TcpStream, back: u32) -> TcpStream {
     new.into()
 }
 
+/// The next sequence numbers of a connection at rest: of what it sends, and of what it receives. Needs CAP_NET_ADMIN.
+#[must_use]
+pub fn numbers(stream: &TcpStream) -> [u32; 2] {
+    let socket = Socket::from(stream.try_clone().unwrap());
+    set(&socket, libc::TCP_REPAIR, &1_i32);
+    let numbers = [SEND_QUEUE, RECEIVE_QUEUE].map(|queue| {
+        set(&socket, libc::TCP_REPAIR_QUEUE, &queue);
+        get(&socket, libc::TCP_QUEUE_SEQ)
+    });
+    set(&socket, libc::TCP_REPAIR, &REPAIR_OFF_NO_PROBE);
+    numbers
+}
+
 fn set<T>(socket: &Socket, name: i32, value: &T) {
     let len = size_of::<T>() as libc::socklen_t;
     let value = std::ptr::from_ref(value).cast();

@@ -121,16 +121,12 @@ pub struct Direction {
     /// Highest end of a segment from X, in x's numbers.
     pub end: Word,
     /// Of [`OWN_ACKNOWLEDGED`], [`FIN_SEEN`], [`RST_SEEN`], [`ODD_OPTIONS`], [`TIMESTAMP_SEEN`],
-    /// [`FIN_FIRST`]. Bits are only ever set, by both, atomically.
+    /// [`FIN_FIRST`]. Set and taken back atomically, by both.
     pub flags: Word,
     /// When X was heard of last, in ticks.
     pub last: Word,
     /// Where X's stream ends by its last FIN that could be one, in x's numbers. Of use with [`FIN_SEEN`].
     pub finish: Word,
-    /// When X's last reset came that could be one, in ticks. Of use with [`RST_SEEN`].
-    pub reset_at: Word,
-    /// Always 0.
-    pub padding: u32,
     /// Bytes of the stream translated, a repeated one each time.
     pub bytes: AtomicU64,
 }
@@ -143,7 +139,8 @@ pub const CLEAR_ECN: u16 = 1 << 0;
 pub const OWN_ACKNOWLEDGED: u32 = 1 << 0;
 /// Of [`Direction::flags`]: X has sent its FIN, or who forged one. See [`super::over`].
 pub const FIN_SEEN: u32 = 1 << 1;
-/// Of [`Direction::flags`]: X has sent a reset, or who forged one. See [`super::over`].
+/// Of [`Direction::flags`]: X has sent a reset, or who forged one, and neither side anything else since: who refuses a reset
+/// answers it, and who has sent none goes on (RFC 5961, section 3.2).
 pub const RST_SEEN: u32 = 1 << 2;
 /// Of [`Direction::flags`]: X's options are laid out so that the program could not rewrite them.
 pub const ODD_OPTIONS: u32 = 1 << 3;
@@ -179,8 +176,8 @@ pub struct Event {
 }
 
 const _: () = assert!(size_of::<Names>() == 40 && align_of::<Names>() == 4);
-const _: () = assert!(size_of::<Direction>() == 120 && align_of::<Direction>() == 8);
-const _: () = assert!(size_of::<Conn>() == 304);
+const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
+const _: () = assert!(size_of::<Conn>() == 288);
 const _: () = assert!(size_of::<Event>() == 8);
 
 #[cfg(feature = "user")]

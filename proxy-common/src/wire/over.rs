@@ -1,10 +1,7 @@
 //! Whether a side's end is its own: a forged segment that the other refuses changes nothing, however long the flow is quiet
 //! after it.
 
-use super::{
-    layout::{FIN_SEEN, RST_SEEN},
-    sequence::after,
-};
+use super::layout::{FIN_SEEN, RST_SEEN};
 
 /// What was noted of a side, X: see the fields of these names of [`super::layout::Direction`].
 #[derive(Debug, Default, Clone, Copy)]
@@ -15,10 +12,6 @@ pub struct Side {
     pub finish: u32,
     /// What Y has acknowledged of it.
     pub other_acknowledged: u32,
-    /// When X was heard of last, in ticks.
-    pub last: u32,
-    /// When it sent a reset.
-    pub reset_at: u32,
 }
 
 impl Side {
@@ -29,12 +22,11 @@ impl Side {
         self.flags & FIN_SEEN != 0 && self.other_acknowledged == self.finish
     }
 
-    /// Whether X has reset the connection: it has sent nothing but resets since, and Y nothing, which would answer one that it
-    /// refuses (RFC 5961, section 3.2).
+    /// Whether X has reset the connection.
     #[inline(always)]
     #[must_use]
-    pub const fn has_reset(&self, y: &Self) -> bool {
-        self.flags & RST_SEEN != 0 && self.last == self.reset_at && after(y.last, self.reset_at) <= 0
+    pub const fn has_reset(&self) -> bool {
+        self.flags & RST_SEEN != 0
     }
 }
 
@@ -43,5 +35,5 @@ impl Side {
 #[must_use]
 pub const fn is_over(sides: &[Side; 2]) -> bool {
     let [x, y] = sides;
-    (x.has_finished() && y.has_finished()) || x.has_reset(y) || y.has_reset(x)
+    (x.has_finished() && y.has_finished()) || x.has_reset() || y.has_reset()
 }

@@ -194,8 +194,9 @@ pub fn progress(segment: &Segment, known: &Known, acknowledged: u32, end: u32) -
         finished: is_believed
             && segment.flags & FIN != 0
             && after(segment.end(), known.other_acknowledged) > 0,
-        // No end believes another (RFC 5961): it has received no less than it acknowledged, and no more than was sent.
-        reset: place >= 0 && after(segment.sequence, end) <= 0 && segment.flags & RST != 0,
+        // It begins where X's stream has come to, or where Y said that it is: an answer takes its number from there. Y believes
+        // no other (RFC 5961, section 3.2).
+        reset: (place == 0 || segment.sequence == end) && segment.flags & RST != 0,
     }
 }
 

@@ -41,8 +41,6 @@ pub(crate) fn side(x: &Direction, y: &Direction) -> Side {
         flags: load(&x.flags),
         finish: load(&x.finish),
         other_acknowledged: load(&y.acknowledged).wrapping_add(y.add_acknowledgement),
-        last: load(&x.last),
-        reset_at: load(&x.reset_at),
     }
 }
 
@@ -103,6 +101,16 @@ pub(crate) fn set(flags: &Word, bits: u32) {
     }
     // SAFETY: the instruction writes 4 bytes at a valid, aligned address, which Word allows to be shared.
     unsafe { asm!("lock *(u32 *)({to} + 0) |= {bits}", to = in(reg) flags.as_ptr(), bits = in(wreg) bits) };
+}
+
+/// Takes bits back.
+#[inline(always)]
+pub(crate) fn unset(flags: &Word, bits: u32) {
+    if load(flags) & bits == 0 {
+        return;
+    }
+    // SAFETY: as in `set`.
+    unsafe { asm!("lock *(u32 *)({to} + 0) &= {rest}", to = in(reg) flags.as_ptr(), rest = in(wreg) !bits) };
 }
 
 /// Sets bits of the gate.

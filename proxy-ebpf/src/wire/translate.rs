@@ -277,7 +277,10 @@ fn book(segment: &Segment, known: &Known, x: &Direction, y: &Direction) -> bool 
     if progress.end != end {
         flow::advance(&x.end, progress.end);
     }
-    let now = flow::now();
+    if segment.flags & RST == 0 {
+        flow::unset(&x.flags, RST_SEEN);
+        flow::unset(&y.flags, RST_SEEN);
+    }
     let mut seen = 0;
     // One that Y has acknowledged is X's own.
     if progress.finished && !flow::side(x, y).has_finished() {
@@ -288,13 +291,12 @@ fn book(segment: &Segment, known: &Known, x: &Direction, y: &Direction) -> bool 
         }
     }
     if progress.reset {
-        flow::store(&x.reset_at, now);
         seen |= RST_SEEN;
     }
     if seen != 0 {
         flow::set(&x.flags, seen);
     }
-    flow::store(&x.last, now);
+    flow::store(&x.last, flow::now());
     atomic::add(&x.bytes, segment.len.into());
     progress.finished
 }

@@ -67,7 +67,6 @@ pub(crate) struct Seen {
     pub(crate) flags: u32,
     pub(crate) last: u32,
     pub(crate) finish: u32,
-    pub(crate) reset_at: u32,
     pub(crate) bytes: u64,
 }
 
@@ -184,7 +183,6 @@ impl ConnRef<'_> {
             flags: state.flags.load(Ordering::Acquire),
             last: state.last.load(Ordering::Acquire),
             finish: state.finish.load(Ordering::Acquire),
-            reset_at: state.reset_at.load(Ordering::Acquire),
             bytes: state.bytes.load(Ordering::Acquire),
         }
     }
@@ -203,7 +201,6 @@ impl ConnRef<'_> {
                 flags: AtomicU32::from_ptr((*at).flags.as_ptr()),
                 last: AtomicU32::from_ptr((*at).last.as_ptr()),
                 finish: AtomicU32::from_ptr((*at).finish.as_ptr()),
-                reset_at: AtomicU32::from_ptr((*at).reset_at.as_ptr()),
                 bytes: &(*at).bytes,
             }
         }
@@ -220,6 +217,5 @@ struct State<'a> {
     flags: &'a AtomicU32,
     last: &'a AtomicU32,
     finish: &'a AtomicU32,
-    reset_at: &'a AtomicU32,
     bytes: &'a AtomicU64,
 }

@@ -4,8 +4,8 @@ use std::{fs, thread, time::Duration};
 
 use setu_tests::{
     netns::Netns,
-    network::{CLIENT, Network, SERVERS, SERVERS_V6, TO_CLIENTS},
-    peers::{Manner, end_of, finish, receive_some, send},
+    network::{CLIENT, Network, PROXY, SERVERS, SERVERS_V6, TO_CLIENTS},
+    peers::{Manner, Upstream, call, end_of, finish, receive_some, send},
 };
 
 use super::flows::{CALM, Flows, await_count, config, spliced, talk};
@@ -97,6 +97,48 @@ fn a_firewall_that_drops_what_it_does_not_know_is_no_hindrance() {
             assert_eq!(end_of(end).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         }
     }
+}
+
+/// One device leads to both, as in a container; the host before it gives setu a port of its own address, and hides setu's behind
+/// that.
+#[test]
+fn a_host_that_translates_addresses_sees_connections_without_a_fault() {
+    const HOST: &str = "10.79.3.1";
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::routed([Some(1500), None]);
+    network.proxy.ip("route add default via 10.79.4.1");
+    let upstream = network.clients.within(|| Upstream::on(&format!("{CLIENT}:0")));
+    let mut setu = network.start_with_pins(&config(&network, &upstream, CALM), "debug", &[]);
+    let host = network.routers[0].as_ref().unwrap();
+    host.nft(&format!(
+        "add table ip host; \
+         add chain ip host before {{ type nat hook prerouting priority -100; }}; \
+         add rule ip host before ip daddr {HOST} tcp dport 443 dnat to {}; \
+         add chain ip host after {{ type nat hook postrouting priority 100; }}; \
+         add rule ip host after ip saddr {PROXY} masquerade; \
+         add chain ip host forward {{ type filter hook forward priority 0; }}; \
+         add rule ip host forward ct state invalid counter drop",
+        setu.address("chat")
+    ));
+    let public = format!("{HOST}:443").parse().unwrap();
+    let flows: Flows = (0..10)
+        .map(|_| {
+            let client = network.clients.within(|| call(public));
+            let server = upstream.answer();
+            assert_eq!(server.peer_addr().unwrap().ip().to_string(), HOST, "it is translated");
+            (client, server)
+        })
+        .collect();
+    await_count(&network, &mut setu, "setu_wire_flows", 10);
+    stream(&flows);
+    talk(&flows);
+    finish_all(&flows);
+    setu.wait_closed("client_closed", 10);
+    let output = host.command("nft").args(["list", "chain", "ip", "host", "forward"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("counter packets 0 "), "{text}");
 }
 
 /// What a leg's device is, when it is not one of Ethernet itself.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use proxy_common::wire::{
     checksum,
-    layout::{CLEAR_ECN, IPV4, IPV6, Names, ODD_OPTIONS, OWN_ACKNOWLEDGED, TIMESTAMP_SEEN, sender_mark},
+    layout::{
+        CLEAR_ECN, IPV4, IPV6, Names, ODD_OPTIONS, OWN_ACKNOWLEDGED, RST_SEEN, TIMESTAMP_SEEN, sender_mark,
+    },
 };
 
 use super::Program;
@@ -20,6 +22,7 @@ const SENT: i32 = 7;
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
+const RST: u8 = 4;
 const ACK: u8 = 16;
 /// NOP NOP TS and NOP NOP SACK.
 const STAMPS: u32 = 0x0101_080a;
@@ -351,6 +354,31 @@ fn names_are_used_again_only_by_what_is_newer() {
     assert_eq!(program.run(&syn(8000).frame(), 1).0, PASS);
     // From then on it is none of the program's.
     assert_eq!(program.run(&Packet::new(V4[0]).frame(), 1).0, PASS);
+}
+
+#[test]
+fn a_reset_that_is_answered_is_none() {
+    let mut program = program();
+    install(&mut program, 0, &V4);
+    arm(&program, 0, &V4, BOTH);
+    let send = |packet: &Packet| assert_eq!(program.run(&packet.frame(), 1).0, SENT);
+    let is_reset = || program.conns.conn(0).seen(0).flags & RST_SEEN != 0;
+    let reset = Packet { flags: RST, payload: vec![], ..Packet::new(V4[0]) };
+    let ([source, destination], ports) = V4[1];
+    let answer = Packet {
+        sequence: 2_009_000,
+        acknowledgement: 1_005_000,
+        payload: vec![],
+        ..Packet::new(([destination, source], [ports[1], ports[0]]))
+    };
+    send(&reset);
+    send(&reset);
+    assert!(is_reset());
+    send(&answer);
+    assert!(!is_reset(), "the other side has refused it");
+    send(&reset);
+    send(&Packet::new(V4[0]));
+    assert!(!is_reset(), "this side goes on");
 }
 
 #[test]

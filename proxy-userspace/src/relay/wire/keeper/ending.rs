@@ -108,9 +108,9 @@ impl View {
             // What comes after that is of no account: a stack that has forgotten the connection answers what is repeated by a
             // reset.
             self.first_to_finish()
-        } else if client.has_reset(&upstream) {
+        } else if client.has_reset() {
             WireEnd::ClientReset
-        } else if upstream.has_reset(&client) {
+        } else if upstream.has_reset() {
             WireEnd::UpstreamReset
         } else {
             self.first_to_finish()
@@ -125,13 +125,7 @@ impl View {
     fn sides(&self) -> [Side; 2] {
         [0, 1].map(|side| {
             let seen = self.seen[side];
-            Side {
-                flags: seen.flags,
-                finish: seen.finish,
-                other_acknowledged: self.acknowledged(1 - side),
-                last: seen.last,
-                reset_at: seen.reset_at,
-            }
+            Side { flags: seen.flags, finish: seen.finish, other_acknowledged: self.acknowledged(1 - side) }
         })
     }
 
@@ -181,12 +175,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn view(flags: [u32; 2], last: [u32; 2]) -> View {
-        let seen = |side: usize| Seen {
-            flags: flags[side],
-            last: last[side],
-            reset_at: if flags[side] & RST_SEEN != 0 { last[side] } else { 0 },
-            ..Seen::default()
-        };
+        let seen = |side: usize| Seen { flags: flags[side], last: last[side], ..Seen::default() };
         View {
             seen: [seen(0), seen(1)],
             constants: Default::default(),
@@ -247,18 +236,6 @@ mod tests {
         let mut quiet = view([FIN_SEEN, 0], [before(SECOND * 61); 2]);
         quiet.seen[0].finish = 1000;
         assert_eq!(quiet.judge(NOW), LIVES);
-    }
-
-    #[test]
-    fn a_reset_counts_that_nobody_refuses() {
-        let at = |last: [u32; 2], reset_at| {
-            let mut view = view([RST_SEEN, 0], last.map(|seconds| before(SECOND * seconds)));
-            view.seen[0].reset_at = before(SECOND * reset_at);
-            view.judge(NOW)
-        };
-        assert_eq!(at([11, 12], 11), Verdict::Reset(WireEnd::ClientReset));
-        assert_eq!(at([20, 19], 20), LIVES, "the other end has answered");
-        assert_eq!(at([20, 30], 40), LIVES, "and this one went on");
     }
 
     #[test]
