@@ -50,8 +50,10 @@ pub struct Window {
 /// What the program sees of the destination and of the others when it refreshes its credit.
 #[derive(Debug, Clone, Copy)]
 pub struct View {
-    /// Redirected bytes that the destination's peer acknowledged.
+    /// Bytes that the destination's peer acknowledged, of all that were ever written to it.
     pub acked: u64,
+    /// Bytes that were written to it before insertion: those that are not acknowledged take room from the others.
+    pub base: u64,
     /// The destination's `sk_sndbuf`, bytes.
     pub sndbuf: u64,
     /// What one direction may have on its way at most, whatever the send buffer takes, bytes.
@@ -95,10 +97,16 @@ impl Window {
         self.segments = self.segments.wrapping_add(1);
     }
 
-    /// Cost of what the destination has not acknowledged.
+    /// Cost of what the destination has not acknowledged; of [`View`].
     #[inline(always)]
     #[must_use]
-    pub fn outstanding(&mut self, acked: u64) -> u64 {
+    pub fn outstanding(&mut self, acked: u64, base: u64) -> u64 {
+        if acked < base {
+            // Before the first of what was redirected.
+            let segments = self.segments.wrapping_sub(self.gone_segments);
+            return base - acked + self.redirected + segments as u64 * SEGMENT_COST;
+        }
+        let acked = acked - base;
         let sent = self.redirected;
         if acked >= sent {
             self.gone_segments = self.segments;
@@ -121,7 +129,7 @@ impl Window {
     #[inline(always)]
     #[must_use]
     pub fn refresh(&mut self, len: u64, view: View) -> Refreshed {
-        let outstanding = self.outstanding(view.acked);
+        let outstanding = self.outstanding(view.acked, view.base);
         let share = view.free / SHARE;
         let room = view.sndbuf - view.sndbuf / HEADROOM;
         let room = if room < view.most { room } else { view.most };
@@ -158,13 +166,15 @@ mod tests {
         /// Lengths of redirected segments that the destination has not acknowledged.
         queue: VecDeque<u64>,
         acked: u64,
+        /// Written before.
+        base: u64,
         reserved: u64,
     }
 
     impl Model {
         fn offer(&mut self, len: u64, sndbuf: u64, free: u64) -> bool {
             let admit = self.window.spend(len) || {
-                let view = View { acked: self.acked, sndbuf, most: u64::MAX, free };
+                let view = View { acked: self.acked, base: self.base, sndbuf, most: u64::MAX, free };
                 let answer = self.window.refresh(len, view);
                 self.reserved = answer.reserve;
                 answer.admit
@@ -266,7 +276,7 @@ mod tests {
     #[test]
     fn no_more_is_on_its_way_than_is_reserved_and_allowed() {
         let mut window = Window::default();
-        let view = View { acked: 0, sndbuf: 4_000_000, most: 100_000, free: u64::MAX };
+        let view = View { acked: 0, base: 0, sndbuf: 4_000_000, most: 100_000, free: u64::MAX };
         let mut admitted = 0;
         loop {
             if !window.spend(1_000) {
@@ -293,6 +303,20 @@ mod tests {
         for _ in 0..10 {
             assert!(model.offer(1_000, 20_000, u64::MAX));
         }
-        assert_eq!(model.window.outstanding(0), 10 * cost(1_000));
+        assert_eq!(model.window.outstanding(0, 0), 10 * cost(1_000));
+    }
+
+    /// A flow may come into the kernel while its destination has much to read.
+    #[test]
+    fn what_was_written_before_takes_room() {
+        let mut model = Model { base: 150_000, acked: 60_000, ..Model::default() };
+        assert!(!model.offer(1_000, 100_000, u64::MAX), "90,000 of 100,000 are taken");
+        assert_eq!(model.reserved, 90_000);
+        model.acked = 80_000;
+        assert!(model.offer(1_000, 100_000, u64::MAX));
+        assert!(!model.offer(20_000, 100_000, u64::MAX));
+        model.acked = 150_000;
+        assert!(model.offer(20_000, 100_000, u64::MAX));
+        assert_eq!(model.window.outstanding(150_000, 150_000), cost(1_000) + cost(20_000));
     }
 }

@@ -22,7 +22,8 @@ pub(crate) fn admit(direction: &mut Direction, len: u64) -> bool {
     let Some(budget) = BUDGET.get(0) else { return false };
     let others = atomic::load(&budget.reserved).saturating_sub(atomic::load(&direction.reserved));
     let view = View {
-        acked: acked.saturating_sub(direction.base_acked),
+        acked,
+        base: direction.base_acked,
         sndbuf,
         most: atomic::load(&budget.direction),
         free: atomic::load(&budget.total).saturating_sub(others),

@@ -31,11 +31,20 @@ pub fn forward(context: SkBuffContext) -> u32 {
     redirect::verdict(&context).unwrap_or(SK_PASS)
 }
 
-/// Drops what arrives on the socket that this filter is attached to, before TCP sees it (`tcp_filter`,
-/// net/ipv4/tcp_ipv4.c), as a network would: its sender sends it again.
+/// Flags of the TCP header, and where they are in it.
+const FIN: u8 = 0x01;
+const FLAGS_AT: usize = 13;
+
+/// Drops the bytes of the stream that arrive on the socket that this filter is attached to, before TCP sees them, as a network
+/// would: their sender sends them again. Acknowledgements and resets are heard: the kernel keeps the header of what it cuts
+/// (`tcp_filter`, net/ipv4/tcp_ipv4.c; `sk_filter_trim_cap`, net/core/filter.c). A FIN without the bytes before it would be taken
+/// for the end.
 #[socket_filter]
-pub fn deafen(_: SkBuffContext) -> i64 {
-    0
+pub fn deafen(context: SkBuffContext) -> i64 {
+    match context.load::<u8>(FLAGS_AT) {
+        Ok(flags) if flags & FIN == 0 => 1,
+        _ => 0,
+    }
 }
 
 #[panic_handler]

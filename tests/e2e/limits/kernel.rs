@@ -14,6 +14,7 @@ use setu_tests::{
     ONE_SOURCE, Path, Setu, config,
     machine::{available_kib, raise_file_limit},
     maps,
+    network::{Network, SERVERS},
     peers::{Manner, Upstream, end_of, exchange, fill, receive, receive_some, send},
 };
 
@@ -49,6 +50,49 @@ fn a_stalled_reader_is_bounded_and_loses_nothing() {
         assert!(grown < 16 * 1024, "{grown} KiB");
         assert_eq!(receive(&client, 9, Manner::FAST), 100_000_000);
     });
+}
+
+/// What the kernel was told to forward would never be written, and what the reader sends would wait behind it for ever.
+#[test]
+fn a_reader_that_stalls_before_the_kernel_has_the_flow_is_bounded() {
+    const LATER: usize = 300_000;
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    network.clients.set("net/ipv4/tcp_rmem", "4096 16384 65536");
+    let upstream = network.upstream(SERVERS[0]);
+    let setu = network.setu(Path::Sockmap, &[upstream.address()], "");
+    // From what the reader takes to what a send buffer of setu's takes as well: of some much is in there when the kernel gets the
+    // flow.
+    let flows: Vec<_> = (2..12).map(|part| (part * 20_000, network.flow(&setu, &upstream))).collect();
+    thread::scope(|scope| {
+        for (before, (_, server)) in &flows {
+            scope.spawn(|| {
+                send(server, 5, *before, Manner::FAST);
+                thread::sleep(Duration::from_secs(1));
+                send(server, 6, LATER, Manner::FAST);
+            });
+        }
+        thread::sleep(Duration::from_secs(2));
+        for (before, (client, server)) in &flows {
+            SockRef::from(client).set_send_buffer_size(64 * 1024).unwrap();
+            // The upstream does not read either.
+            let taken = fill(client, 65_536);
+            println!("{before} bytes before: {} KiB are taken", taken / 1024);
+            assert!(taken < 24 << 20, "{taken} bytes");
+            // And nothing is lost.
+            receive_some(client, 5, *before);
+            receive_some(client, 6, LATER);
+            let mut bytes = vec![0; taken];
+            let mut server = server;
+            server.read_exact(&mut bytes).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == 7));
+        }
+    });
+    for (_, (client, server)) in &flows {
+        exchange(client, server, b"and on");
+    }
 }
 
 #[test]

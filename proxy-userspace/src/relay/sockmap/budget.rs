@@ -6,7 +6,7 @@ use crate::sys::{BudgetRef, DirectionRef, TcpInfo};
 
 /// Makes a direction hold of the budget what its destination has not acknowledged of what was written since `base`.
 pub(super) fn reserve(direction: DirectionRef<'_>, budget: BudgetRef<'_>, base: u64, info: &TcpInfo) {
-    let outstanding = direction.window().outstanding(info.acked.saturating_sub(base));
+    let outstanding = direction.window().outstanding(info.acked, base);
     hold(direction, budget, outstanding);
 }
 

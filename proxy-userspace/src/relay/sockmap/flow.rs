@@ -165,6 +165,9 @@ impl Departure<'_> {
                 let text = "a segment was not the one that follows, and could not be trimmed";
                 return Err((side, io::Error::other(text)));
             }
+            self.bound(side)?;
+        }
+        for side in SIDES {
             if !self.leaving.detached[side.index()] && !self.detach(side)? {
                 return Ok(false);
             }
@@ -174,6 +177,17 @@ impl Departure<'_> {
 
     fn direction(&self, source: Side) -> DirectionRef<'_> {
         self.kernel.directions.direction(direction_index(self.id, source))
+    }
+
+    /// What is passed on a leg waits behind its backlog, charged to nobody, and its window stays open (`sk_psock_verdict_apply`,
+    /// net/core/skmsg.c). A backlog is written at once, as far as `proxy_common::credit` knows; where it is not, for its socket
+    /// got no memory, say, nothing more comes in until it is.
+    fn bound(&self, side: Side) -> Result<(), Broken> {
+        let waits = self.direction(side).passed() >= COLLECTED as u64;
+        if self.leaving.detached[side.index()] || !waits || self.outbound(side)?.is_flushed() {
+            return Ok(());
+        }
+        self.kernel.deafen(self.flow.leg(side)).map_err(|error| (side, error))
     }
 
     /// Takes the leg out of the map, if it can be now.

@@ -136,7 +136,7 @@ impl Kernel {
         Ok(Self { sockets, sources, directions, budget: budget_map, events, logger, object })
     }
 
-    /// Drops what arrives on a socket from now on, until [`Self::let_hear`].
+    /// Drops the bytes that arrive on a socket from now on, until [`Self::let_hear`].
     ///
     /// # Errors
     /// The kernel's: out of memory for options, say.
