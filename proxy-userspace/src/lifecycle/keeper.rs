@@ -58,12 +58,8 @@ pub(super) fn start(config: &Config, workers: usize) -> anyhow::Result<Option<Ke
              says what this machine can do",
         )
     })?;
-    if let Ok(Some(other)) = wire::other_with_ports(config) {
-        warn!(
-            pins = %other.display(),
-            "another setu runs in this network that has some of wire.ports: neither knows of the other's connections, and new \
-             ones may fail; give each ports of its own"
-        );
+    if let Ok(Some(what)) = wire::others_with_ports(config) {
+        warn!("{what}");
     }
     info!("the wire is ready");
     Ok(Some(kept))
@@ -163,6 +159,10 @@ fn open(
 ) -> anyhow::Result<Keeper> {
     let folder = pins.as_ref().map(|pins| pins.path().to_owned());
     let program = Program::load(config.wire.max_flows.get(), config.wire.ports.clone(), pins)?;
+    let (most, wanted) = (program.most(), config.wire.max_flows);
+    if most != wanted.get() {
+        warn!(most, %wanted, "wire.max_flows is as it was, as long as there are connections of before");
+    }
     let network =
         Network::open().context("the network cannot be watched; CAP_NET_RAW and CAP_NET_ADMIN are needed")?;
     privilege::keep_one(folder.as_deref())?;
@@ -196,6 +196,11 @@ impl Kept {
     }
 
     fn end(self, message: ToKeeper) {
+        if self.counts.has_no_keeper() {
+            let connections = self.counts.flows();
+            warn!(connections, "without a keeper those on the wire go on; `setu wire clear` ends them");
+            return;
+        }
         self.counts.hand_on();
         // An error means that it is gone, by a defect or a signal.
         let _ = seqpacket::send(self.control.as_fd(), message.encode().as_ref(), &[]);

@@ -28,7 +28,7 @@ use crate::{
 
 /// How often sources of connections are looked over.
 const FORGET: Duration = Duration::from_secs(5);
-/// How often it is looked whether a crowd is over, and how many clients are one.
+/// How often it is looked whether a crowd is over, and how many that come or go on the wire are one.
 const LOOK: Duration = Duration::from_secs(1);
 const CROWD: u64 = 500;
 /// While draining: how often connections are counted, and the rest is told.
@@ -106,7 +106,10 @@ impl Server {
                 _ = forget.tick() => self.shared.limits.sweep(Instant::now()),
                 _ = look.tick() => {
                     let listeners = self.shared.counters.listeners();
-                    if crowd.is_over(listeners.iter().map(|listener| listener.accepted()).sum()) {
+                    let accepted = listeners.iter().map(|listener| listener.accepted());
+                    // Who goes on the wire leaves memory behind as well.
+                    let handed_over = self.kept.iter().map(|kept| kept.counts.handed_over());
+                    if crowd.is_over(accepted.chain(handed_over).sum()) {
                         sys::trim_heap();
                     }
                     strangers.look(&self.shared, &self.bound, Instant::now());
@@ -191,15 +194,15 @@ impl Server {
 /// afterwards, and which is given back once no more come.
 #[derive(Debug, Default)]
 struct Crowd {
-    accepted: u64,
+    all: u64,
     /// Who came since the last one was over.
     came: u64,
 }
 
 impl Crowd {
-    /// Whether it is over, asked now and then with the number of clients that ever came.
-    fn is_over(&mut self, accepted: u64) -> bool {
-        let lately = accepted.saturating_sub(mem::replace(&mut self.accepted, accepted));
+    /// Whether it is over, asked now and then with the number of all that ever came or went on the wire.
+    fn is_over(&mut self, all: u64) -> bool {
+        let lately = all.saturating_sub(mem::replace(&mut self.all, all));
         self.came += lately;
         let is_over = self.came >= CROWD && lately < self.came / 10;
         if is_over {

@@ -24,7 +24,9 @@ use crate::{
     },
     relay::{
         sockmap,
-        wire::{CAPABILITIES as CAPABILITIES_OF_THE_WIRE, Network, Pins, Probed, other_with_ports, probe},
+        wire::{
+            CAPABILITIES as CAPABILITIES_OF_THE_WIRE, Network, Pins, Probed, others_with_ports, pinned, probe,
+        },
     },
     serve::{
         capacity::{Machine, Need},
@@ -450,11 +452,14 @@ fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
             "there is no BPF file system at /sys/fs/bpf: connections on the wire end with setu; mount -t bpf bpf /sys/fs/bpf",
         );
     }
-    if let Ok(Some(other)) = other_with_ports(config) {
+    if let Ok(Some(what)) = others_with_ports(config) {
+        lines.note(&what);
+    }
+    let left = pinned().map_or(0, |all| all.iter().filter(|pins| !pins.is_held()).count());
+    if left > 0 {
         lines.note(&format!(
-            "{} is another setu's that runs in this network and has some of wire.ports: they would not know of each other's \
-             connections, and new ones would fail. Give each ports of its own",
-            other.display()
+            "no keeper runs for {left} of the folders that `setu wire show` lists: a start takes over those of its own state \
+             directory and network; `setu wire clear` takes the others away"
         ));
     }
     let most = u64::from(config.wire.max_flows.get());

@@ -236,6 +236,35 @@ fn a_second_setu_takes_nothing_from_the_first() {
     talk(&flows);
 }
 
+/// Whoever waits for the flows of a state directory goes on with its pins, also when who had them ends in order.
+#[test]
+fn who_waits_for_another_that_ends_has_pins_as_well() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let config = config(&network, &upstream, &format!("{CALM}drain = \"1s\"\n"));
+    let mut first = network.start_with_pins(&config, "debug", &[]);
+    let old = spliced(&network, &mut first, &upstream, 3);
+    let mut second = network.start_with_pins(&config, "debug", &[]);
+    second.wait_count("another keeper has the connections of this state directory", 1);
+    assert!(first.stop().0.success());
+    for (client, server) in &old {
+        assert!(end_of(client).is_err() && end_of(server).is_err(), "a stop resets them");
+    }
+    second.wait_count("the other keeper is gone", 1);
+    assert_eq!(second.count("go on connections="), 0, "none does");
+    let flows = spliced(&network, &mut second, &upstream, 3);
+    let keeper = keeper(&second);
+    second.kill();
+    Command::new("kill").args(["-9", &keeper]).status().unwrap();
+    talk(&flows);
+    let third = network.start_with_pins(&config, "debug", &[]);
+    assert_eq!(third.count("those that were on the wire go on connections=3"), 1, "{}", third.log());
+    talk(&flows);
+}
+
 /// Under traffic: all of setu dies, setu alone dies, and one replaces the other.
 #[test]
 fn hundreds_of_flows_that_talk_outlive_every_end_of_setu() {

@@ -129,7 +129,7 @@ fn a_client_of_another_family_is_told_as_that() {
 
 #[test]
 fn two_that_have_the_same_ports_are_told() {
-    const WARNED: &str = "another setu runs in this network that has some of wire.ports";
+    const WARNED: &str = "is another setu's that runs in this network and has some of wire.ports";
     if !crate::may_use_kernel() {
         return;
     }

@@ -183,8 +183,9 @@ impl Departure<'_> {
     /// net/core/skmsg.c). A backlog is written at once, as far as `proxy_common::credit` knows; where it is not, for its socket
     /// got no memory, say, nothing more comes in until it is.
     fn bound(&self, side: Side) -> Result<(), Broken> {
-        let waits = self.direction(side).passed() >= COLLECTED as u64;
-        if self.leaving.detached[side.index()] || !waits || self.outbound(side)?.is_flushed() {
+        // It was looked at before, a millisecond ago at least.
+        let is_late = self.flow.poll.is_some() || self.direction(side).passed() >= COLLECTED as u64;
+        if self.leaving.detached[side.index()] || !is_late || self.outbound(side)?.is_flushed() {
             return Ok(());
         }
         self.kernel.deafen(self.flow.leg(side)).map_err(|error| (side, error))

@@ -115,29 +115,28 @@ impl Pins {
         let _ = fs::remove_dir(path).and_then(|()| fs::remove_dir(path.parent().unwrap_or(path)));
     }
 
-    /// The folder of another instance in the same network that lives and has some of these ports. `instance`: this one, the name
-    /// of whose network is its end.
+    /// Other pins in the same network whose flows have some of these ports. `instance`: this one, the name of whose network is its
+    /// end.
     ///
     /// # Errors
     /// The folders cannot be read.
-    pub(crate) fn other_with_ports(
+    pub(super) fn other_with_ports(
         instance: &str,
         ports: &RangeInclusive<u16>,
-    ) -> Result<Option<PathBuf>, LoadError> {
+    ) -> Result<Option<Self>, LoadError> {
         let network = instance.rsplit('-').next().unwrap_or_default();
         let is_other = |pins: &Self| {
             let name = pins.path.file_name().unwrap_or_default().to_string_lossy();
-            let (name, _) = name.rsplit_once("-v").unwrap_or_default();
-            name != instance && name.rsplit('-').next() == Some(network)
+            let (of, _) = name.rsplit_once("-v").unwrap_or_default();
+            name != format!("{instance}-v{VERSION}") && of.rsplit('-').next() == Some(network)
         };
         let overlaps = |pins: &Self| {
             pins.ports().is_some_and(|theirs| theirs.start() <= ports.end() && ports.start() <= theirs.end())
         };
-        let other = Self::all()?.into_iter().find(|pins| is_other(pins) && overlaps(pins) && pins.is_held());
-        Ok(other.map(|pins| pins.path))
+        Ok(Self::all()?.into_iter().find(|pins| is_other(pins) && overlaps(pins)))
     }
 
-    /// From what port to what port the living keeper's are.
+    /// From what port to what port its keeper's are.
     fn ports(&self) -> Option<RangeInclusive<u16>> {
         let entries = fs::read_dir(&self.path).ok()?.flatten();
         let range = |entry: fs::DirEntry| {
@@ -306,6 +305,21 @@ impl Program {
     /// Whether the flows are this process's to change: not while a predecessor lives that has not yielded.
     pub(super) fn claim(&self) -> bool {
         self.pins.as_ref().is_none_or(Pins::claim)
+    }
+
+    /// How many flows there is room for.
+    pub(crate) fn most(&self) -> u32 {
+        self.most
+    }
+
+    /// Whether it is attached to any device.
+    pub(super) fn is_attached(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    /// Where the pins are.
+    pub(super) fn folder(&self) -> String {
+        self.pins.as_ref().map_or_else(String::new, |pins| pins.path.display().to_string())
     }
 
     /// Says beside the pins which ports are in use.

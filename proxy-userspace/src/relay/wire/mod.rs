@@ -21,7 +21,7 @@ pub(crate) use keeper::Keeper;
 pub(crate) use loader::{Pins, Program};
 pub(crate) use message::{FlowNames, Limits, ToKeeper, WireRefusal};
 pub(crate) use network::Network;
-pub(crate) use pinned::{Flows, Pinned, instance, other_with_ports, pinned};
+pub(crate) use pinned::{Flows, Pinned, instance, others_with_ports, pinned};
 pub(crate) use probe::{Probed, probe};
 
 /// Capabilities that the wire cannot do without, by their bit (include/uapi/linux/capability.h): what for.

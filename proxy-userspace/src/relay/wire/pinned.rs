@@ -9,6 +9,7 @@ use super::{
     loader::{LoadError, Pins},
 };
 use crate::config::Config;
+use sha2::{Digest as _, Sha256};
 
 /// An instance's pins.
 #[derive(Debug)]
@@ -34,18 +35,31 @@ pub(crate) fn instance(config: &Config) -> io::Result<String> {
     let folder =
         config.tls.state_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    Ok(format!("{}-{network}", folder.replace(|c| !is_plain(c), "_")))
+    // Of two folders with the same name each has its own.
+    let digest = Sha256::digest(config.tls.state_dir.as_os_str().as_encoded_bytes());
+    let mark: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("{}-{mark}-{network}", folder.replace(|c| !is_plain(c), "_")))
 }
 
-/// The folder of another setu's pins, if one runs in this network that has some of the same ports for the wire.
+/// What is to be said of others' connections in this network that have some of the same ports, if there are any.
 ///
 /// # Errors
 /// The pins cannot be read.
-pub(crate) fn other_with_ports(config: &Config) -> Result<Option<PathBuf>, LoadError> {
-    match instance(config) {
-        Ok(instance) => Pins::other_with_ports(&instance, &config.wire.ports),
-        Err(_) => Ok(None),
-    }
+pub(crate) fn others_with_ports(config: &Config) -> Result<Option<String>, LoadError> {
+    let Ok(instance) = instance(config) else { return Ok(None) };
+    let Some(pins) = Pins::other_with_ports(&instance, &config.wire.ports)? else { return Ok(None) };
+    let path = pins.path().display();
+    Ok(Some(if pins.is_held() {
+        format!(
+            "{path} is another setu's that runs in this network and has some of wire.ports: neither knows of the other's \
+             connections, and new ones may fail; give each ports of its own"
+        )
+    } else {
+        format!(
+            "{path} has connections on the wire that no setu keeps, from some of wire.ports: new ones may fail; `setu wire clear` \
+             ends them"
+        )
+    }))
 }
 
 /// Those of all instances.

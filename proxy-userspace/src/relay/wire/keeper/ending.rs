@@ -3,7 +3,7 @@
 //! | seen | then |
 //! | --- | --- |
 //! | a FIN each way, acknowledged | over; translated on for late repetitions, until [`QUIET_AFTER_FINS`] without a packet, [`MOST_AFTER`] at most |
-//! | a reset that its end does not refuse | over once [`QUIET_AFTER_RESET`] pass without a packet |
+//! | a reset that its end does not refuse | over once [`QUIET_AFTER_RESET`] pass without a packet, and its end, asked whether it is there, does not say so within [`ANSWER`] |
 //! | one FIN, acknowledged, then nothing for `timeouts.half_close` | both are reset |
 //! | bytes that a side does not acknowledge, though they are repeated, and nothing from it for `timeouts.vanished` | both are reset |
 //! | nothing for `timeouts.idle` | both are reset |
@@ -28,6 +28,8 @@ use crate::{
 const QUIET_AFTER_FINS: u32 = ticks(Duration::from_secs(20));
 /// A reset is one once nothing came for so long.
 const QUIET_AFTER_RESET: u32 = ticks(Duration::from_secs(10));
+/// How long an end has to answer that it has reset nothing, and was not reset.
+const ANSWER: u32 = ticks(Duration::from_secs(3));
 /// How long a flow that is over is kept at most, whatever its ends send: less than its names rest
 /// before they are used again.
 const MOST_AFTER: u32 = ticks(Duration::from_secs(55));
@@ -46,6 +48,9 @@ pub(super) struct View {
     /// Since when a side owes an acknowledgement, as far as the sweeps before have noticed; 0: it does not. In ticks.
     pub(super) owes_since: [u32; 2],
     pub(super) limits: Limits,
+    /// When its ends were asked whether a reset was one, if they were, and what it was then: one that is not there answers by a
+    /// reset of its own.
+    pub(super) asked: Option<(u32, WireEnd)>,
 }
 
 /// What is to be done about a flow.
@@ -53,6 +58,8 @@ pub(super) struct View {
 pub(super) enum Verdict {
     /// It goes on.
     Lives { owes_since: [u32; 2] },
+    /// It seems to have been reset: its ends are to be asked.
+    Doubtful(WireEnd),
     /// It has ended by itself, in order, and is kept for what comes late.
     Finished(WireEnd),
     /// It has ended by itself, and nothing more comes.
@@ -70,10 +77,12 @@ impl View {
             return Verdict::Finished(self.first_to_finish());
         }
         if over::is_over(&self.sides()) {
-            if silent < QUIET_AFTER_RESET {
-                return Verdict::Lives { owes_since: [0; 2] };
-            }
-            return Verdict::Reset(self.end());
+            // An answer that is no reset takes the reset back, and this is not come by again.
+            return match self.asked {
+                Some((asked, end)) if now.wrapping_sub(asked) >= ANSWER => Verdict::Reset(end),
+                None if silent >= QUIET_AFTER_RESET => Verdict::Doubtful(self.end()),
+                Some(_) | None => Verdict::Lives { owes_since: [0; 2] },
+            };
         }
         if (client || upstream) && silent >= ticks(self.limits.half_close) {
             return Verdict::End(WireEnd::HalfClosed);
@@ -120,6 +129,11 @@ impl View {
     /// Whether nobody will ask anything of setu's sockets any more, in which own bytes may be left.
     pub(super) fn is_reset(&self, now: u32) -> bool {
         over::is_over(&self.sides()) && self.silent(now) >= QUIET_AFTER_RESET
+    }
+
+    /// Whether a side seems to have reset it.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        over::is_over(&self.sides())
     }
 
     fn sides(&self) -> [Side; 2] {
@@ -181,6 +195,7 @@ mod tests {
             constants: Default::default(),
             owes_since: [0; 2],
             limits: Limits { idle: SECOND * 3600, half_close: SECOND * 60, vanished: SECOND * 90 },
+            asked: None,
         }
     }
 
@@ -196,8 +211,18 @@ mod tests {
         assert_eq!(at([0, FIN_SEEN], 61), Verdict::End(WireEnd::HalfClosed));
         assert_eq!(at([FIN_SEEN, FIN_SEEN], 0), Verdict::Finished(WireEnd::ClientFinished));
         assert_eq!(at([RST_SEEN, 0], 9), LIVES);
-        assert_eq!(at([RST_SEEN, 0], 11), Verdict::Reset(WireEnd::ClientReset));
-        assert_eq!(at([0, FIN_SEEN | RST_SEEN], 11), Verdict::Reset(WireEnd::UpstreamReset));
+        assert_eq!(at([RST_SEEN, 0], 11), Verdict::Doubtful(WireEnd::ClientReset));
+        let asked = |flags, seconds: u32| {
+            let end = WireEnd::UpstreamReset;
+            View {
+                asked: Some((before(SECOND * seconds), end)),
+                ..view(flags, [before(SECOND * seconds); 2])
+            }
+            .judge(NOW)
+        };
+        assert_eq!(asked([RST_SEEN, 0], 2), LIVES);
+        assert_eq!(asked([RST_SEEN, RST_SEEN], 4), Verdict::Reset(WireEnd::UpstreamReset));
+        assert_eq!(asked([0, 0], 4), LIVES, "it has answered");
         assert_eq!(
             at([FIN_SEEN, FIN_SEEN | RST_SEEN], 0),
             Verdict::Finished(WireEnd::ClientFinished),

@@ -40,9 +40,9 @@ use self::{
 use super::{
     loader::Program,
     message::{ADOPTED, Encoded, FlowNames, FromKeeper, Limits, MOST, ToKeeper, WireEnd, WireRefusal},
-    network::{Changes, Conntrack, Network, NoWay, Reset, TooBig},
+    network::{Changes, Conntrack, Network, NoWay, Question, Reset, TooBig},
 };
-use crate::sys::{self, ConnRef, Epoll, Event, Interest, seqpacket};
+use crate::sys::{self, ConnRef, Epoll, Event, Interest, Seen, seqpacket};
 
 /// How often flows are looked at whose own bytes are not acknowledged yet.
 const POLL: Duration = Duration::from_millis(5);
@@ -57,6 +57,8 @@ const TOGETHER: u64 = 1 << 20;
 const TRY: Duration = Duration::from_micros(300);
 /// How often it is looked whether a predecessor has ended.
 const CLAIM: Duration = Duration::from_millis(20);
+/// How long another may have the flows before that is told of.
+const LONG: Duration = Duration::from_secs(5);
 /// How soon a peer that did not answer is asked again for a sign of life.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -91,8 +93,13 @@ pub(crate) struct Keeper {
     cursor: u32,
     /// Raised when routes change.
     generation: u32,
+    /// Flows whose ends were asked whether a reset was one, with [`View::asked`].
+    doubts: HashMap<u32, (u32, WireEnd)>,
     /// Set once it is over.
     ends: Option<End>,
+    begun: Instant,
+    /// It was told that another has the flows.
+    is_waiting_told: bool,
 }
 
 /// How the keeper ends.
@@ -173,9 +180,15 @@ impl Keeper {
             flows: 0,
             cursor: 0,
             generation: 1,
+            doubts: HashMap::new(),
             ends: None,
+            begun: Instant::now(),
+            is_waiting_told: false,
         };
         keeper.attach();
+        if !keeper.program.is_attached() {
+            return Err(io::Error::other("the program can be attached to no device"));
+        }
         keeper.claim();
         if !keeper.owns {
             keeper.program.want(true);
@@ -216,6 +229,7 @@ impl Keeper {
             }
             if !self.owns {
                 self.claim();
+                self.wait_for_flows();
                 continue;
             }
             self.advance();
@@ -239,7 +253,10 @@ impl Keeper {
             self.program.want(false);
         } else if end == End::Clear {
             self.reset_all();
-            self.program.unload();
+            // Who waits goes on with the maps: without pins its flows would end with it.
+            if !self.program.is_wanted() {
+                self.program.unload();
+            }
         }
         Ok(())
     }
@@ -262,10 +279,33 @@ impl Keeper {
             self.program.want(false);
             self.program.note_ports();
             self.adopt();
-            if self.flows > 0 {
-                tracing::info!(connections = self.flows, "those that were on the wire go on");
+            let go_on = (0..self.indices.end())
+                .filter(|index| notes::state(self.program.conns.conn(*index)) == State::Spliced)
+                .count();
+            if go_on > 0 {
+                tracing::info!(connections = go_on, "those that were on the wire go on");
+            }
+            if self.is_waiting_told {
+                tracing::info!("the other keeper is gone: connections go on the wire");
             }
             (0..self.workers.len()).for_each(|worker| self.hear(worker));
+        }
+    }
+
+    /// Another has the flows: a predecessor that ends in a moment, or a setu of the same state directory.
+    fn wait_for_flows(&mut self) {
+        if self.owns {
+            return;
+        }
+        // Again and again: another that waited as well may have taken it away.
+        self.program.want(true);
+        if !self.is_waiting_told && self.begun.elapsed() >= LONG {
+            self.is_waiting_told = true;
+            tracing::warn!(
+                pins = %self.program.folder(),
+                "another keeper has the connections of this state directory: nothing goes on the wire until it ends; give each setu \
+                 a tls.state_dir of its own"
+            );
         }
     }
 
@@ -702,7 +742,7 @@ impl Keeper {
         if !matches!(state, State::Spliced | State::Over(_)) {
             return;
         }
-        let view = view(conn);
+        let view = View { asked: self.doubts.get(&index).copied(), ..view(conn) };
         let is_dead = conn.gate() & DEAD != 0;
         if let State::Over(since) = state {
             if is_dead || view.is_forgotten(since, now) {
@@ -715,7 +755,12 @@ impl Keeper {
             self.over(index, view.end());
             return self.forget(index);
         }
-        match view.judge(now) {
+        let verdict = view.judge(now);
+        if !view.is_in_doubt() {
+            self.doubts.remove(&index);
+        }
+        match verdict {
+            Verdict::Doubtful(end) => self.ask(index, now, end),
             Verdict::Lives { owes_since } => {
                 notes::set_owes_since(conn, owes_since);
                 let Owner { worker, id } = notes::owner(conn);
@@ -729,10 +774,22 @@ impl Keeper {
             }
             Verdict::Finished(end) => self.over(index, end),
             Verdict::Reset(end) => {
+                self.doubts.remove(&index);
                 self.over(index, end);
                 self.forget(index);
             }
             Verdict::End(end) => self.end(index, end),
+        }
+    }
+
+    /// Asks both ends of a flow whether they are there.
+    fn ask(&mut self, index: u32, now: u32, end: WireEnd) {
+        self.doubts.insert(index, (now, end));
+        let conn = self.program.conns.conn(index);
+        for (side, (local, peer)) in self.ends_of(index).into_iter().enumerate() {
+            let Seen { acknowledged, end, .. } = conn.seen(side);
+            let question = Question { from: local, to: peer, sequence: acknowledged, acknowledgement: end };
+            self.network.ask(&question, Instant::now());
         }
     }
 
@@ -775,7 +832,6 @@ impl Keeper {
     }
 }
 
-/// Why there is no way for the wire.
 /// What is known of a flow.
 fn view(conn: ConnRef<'_>) -> View {
     View {
@@ -783,9 +839,11 @@ fn view(conn: ConnRef<'_>) -> View {
         constants: [conn.constants(0), conn.constants(1)],
         owes_since: notes::owes_since(conn),
         limits: notes::limits(conn),
+        asked: None,
     }
 }
 
+/// Why there is no way for the wire.
 fn refusal(why: NoWay) -> WireRefusal {
     match why {
         NoWay::Local => WireRefusal::Local,

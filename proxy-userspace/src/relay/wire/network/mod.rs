@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 pub(crate) use self::{
     conntrack::Conntrack,
-    packet::{Reset, TooBig},
+    packet::{Question, Reset, TooBig},
     routes::{NoWay, Way},
 };
 use self::{conntrack::Tracker, links::Links, netlink::Netlink, outbox::Outbox};
@@ -150,12 +150,17 @@ impl Network {
         reset.packet().is_none_or(|packet| self.outbox.push(packet, now))
     }
 
+    /// Asks one end of a connection whether it is still there. Whether it was taken, as for a reset.
+    pub(crate) fn ask(&mut self, question: &Question, now: Instant) -> bool {
+        question.packet().is_none_or(|packet| self.outbox.push(packet, now))
+    }
+
     /// Tells the source of a packet, from its destination, that it was too big. Whether it was taken, as for a reset.
     pub(crate) fn send_too_big(&mut self, too_big: &TooBig, now: Instant) -> bool {
         too_big.packet().is_none_or(|packet| self.outbox.push(packet, now))
     }
 
-    /// Sends what waits to be sent, as far as the time allows it; to be called after any of the two above, and
+    /// Sends what waits to be sent, as far as the time allows it; to be called after any of the three above, and
     /// again at [`Self::next_send`].
     pub(crate) fn send(&mut self, now: Instant) {
         self.outbox.send(&mut self.route, &self.links, now);

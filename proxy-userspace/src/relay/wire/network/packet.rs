@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel,
-    Ipv6Header, Ipv6HeaderSlice, PacketBuilder, icmpv4::DestUnreachableHeader,
+    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpHeaders, IpNumber, Ipv4Header, Ipv4HeaderSlice,
+    Ipv6FlowLabel, Ipv6Header, Ipv6HeaderSlice, PacketBuilder, PacketBuilderStep, TcpHeader,
+    icmpv4::DestUnreachableHeader,
 };
 
 /// Of what is sent: as Linux has it.
@@ -22,6 +23,18 @@ pub(crate) struct Reset {
     pub(crate) to: SocketAddr,
     /// The number that `to` expects next; it believes no other (RFC 5961).
     pub(crate) sequence: u32,
+}
+
+/// What asks one end of a connection whether it is still there: it has this already, and says so (RFC 9293, section 3.10.7.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Question {
+    /// In whose name: an address and port of this host.
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    /// The number that `to` expects next.
+    pub(crate) sequence: u32,
+    /// What `to` has sent.
+    pub(crate) acknowledgement: u32,
 }
 
 /// What a router says: a packet was too big.
@@ -46,16 +59,35 @@ pub(super) struct Packet {
 impl Reset {
     /// `None`: both addresses are not of one family.
     pub(super) fn packet(&self) -> Option<Packet> {
-        let (from, to) = (self.from.ip().to_canonical(), self.to.ip().to_canonical());
-        let ip = match (from, to) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
-            (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
-            _ => return None,
-        };
-        let mut bytes = Vec::new();
-        ip.tcp(self.from.port(), self.to.port(), self.sequence, 0).rst().write(&mut bytes, &[]).ok()?;
-        Some(Packet { from, to, bytes })
+        segment(self.from, self.to, |ip| ip.tcp(self.from.port(), self.to.port(), self.sequence, 0).rst())
     }
+}
+
+impl Question {
+    /// As [`Reset::packet`].
+    pub(super) fn packet(&self) -> Option<Packet> {
+        let before = self.sequence.wrapping_sub(1);
+        segment(self.from, self.to, |ip| {
+            ip.tcp(self.from.port(), self.to.port(), before, u16::MAX).ack(self.acknowledgement)
+        })
+    }
+}
+
+/// A segment without bytes. `None`: both addresses are not of one family.
+fn segment(
+    from: SocketAddr,
+    to: SocketAddr,
+    tcp: impl FnOnce(PacketBuilderStep<IpHeaders>) -> PacketBuilderStep<TcpHeader>,
+) -> Option<Packet> {
+    let (from, to) = (from.ip().to_canonical(), to.ip().to_canonical());
+    let ip = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
+        _ => return None,
+    };
+    let mut bytes = Vec::new();
+    tcp(ip).write(&mut bytes, &[]).ok()?;
+    Some(Packet { from, to, bytes })
 }
 
 impl TooBig {
