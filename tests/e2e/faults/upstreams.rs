@@ -381,6 +381,13 @@ fn out_of_ephemeral_ports(path: Path) {
         drop(server);
         assert_eq!(end_of(&client).unwrap_or(0), 0);
         drop(client);
+        // Its port is free once the kernel knows its connection no more.
+        let taken = || {
+            let mut command = namespace.command("ss");
+            let output = command.args(["-Htan", "dst", &upstream.address()]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().lines().count()
+        };
+        admin::eventually("a port is free", taken, |taken| *taken < ports);
         flows.push(upstream.connect(proxy));
         for (client, server) in &flows {
             exchange(client, server, b"the others go on");
