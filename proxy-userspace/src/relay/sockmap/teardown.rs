@@ -12,7 +12,8 @@
 //!
 //! None of this waits for a peer to read: what is redirected fits into the other leg's send buffer
 //! (`proxy_common::credit`), and what was passed goes into memory, bounded by the receive buffer. So one direction's
-//! stall cannot keep a flow, or the FIN of the other direction, in the kernel.
+//! stall cannot keep a flow, or the FIN of the other direction, in the kernel; where the send buffer is less than it was taken
+//! for, it does, and the leg takes no more bytes until the backlog is written (`Departure::bound`).
 //!
 //! A flow leaves before its first FIN is forwarded, because a socket that has sent and received a FIN goes to
 //! TIME_WAIT, where the kernel takes it out of the map with all that was passed on it and not yet read

@@ -76,7 +76,7 @@ impl View {
         if client && upstream {
             return Verdict::Finished(self.first_to_finish());
         }
-        if over::is_over(&self.sides()) {
+        if self.is_over() {
             // An answer that is no reset takes the reset back, and this is not come by again.
             return match self.asked {
                 Some((asked, end)) if now.wrapping_sub(asked) >= ANSWER => Verdict::Reset(end),
@@ -128,11 +128,11 @@ impl View {
 
     /// Whether nobody will ask anything of setu's sockets any more, in which own bytes may be left.
     pub(super) fn is_reset(&self, now: u32) -> bool {
-        over::is_over(&self.sides()) && self.silent(now) >= QUIET_AFTER_RESET
+        self.is_over() && self.silent(now) >= QUIET_AFTER_RESET
     }
 
-    /// Whether a side seems to have reset it.
-    pub(super) fn is_in_doubt(&self) -> bool {
+    /// Whether both sides seem to have finished, or one to have reset it.
+    pub(super) fn is_over(&self) -> bool {
         over::is_over(&self.sides())
     }
 

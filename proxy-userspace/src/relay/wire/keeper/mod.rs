@@ -720,6 +720,8 @@ impl Keeper {
             worker.flows.remove(&id);
         }
         notes::set_state(conn, State::Free);
+        // Another flow has the index next.
+        self.doubts.remove(&index);
         self.indices.free(index, self.grace.next());
         self.flows = self.flows.saturating_sub(1);
     }
@@ -756,7 +758,7 @@ impl Keeper {
             return self.forget(index);
         }
         let verdict = view.judge(now);
-        if !view.is_in_doubt() {
+        if !view.is_over() {
             self.doubts.remove(&index);
         }
         match verdict {
@@ -774,7 +776,6 @@ impl Keeper {
             }
             Verdict::Finished(end) => self.over(index, end),
             Verdict::Reset(end) => {
-                self.doubts.remove(&index);
                 self.over(index, end);
                 self.forget(index);
             }
