@@ -79,7 +79,7 @@ enum Slot {
     /// It ended before it went on the wire, which the keeper is still to confirm.
     Dropped,
     /// It is on the wire.
-    Spliced(Box<Ticket>),
+    Spliced(Ticket),
 }
 
 /// What the keeper said last of a flow.
@@ -240,7 +240,7 @@ impl Inner {
                 let Slot::Spliced(ticket) = std::mem::replace(slot, Slot::Free) else { return };
                 slots.free.push(id);
                 drop(slots);
-                self.close(*ticket, end, bytes);
+                self.close(ticket, end, bytes);
             }
             // Both crossed each other: the keeper has forgotten it already.
             (Slot::Dropped, Heard::Refused(_) | Heard::Gone(..)) => {
@@ -329,7 +329,7 @@ impl Inner {
         let adopted = std::mem::take(&mut slots.adopted);
         drop(slots);
         let gone = gone.into_iter().filter_map(|slot| match slot {
-            Slot::Spliced(ticket) => Some(*ticket),
+            Slot::Spliced(ticket) => Some(ticket),
             _ => None,
         });
         for ticket in gone.chain(adopted.into_values()) {
@@ -447,7 +447,7 @@ impl Offer {
                 if matches!(slot, Slot::Offered { heard: Heard::Settled, .. }) {
                     ticket.without_sockets();
                 }
-                *slot = Slot::Spliced(Box::new(ticket));
+                *slot = Slot::Spliced(ticket);
             }
         }
     }
