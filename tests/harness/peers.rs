@@ -9,8 +9,8 @@ use std::{
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Every wait of a peer ends after this.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Every wait of a peer ends after this: long, for machines that are emulated.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pseudo-random numbers, so that both ends know the bytes without storing them (xorshift64*).
 #[derive(Debug, Clone)]

@@ -19,7 +19,7 @@ use tempfile::NamedTempFile;
 use crate::netns::Netns;
 
 /// How long starting and stopping may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The path that setu is made to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -388,9 +388,15 @@ impl Setu {
 
 impl Drop for Setu {
     fn drop(&mut self) {
-        // Errors mean that it has ended already.
+        // Where flows are on the wire its keeper would outlive it, and the test.
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        // Errors mean that they have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for child in children.split_whitespace() {
+            let _ = Command::new("kill").args(["-s", "KILL", child]).stderr(Stdio::null()).status();
+        }
     }
 }
 

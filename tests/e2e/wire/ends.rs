@@ -54,12 +54,13 @@ fn own_bytes_that_are_lost_arrive_when_the_flow_is_on_the_wire() {
     let network = Network::new();
     let upstream = network.upstream(SERVERS[0]);
     let mut setu = network.start_with_pins(&config(&network, &upstream, CALM), "debug", &[]);
-    let (client, server) = network.flow(&setu, &upstream);
     // On its way, as setu would know of what its own host drops. What setu sends itself has passed no router.
     network.clients.nft(
         "add table ip faults; add chain ip faults arriving { type filter hook prerouting priority -300; }; \
          add rule ip faults arriving ip ttl 64 ip length > 100 drop",
     );
+    // What opens the flow is short. The rest follows at once: where there is a pause, setu has nothing of its own under way.
+    let (client, server) = network.flow(&setu, &upstream);
     send(&server, 3, 1000, Manner::FAST);
     await_count(&network, &mut setu, "setu_wire_handed_over_total", 1);
     let own = [network.connections()];

@@ -18,7 +18,7 @@ use setu_tests::{
     peers::{Upstream, end_of, exchange, finish},
 };
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 /// Nobody ends a flow for its silence in a test, and no start waits for upstreams.
 pub(super) const CALM: &str = "[timeouts]\nidle = \"10m\"\n";
 
