@@ -1,6 +1,13 @@
 //! Machines as operators have them: what else is on the way of packets does flows on the wire no harm.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use socket2::SockRef;
 
 use setu_tests::{
     netns::Netns,
@@ -139,6 +146,61 @@ fn a_host_that_translates_addresses_sees_connections_without_a_fault() {
     let output = host.command("nft").args(["list", "chain", "ip", "host", "forward"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("counter packets 0 "), "{text}");
+}
+
+/// Who filters at the same device, before setu is there or since, still sees all that is no flow of setu's on the wire.
+#[test]
+fn the_filter_of_another_has_what_is_not_setus() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    for is_first in [true, false] {
+        let network = Network::new();
+        let [open, shut] = [(); 2].map(|()| network.proxy.within(|| TcpListener::bind((PROXY, 0)).unwrap()));
+        let port = shut.local_addr().unwrap().port();
+        // Nothing of it stays: no socket but listeners' is to be left beside flows on the wire.
+        let reaches = |listener: &TcpListener| {
+            let to = listener.local_addr().unwrap();
+            let client =
+                network.clients.within(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)));
+            client.is_ok_and(|client| {
+                SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                listener.accept().is_ok()
+            })
+        };
+        assert!(reaches(&shut), "before there is a filter");
+        let upstream = network.upstream(SERVERS[0]);
+        if is_first {
+            drop_at(&network.proxy, TO_CLIENTS, port);
+        }
+        let mut setu = network.start_with_pins(&config(&network, &upstream, CALM), "debug", &[]);
+        let flows = spliced(&network, &mut setu, &upstream, 3);
+        if !is_first {
+            drop_at(&network.proxy, TO_CLIENTS, port);
+        }
+        stream(&flows);
+        assert!(!reaches(&shut), "setu is before the filter and lets past what it drops");
+        assert!(reaches(&open));
+        finish_all(&flows);
+        setu.wait_closed("client_closed", 3);
+        setu.stop();
+        assert!(!reaches(&shut), "setu took the filter with it");
+        assert!(reaches(&open));
+    }
+}
+
+/// Drops what comes to a port by a device, IPv4 without options: as other programs at ingress do it.
+fn drop_at(host: &Netns, device: &str, port: u16) {
+    // The type of Ethernet, the protocol of IP, the destination of TCP; 2 is TC_ACT_SHOT, 0 TC_ACT_OK.
+    let program = format!(
+        "9,40 0 0 12,21 0 6 2048,48 0 0 23,21 0 4 6,177 0 0 14,72 0 0 16,21 0 1 {port},6 0 0 2,6 0 0 0"
+    );
+    for arguments in [
+        &["qdisc", "replace", "dev", device, "clsact"][..],
+        &["filter", "add", "dev", device, "ingress", "bpf", "da", "bytecode", &program],
+    ] {
+        assert!(host.command("tc").args(arguments).status().unwrap().success(), "tc {arguments:?}");
+    }
 }
 
 /// What a leg's device is, when it is not one of Ethernet itself.
