@@ -3,6 +3,7 @@
 
 mod demo;
 mod environment;
+mod idlers;
 mod interrupt;
 mod load;
 mod measure;
@@ -48,6 +49,12 @@ enum Task {
     },
     /// Flows under conditions that are drawn anew each round; fails on a byte that is lost, repeated or moved
     Torture(torture::TortureArgs),
+    /// Idle flows on the wire, both ends of which are played; fails unless each answers when it is spoken to
+    Idlers {
+        /// How many
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=4_000_000))]
+        flows: u32,
+    },
     /// Busy loops beside a round
     #[command(hide = true)]
     Hogs { count: u32 },
@@ -98,6 +105,7 @@ fn main() -> Result<()> {
         Task::Soak { minutes } => soak::run(minutes),
         Task::Siege { only } => soak::siege::run(&only),
         Task::Torture(arguments) => torture::run(&arguments),
+        Task::Idlers { flows } => idlers::run(flows),
         Task::Hogs { count } => {
             torture::be_hogs(count);
             Ok(())
