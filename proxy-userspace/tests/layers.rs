@@ -339,7 +339,7 @@ fn made_circles_are_found() {
 /// What has one place: a sequence of tokens, and the files or folders that may have it. Constants of libc may stand anywhere,
 /// errnos for instance.
 const PLACES: [(&str, &[&str]); 9] = [
-    ("aya ::", &["relay/sockmap/", "relay/wire/"]),
+    ("aya ::", &["relay/sockmap/", "relay/wire/", "relay/refusal.rs"]),
     ("toml ::", &["config/", "operator/languages/"]),
     // For clients nobody but `upstream` dials. The others ask the running setu, as its clients, and loopback.
     ("TcpSocket ::", &["upstream/happy_eyeballs.rs"]),
@@ -444,7 +444,7 @@ fn what_has_one_place_is_there() {
     assert_eq!(
         misplaced(&made),
         [
-            "src/front/a.rs: `aya ::` belongs in [\"relay/sockmap/\", \"relay/wire/\"]",
+            "src/front/a.rs: `aya ::` belongs in [\"relay/sockmap/\", \"relay/wire/\", \"relay/refusal.rs\"]",
             "src/front/a.rs: calls of libc belong in sys",
             "src/front/b.rs: `TcpStream :: connect` belongs in [\"operator/doctor/probe.rs\", \"operator/admin/fetch.rs\", \
              \"relay/sockmap/probe.rs\"]",

@@ -9,6 +9,7 @@ mod choice;
 pub(crate) mod holdings;
 mod legs;
 mod reason;
+mod refusal;
 mod silence;
 pub mod sockmap;
 pub mod terminated;

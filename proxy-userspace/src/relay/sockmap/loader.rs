@@ -23,7 +23,7 @@ use super::{
     btf::{self, Btf, BtfError},
     limits::Limits,
 };
-use crate::sys::Shared;
+use crate::{relay::refusal::refusal, sys::Shared};
 
 /// The program that moves bytes, as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] =
@@ -42,7 +42,7 @@ pub enum LoadError {
     #[error("the kernel refused setu's maps: {0}; CAP_BPF and CAP_NET_ADMIN are needed")]
     Object(#[from] EbpfError),
     /// The program was refused.
-    #[error("the kernel refused setu's program: {0}; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed")]
+    #[error("{}", refusal("setu's program", .0))]
     Program(#[from] ProgramError),
     /// A map is not what it should be.
     #[error("map: {0}")]

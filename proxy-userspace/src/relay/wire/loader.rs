@@ -32,7 +32,7 @@ use proxy_common::{
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
 
-use crate::sys::Shared;
+use crate::{relay::refusal::refusal, sys::Shared};
 
 /// The program that translates packets, as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] =
@@ -54,7 +54,7 @@ pub(crate) enum LoadError {
     #[error("the kernel refused the wire's maps: {0}; CAP_BPF and CAP_NET_ADMIN are needed")]
     Object(#[from] EbpfError),
     /// The program was refused.
-    #[error("the kernel refused the wire's program: {0}; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed")]
+    #[error("{}", refusal("the wire's program", .0))]
     Program(#[from] ProgramError),
     /// A map is not what it should be.
     #[error("map: {0}")]
