@@ -111,13 +111,24 @@ pub(crate) fn keep_one(pins: Option<&Path>) -> Result<(), PrivilegeError> {
         .map_err(|error| PrivilegeError::Dumpable(error.into()))?;
     let landlock = files::restrict_keeper(pins);
     let seccomp = filter::apply_to_keeper();
-    for (name, result) in [("Landlock", &landlock), ("seccomp", &seccomp)] {
-        if let Err(reason) = result {
-            warn!(%reason, "{name} does not protect the keeper; newer kernels have it");
+    let landlock = protection("the keeper", landlock, &seccomp);
+    info!(%landlock, seccomp = seccomp.is_ok(), "the keeper has CAP_NET_ADMIN alone");
+    Ok(())
+}
+
+/// Tells of what does not protect, and returns how far Landlock does.
+fn protection(whom: &str, landlock: Result<files::Coverage, String>, seccomp: &Result<(), String>) -> String {
+    let tell = |name, reason: &str| warn!(reason, "{name} does not protect {whom}; newer kernels have it");
+    if let Err(reason) = seccomp {
+        tell("seccomp", reason);
+    }
+    match landlock {
+        Ok(coverage) => coverage.to_string(),
+        Err(reason) => {
+            tell("Landlock", &reason);
+            "none".into()
         }
     }
-    info!(landlock = landlock.is_ok(), seccomp = seccomp.is_ok(), "the keeper has CAP_NET_ADMIN alone");
-    Ok(())
 }
 
 /// Waits until this is the only thread.
@@ -148,11 +159,7 @@ fn restrict(config: &Config, file: Option<&Path>, user: Option<&User>) -> Result
         .map_err(|error| PrivilegeError::Dumpable(error.into()))?;
     let landlock = files::restrict(&readable, &config.tls.state_dir);
     let seccomp = filter::apply();
-    for (name, result) in [("Landlock", &landlock), ("seccomp", &seccomp)] {
-        if let Err(reason) = result {
-            warn!(%reason, "{name} does not protect setu; newer kernels have it");
-        }
-    }
+    let landlock = protection("setu", landlock, &seccomp);
     for path in &readable {
         if let Err(error) = fs::metadata(path).and_then(|_| fs::File::open(path)) {
             warn!(
@@ -162,7 +169,7 @@ fn restrict(config: &Config, file: Option<&Path>, user: Option<&User>) -> Result
         }
     }
     let user = name.unwrap_or("unchanged");
-    info!(user, landlock = landlock.is_ok(), seccomp = seccomp.is_ok(), "privileges dropped");
+    info!(user, %landlock, seccomp = seccomp.is_ok(), "privileges dropped");
     Ok(())
 }
 
