@@ -432,8 +432,10 @@ fn connections(lines: &mut Lines, config: &Config) {
 /// What the wire needs, and whether it is here; the rest a start alone shows.
 fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
     let is_missing = |bit: u32| effective.is_some_and(|effective| effective >> bit & 1 == 0);
+    let mut hindrance = None;
     for (bit, name, purpose) in CAPABILITIES_OF_THE_WIRE {
         if is_missing(bit) {
+            hindrance.get_or_insert(format!("{name} is missing"));
             lines.bad(&format!(
                 "{name} is missing, for {purpose}: without it relay.path = \"wire\" does not start; run as root or with \
                  AmbientCapabilities={name}, or set relay.path to \"auto\""
@@ -468,35 +470,49 @@ fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
          and what the kernel adds to them",
         (most * BYTES_OF_A_FLOW).div_ceil(1 << 20)
     ));
+    let mut no_device = None;
     match Network::look_for_devices() {
-        Ok(devices) if devices.is_empty() => lines.bad(
-            "the wire has no device here: there is none that has Ethernet headers, is up, and is no port of a bridge or bond",
-        ),
+        Ok(devices) if devices.is_empty() => {
+            no_device = Some("it has no device".to_owned());
+            lines.bad(
+                "the wire has no device here: there is none that has Ethernet headers, is up, and is no port of a bridge or \
+                 bond",
+            );
+        }
         Ok(devices) => {
             let names: Vec<_> = devices.into_iter().map(|device| device.name).collect();
             lines.fine(&format!("devices that the wire attaches to: {}", names.join(", ")));
         }
         Err(error) => lines.note(&format!("which devices the wire attaches to cannot be seen: {error}")),
     }
-    lines.fine(
-        "path: wire, packets are translated in the kernel, for connections that last. Whether a route, an MTU or a firewall \
-         keeps connections off the wire shows as they come: the reasons are on the status page",
-    );
-    wire_test(lines);
+    // What it says is the reason of the line after it, if one is needed.
+    match hindrance.or(wire_test(lines)).or(no_device) {
+        None => lines.fine(
+            "path: wire, packets are translated in the kernel, for connections that last. Whether a route, an MTU or a \
+             firewall keeps connections off the wire shows as they come: the reasons are on the status page",
+        ),
+        Some(reason) => lines
+            .bad(&format!("path: relay.path = \"wire\" is not available: {reason}; set it to \"auto\"")),
+    }
 }
 
-/// Tries the wire.
-fn wire_test(lines: &mut Lines) {
+/// Tries the wire, and returns what it failed by.
+fn wire_test(lines: &mut Lines) -> Option<String> {
     let Probed { checks, skipped } = probe();
+    let mut failure = None;
     for check in checks {
         match check.result {
             Ok(()) => lines.fine(&format!("self-test: {}", check.name)),
-            Err(error) => lines.bad(&format!("self-test failed: {}: {error}", check.name)),
+            Err(error) => {
+                lines.bad(&format!("self-test failed: {}: {error}", check.name));
+                failure.get_or_insert(error);
+            }
         }
     }
     if let Some(reason) = skipped {
         lines.note(&format!("self-test of the wire, or a part of it, was skipped: {reason}"));
     }
+    failure
 }
 
 /// How many connections there are ports of the wire's for, and whether the kernel leaves these to setu.

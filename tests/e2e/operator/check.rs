@@ -254,3 +254,24 @@ fn a_source_that_this_machine_does_not_have_is_told() {
         assert_eq!(setu.count(told), usize::from(is_told), "{}", setu.log());
     }
 }
+
+/// The line that says which path setu has is the last word: it is not fine where a start would fail.
+#[test]
+fn the_wire_is_promised_only_where_it_can_be_had() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(config(Path::Wire, "127.0.0.1:1", "").as_bytes()).unwrap();
+    for (namespace, hindrance) in [(Netns::alone(), Some("it has no device")), (Netns::new(), None)] {
+        let mut check = namespace.command(&Setu::binary().display().to_string());
+        let output = check.args(["check", "--config"]).arg(file.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), hindrance.is_none(), "{text}");
+        assert_eq!(text.contains("ok    path: wire, "), hindrance.is_none(), "{text}");
+        let refusal = hindrance.map(|reason| {
+            format!("no    path: relay.path = \"wire\" is not available: {reason}; set it to \"auto\"")
+        });
+        assert!(refusal.is_none_or(|refusal| text.contains(&refusal)), "{text}");
+    }
+}
