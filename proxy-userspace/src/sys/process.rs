@@ -4,6 +4,8 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
+    thread,
+    time::{Duration, Instant},
 };
 
 use proxy_common::wire::layout::TICK_SHIFT;
@@ -61,6 +63,10 @@ pub(crate) enum Forked {
     Parent(Pid),
 }
 
+/// How long a thread that was joined may count as one: who joins it is woken before it is taken off the list (`mm_release` and
+/// `release_task` in `do_exit`, kernel/exit.c).
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// Makes a second process of this one. A parent's death sends the child no signal, whatever was set before
 /// (`copy_process`, kernel/fork.c, clears `pdeath_signal`).
 ///
@@ -69,8 +75,14 @@ pub(crate) enum Forked {
 pub(crate) fn fork() -> io::Result<Forked> {
     // Gives up nothing where there is one thread, and is refused where there are more (`check_unshare_flags`,
     // kernel/fork.c).
+    let deadline = Instant::now() + LEAVING;
     // SAFETY: no memory is passed.
-    check(unsafe { libc::unshare(libc::CLONE_THREAD) })?;
+    while let Err(error) = check(unsafe { libc::unshare(libc::CLONE_THREAD) }) {
+        if error.kind() != io::ErrorKind::InvalidInput || Instant::now() >= deadline {
+            return Err(error);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
     // SAFETY: there is no other thread, so that the child has all that the parent has.
     let child = check(unsafe { libc::fork() })?;
     Ok(Pid::from_raw(child).map_or(Forked::Child, Forked::Parent))

@@ -268,6 +268,7 @@ fn the_wire_is_promised_only_where_it_can_be_had() {
         let output = check.args(["check", "--config"]).arg(file.path()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.success(), hindrance.is_none(), "{text}");
+        assert_eq!(text.matches("ok    self-test: IPv").count(), 8, "it is tried in any case: {text}");
         assert_eq!(text.contains("ok    path: wire, "), hindrance.is_none(), "{text}");
         let refusal = hindrance.map(|reason| {
             format!("no    path: relay.path = \"wire\" is not available: {reason}; set it to \"auto\"")
