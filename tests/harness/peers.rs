@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -255,6 +256,24 @@ impl Upstream {
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "no opening"),
             }
         }
+    }
+
+    /// Accepts and ends whatever comes while something is done: setu asks servers again that did not answer, and a connection
+    /// that nobody accepts stays half closed for a minute.
+    pub fn turn_away<T>(&self, work: impl FnOnce() -> T) -> T {
+        let (goes_on, is_over) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                self.0.set_nonblocking(true).unwrap();
+                while is_over.recv_timeout(Duration::from_millis(10)) == Err(RecvTimeoutError::Timeout) {
+                    drop(self.0.accept());
+                }
+                self.0.set_nonblocking(false).unwrap();
+            });
+            // It ends with this, by a panic too.
+            let _goes_on = goes_on;
+            work()
+        })
     }
 
     /// Connects a client through a proxy: both ends.

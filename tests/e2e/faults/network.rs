@@ -120,9 +120,9 @@ fn upstream_answers_after_the_deadline(path: Path) {
         assert!(Instant::now() < deadline, "the late answer is not refused");
         thread::sleep(Duration::from_millis(50));
     }
-    before.wait(&setu, &network);
+    upstream.turn_away(|| before.wait(&setu, &network));
     drop(new_flow(&network, &setu, &upstream));
-    before.wait(&setu, &network);
+    upstream.turn_away(|| before.wait(&setu, &network));
 }
 
 fn upstream_resets_in_mid_stream(path: Path) {
