@@ -9,6 +9,7 @@ mod dist;
 mod docs;
 mod ebpf;
 mod fuzz;
+mod kernels;
 #[cfg(test)]
 mod links;
 mod page;
@@ -87,6 +88,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Boot Debian's kernels and try setu on each: tests that depend on the kernel, and the torture
+    Kernels(kernels::KernelsArgs),
+    /// A million idle flows on the wire, each of which must answer at last; prints what they cost; as root
+    Idlers {
+        /// For it: --flows N
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Measure setu beside what people would use instead; as root. Arguments go to the bench
     Bench {
         /// For the bench
@@ -125,6 +134,8 @@ fn main() -> Result<()> {
         Task::Soak { args } => bench::run("soak", &args),
         Task::Torture { args } => bench::run("torture", &args),
         Task::Siege { args } => bench::run("siege", &args),
+        Task::Kernels(args) => kernels::run(&args),
+        Task::Idlers { args } => bench::run("idlers", &args),
         Task::Bench { args } => bench::run("bench", &args),
         Task::Dist { check: false } => dist::build(),
         Task::Dist { check: true } => dist::build().and_then(|()| dist::check()),
