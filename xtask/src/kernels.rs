@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{dist, process, setup};
@@ -107,7 +107,8 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     setup::install_all()?;
     setup::install(&PACKAGES)?;
     let setu = match &args.setu {
-        Some(setu) => setu.clone(),
+        // Before minutes go to kernels.
+        Some(setu) => setu.canonicalize().with_context(|| format!("--setu {}", setu.display()))?,
         None => {
             dist::build()?;
             env::current_dir()?.join(dist::BINARY)
