@@ -6,7 +6,7 @@
 use core::{cell::UnsafeCell, sync::atomic::AtomicU64};
 
 /// Raised whenever a map's layout, or what a field means, changes: a successor takes over only flows that it can read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bit of [`Conn::gate`]: the program translates.
 pub const ACTIVE: u64 = 1 << 63;
@@ -123,8 +123,10 @@ pub struct Direction {
     /// Of [`OWN_ACKNOWLEDGED`], [`FIN_SEEN`], [`RST_SEEN`], [`ODD_OPTIONS`], [`TIMESTAMP_SEEN`],
     /// [`FIN_FIRST`]. Set and taken back atomically, by both.
     pub flags: Word,
-    /// When X was heard of last, in ticks.
+    /// When X was heard of last, in ticks: by a segment that could be its own.
     pub last: Word,
+    /// When X acknowledged last what it had not before, in ticks: bytes of Y's have moved.
+    pub moved: Word,
     /// Where X's stream ends by its last FIN that could be one, in x's numbers. Of use with [`FIN_SEEN`].
     pub finish: Word,
     /// Bytes of the stream translated, a repeated one each time.
@@ -139,8 +141,8 @@ pub const CLEAR_ECN: u16 = 1 << 0;
 pub const OWN_ACKNOWLEDGED: u32 = 1 << 0;
 /// Of [`Direction::flags`]: X has sent its FIN, or who forged one. See [`super::over`].
 pub const FIN_SEEN: u32 = 1 << 1;
-/// Of [`Direction::flags`]: X has sent a reset, or who forged one, and neither side anything else since: who refuses a reset
-/// answers it, and who has sent none goes on (RFC 5961, section 3.2).
+/// Of [`Direction::flags`]: X has sent a reset, or who forged one, and X nothing else since: who has sent none goes on, and
+/// answers when it is asked (RFC 5961, section 3.2). What Y says is of no account: it could say it for ever.
 pub const RST_SEEN: u32 = 1 << 2;
 /// Of [`Direction::flags`]: X's options are laid out so that the program could not rewrite them.
 pub const ODD_OPTIONS: u32 = 1 << 3;
@@ -176,8 +178,8 @@ pub struct Event {
 }
 
 const _: () = assert!(size_of::<Names>() == 40 && align_of::<Names>() == 4);
-const _: () = assert!(size_of::<Direction>() == 112 && align_of::<Direction>() == 8);
-const _: () = assert!(size_of::<Conn>() == 288);
+const _: () = assert!(size_of::<Direction>() == 120 && align_of::<Direction>() == 8);
+const _: () = assert!(size_of::<Conn>() == 304);
 const _: () = assert!(size_of::<Event>() == 8);
 
 #[cfg(feature = "user")]

@@ -161,6 +161,8 @@ pub struct Progress {
     pub finished: bool,
     /// X resets the connection.
     pub reset: bool,
+    /// The segment could be X's own: it is a sign of life.
+    pub is_believed: bool,
 }
 
 /// How far outside of what the other end expects a segment may be to be believed: as far behind as a sequence number can
@@ -197,6 +199,7 @@ pub fn progress(segment: &Segment, known: &Known, acknowledged: u32, end: u32) -
         // It begins where X's stream has come to, or where Y said that it is: an answer takes its number from there. Y believes
         // no other (RFC 5961, section 3.2).
         reset: (place == 0 || segment.sequence == end) && segment.flags & RST != 0,
+        is_believed,
     }
 }
 

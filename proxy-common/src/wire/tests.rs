@@ -419,6 +419,10 @@ fn what_cannot_be_the_ends_own_is_not_believed() {
     assert!(!of(1000, FIN | ACK, 5001).finished && !of(1000, FIN, 5000).finished);
     let late = 4000_u32.wrapping_sub(1 << 24);
     assert!(of(1000, FIN | ACK, late).finished && !of(1000, FIN | ACK, late.wrapping_sub(1)).finished);
+    // Signs of life are those that could be its own.
+    let lives = |sequence, acknowledgement| of(sequence, ACK, acknowledgement).is_believed;
+    assert!(lives(1000, 5000) && lives(far, late));
+    assert!(!lives(far + 1, 5000) && !lives(1000, 5001) && !of(1000, 0, 0).is_believed);
     // A reset has one of two numbers.
     let reset = |sequence| {
         let segment = Segment { sequence, acknowledgement: 0, flags: RST, window: 0, len: 0 };

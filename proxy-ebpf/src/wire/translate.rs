@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::{bpf_l4_csum_replace, bpf_redirect_neigh},
+    helpers::generated::{bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_vlan_pop},
     programs::TcContext,
 };
 use proxy_common::wire::{
@@ -52,6 +52,7 @@ struct Arrived {
 /// The verdict. `None`: the packet cannot be read, and passes.
 #[inline(always)]
 pub(crate) fn verdict(context: &TcContext) -> Option<i32> {
+    untag(context)?;
     // SAFETY: the context is the kernel's, and valid.
     let protocol = unsafe { (*context.skb.skb).protocol };
     if protocol == ETH_P_IP.swap_bytes() >> 16 {
@@ -61,6 +62,23 @@ pub(crate) fn verdict(context: &TcContext) -> Option<i32> {
     } else {
         None
     }
+}
+
+/// Lets pass what belongs to a VLAN: it comes again, without its tag, at that network's device. A tag that has a priority alone
+/// is taken off: with it the packet would leave by the other leg.
+#[inline(always)]
+fn untag(context: &TcContext) -> Option<()> {
+    /// Of a tag: the VLAN (IEEE 802.1Q), 0 for none.
+    const VLAN: u32 = 0xfff;
+    let skb = context.skb.skb;
+    // SAFETY: the context is the kernel's, and valid.
+    let (is_tagged, tag) = unsafe { ((*skb).vlan_present != 0, (*skb).vlan_tci) };
+    if !is_tagged {
+        return Some(());
+    }
+    // SAFETY: the context is valid; the tag is beside the packet, whose bytes stay where they are or are read anew.
+    let is_off = tag & VLAN == 0 && unsafe { bpf_skb_vlan_pop(skb) } == 0;
+    if is_off { Some(()) } else { None }
 }
 
 /// The verdict over a packet whose TCP header begins at `TCP_AT`.
@@ -273,13 +291,14 @@ fn book(segment: &Segment, known: &Known, x: &Direction, y: &Direction) -> bool 
     let progress = segment::progress(segment, known, acknowledged, end);
     if progress.acknowledged != acknowledged {
         flow::advance(&x.acknowledged, progress.acknowledged);
+        flow::store(&x.moved, flow::now());
     }
     if progress.end != end {
         flow::advance(&x.end, progress.end);
     }
-    if segment.flags & RST == 0 {
+    let is_reset_anew = progress.reset && flow::load(&x.flags) & RST_SEEN == 0;
+    if progress.is_believed && segment.flags & RST == 0 {
         flow::unset(&x.flags, RST_SEEN);
-        flow::unset(&y.flags, RST_SEEN);
     }
     let mut seen = 0;
     // One that Y has acknowledged is X's own.
@@ -296,7 +315,9 @@ fn book(segment: &Segment, known: &Known, x: &Direction, y: &Direction) -> bool 
     if seen != 0 {
         flow::set(&x.flags, seen);
     }
-    flow::store(&x.last, flow::now());
+    if progress.is_believed || is_reset_anew {
+        flow::store(&x.last, flow::now());
+    }
     atomic::add(&x.bytes, segment.len.into());
     progress.finished
 }

@@ -66,6 +66,7 @@ pub(crate) struct Seen {
     pub(crate) end: u32,
     pub(crate) flags: u32,
     pub(crate) last: u32,
+    pub(crate) moved: u32,
     pub(crate) finish: u32,
     pub(crate) bytes: u64,
 }
@@ -128,6 +129,7 @@ impl ConnRef<'_> {
         state.acknowledged.store(start.acknowledged, Ordering::Release);
         state.end.store(start.end, Ordering::Release);
         state.last.store(start.last, Ordering::Release);
+        state.moved.store(start.moved, Ordering::Release);
         // An attempt that failed may have left it, and own bytes been sent since.
         state.flags.fetch_and(!OWN_ACKNOWLEDGED, Ordering::AcqRel);
         state.flags.fetch_or(start.flags, Ordering::AcqRel);
@@ -182,6 +184,7 @@ impl ConnRef<'_> {
             end: state.end.load(Ordering::Acquire),
             flags: state.flags.load(Ordering::Acquire),
             last: state.last.load(Ordering::Acquire),
+            moved: state.moved.load(Ordering::Acquire),
             finish: state.finish.load(Ordering::Acquire),
             bytes: state.bytes.load(Ordering::Acquire),
         }
@@ -200,6 +203,7 @@ impl ConnRef<'_> {
                 end: AtomicU32::from_ptr((*at).end.as_ptr()),
                 flags: AtomicU32::from_ptr((*at).flags.as_ptr()),
                 last: AtomicU32::from_ptr((*at).last.as_ptr()),
+                moved: AtomicU32::from_ptr((*at).moved.as_ptr()),
                 finish: AtomicU32::from_ptr((*at).finish.as_ptr()),
                 bytes: &(*at).bytes,
             }
@@ -216,6 +220,7 @@ struct State<'a> {
     end: &'a AtomicU32,
     flags: &'a AtomicU32,
     last: &'a AtomicU32,
+    moved: &'a AtomicU32,
     finish: &'a AtomicU32,
     bytes: &'a AtomicU64,
 }

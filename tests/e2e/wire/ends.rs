@@ -3,7 +3,7 @@
 use std::{
     net::{SocketAddr, SocketAddrV4, TcpStream},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use setu_tests::{
@@ -14,7 +14,7 @@ use setu_tests::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::flows::{CALM, await_count, config, spliced, talk};
+use super::flows::{CALM, PATIENCE, await_count, config, counts, spliced, talk};
 
 const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
@@ -159,6 +159,15 @@ impl Forged {
     }
 }
 
+/// From the clients' host.
+fn forger(network: &Network) -> Socket {
+    network.clients.within(|| {
+        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
+        raw.bind(&SockAddr::from(SocketAddrV4::new(CLIENT.parse().unwrap(), 0))).unwrap();
+        raw
+    })
+}
+
 fn v4(address: SocketAddr) -> SocketAddrV4 {
     match address {
         SocketAddr::V4(address) => address,
@@ -178,11 +187,7 @@ fn who_forges_segments_ends_no_flow() {
     let mut setu = network.start_with_pins(&config(&network, &upstream, &more), "debug", &[]);
     let flows = spliced(&network, &mut setu, &upstream, 7);
     talk(&flows);
-    let raw = network.clients.within(|| {
-        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
-        raw.bind(&SockAddr::from(SocketAddrV4::new(CLIENT.parse().unwrap(), 0))).unwrap();
-        raw
-    });
+    let raw = forger(&network);
     for (number, (client, _)) in flows.iter().enumerate() {
         let [sequence, acknowledgement] = repair::numbers(client);
         let at = |ahead: u32, flags, payload, has_right_checksum| {
@@ -218,4 +223,55 @@ fn who_forges_segments_ends_no_flow() {
         exchange(server, client, b"and back");
     }
     await_count(&network, &mut setu, "setu_wire_flows", 7);
+}
+
+/// Else its place, its port and its share of the limits would be taken for as long as it likes.
+#[test]
+fn who_speaks_without_end_keeps_no_flow_whose_other_end_is_gone() {
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let more = format!("{CALM}half_close = \"2s\"\n");
+    let mut setu = network.start_with_pins(&config(&network, &upstream, &more), "debug", &[]);
+    let flows = spliced(&network, &mut setu, &upstream, 4);
+    talk(&flows);
+    let raw = forger(&network);
+    let (clients, servers): (Vec<_>, Vec<_>) = flows.into_iter().unzip();
+    let addresses =
+        |client: &TcpStream| [client.local_addr(), client.peer_addr()].map(|end| v4(end.unwrap()));
+    let forged: Vec<_> = clients.iter().map(|client| (addresses(client), repair::numbers(client))).collect();
+    // Two by a FIN, two by a reset.
+    let servers: Vec<_> = servers
+        .into_iter()
+        .enumerate()
+        .filter_map(|(number, server)| {
+            if number < 2 {
+                finish(&server);
+                return Some(server);
+            }
+            reset(server);
+            None
+        })
+        .collect();
+    let (admin, deadline) = (setu.admin(), Instant::now() + PATIENCE);
+    while counts(&network, admin)["setu_wire_flows"] > 0 {
+        assert!(Instant::now() < deadline, "{} flows are left", counts(&network, admin)["setu_wire_flows"]);
+        for (number, ([from, to], [sequence, acknowledgement])) in forged.iter().enumerate() {
+            // What could be its own, and what could not.
+            let sequence = if number % 2 == 0 { *sequence } else { sequence.wrapping_add(1 << 30) };
+            let forged = Forged {
+                flags: ACK,
+                sequence,
+                acknowledgement: *acknowledgement,
+                payload: 0,
+                has_right_checksum: number % 2 == 0,
+            };
+            forged.send(&raw, *from, *to);
+        }
+        thread::sleep(Duration::from_millis(300));
+    }
+    drop(servers);
+    drop(clients);
 }

@@ -12,7 +12,8 @@ use socket2::SockRef;
 use setu_tests::{
     netns::Netns,
     network::{CLIENT, Network, PROXY, SERVERS, SERVERS_V6, TO_CLIENTS},
-    peers::{Manner, Upstream, call, end_of, finish, receive_some, send},
+    packets::PacketSocket,
+    peers::{Manner, Upstream, call, end_of, exchange, finish, receive_some, send},
 };
 
 use super::flows::{CALM, Flows, await_count, config, spliced, talk};
@@ -231,6 +232,52 @@ fn bridges_bonds_and_vlans_carry_flows_on_the_wire() {
 }
 
 /// Whether the kernel knows a kind of device.
+/// What has a tag belongs to that network, and comes again at its device; one that has a priority alone is the flow's.
+#[test]
+fn what_belongs_to_a_vlan_is_not_the_devices() {
+    const VLAN: u16 = 9;
+    const PRIORITY: u16 = 5 << 13;
+    if !crate::may_use_kernel() {
+        return;
+    }
+    let network = Network::new();
+    let upstream = network.upstream(SERVERS[0]);
+    let mut setu = network.start_with_pins(&config(&network, &upstream, CALM), "debug", &[]);
+    let flows = spliced(&network, &mut setu, &upstream, 1);
+    let (client, server) = &flows[0];
+    let open = |host: &Netns, device: &str| host.within(|| PacketSocket::open(device).unwrap());
+    let (arriving, leaving) = (open(&network.proxy, TO_CLIENTS), open(&network.servers, "proxy"));
+    let sender = open(&network.clients, "proxy");
+    let text = b"the only segment with these bytes";
+    exchange(client, server, text);
+    let frame = frames(&arriving, text).pop().expect("the client's segment");
+    assert_eq!(frames(&leaving, text).len(), 1);
+    // The same once more, of which the server has no use.
+    let tagged = |tag: u16| {
+        let [high, low] = tag.to_be_bytes();
+        sender.send(&[&frame[..12], &[0x81, 0, high, low], &frame[12..]].concat()).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        frames(&leaving, text)
+    };
+    assert_eq!(tagged(VLAN).len(), 0, "another network's");
+    let [plain] = tagged(PRIORITY).try_into().unwrap();
+    assert_eq!(plain[12..14], [8, 0], "it has no tag any more");
+    stream(&flows);
+}
+
+/// Those that came meanwhile and have these bytes.
+fn frames(socket: &PacketSocket, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut buffer = [0; 2048];
+    while let Ok(len) = socket.receive(&mut buffer) {
+        let frame = &buffer[..len.min(buffer.len())];
+        if frame.windows(bytes.len()).any(|part| part == bytes) {
+            found.push(frame.to_vec());
+        }
+    }
+    found
+}
+
 fn has(host: &Netns, kind: &str) -> bool {
     let mut command = host.command("ip");
     command.args(["link", "add"]);

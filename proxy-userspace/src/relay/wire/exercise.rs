@@ -3,7 +3,7 @@
 //! What a packet costs is printed by
 //! `cargo test --release -p proxy-userspace --lib wire::exercise::cost -- --ignored --nocapture`.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use proxy_common::wire::{
     checksum,
@@ -374,11 +374,18 @@ fn a_reset_that_is_answered_is_none() {
     send(&reset);
     send(&reset);
     assert!(is_reset());
+    // The other side may say so for ever.
     send(&answer);
-    assert!(!is_reset(), "the other side has refused it");
+    let elsewhere = Packet { sequence: 5000 + (1 << 28), ..Packet::new(V4[0]) };
+    send(&elsewhere);
+    assert!(is_reset(), "neither is this side's");
+    let heard = program.conns.conn(0).seen(0).last;
+    thread::sleep(Duration::from_millis(10));
     send(&reset);
+    assert_eq!(program.conns.conn(0).seen(0).last, heard, "the same once more");
     send(&Packet::new(V4[0]));
     assert!(!is_reset(), "this side goes on");
+    assert_ne!(program.conns.conn(0).seen(0).last, heard);
 }
 
 #[test]

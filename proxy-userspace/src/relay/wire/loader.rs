@@ -29,7 +29,10 @@ use proxy_common::{
     names::wire as names,
     wire::layout::{Conn, Event, Names, Noted, Place, VERSION},
 };
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{CWD, FlockOperation, Mode, OFlags, flock, mkdirat, openat},
+    io::Errno,
+};
 use thiserror::Error;
 
 use crate::{relay::refusal::refusal, sys::Shared};
@@ -95,18 +98,28 @@ impl Pins {
         if !Self::are_possible() {
             return Ok(None);
         }
-        let path = Path::new(BPF_FS).join(ALL).join(format!("{instance}-v{VERSION}"));
-        let made = fs::DirBuilder::new().recursive(true).create(&path);
-        let own = |path: &Path| match fs::metadata(path)?.uid() {
-            uid if uid == rustix::process::geteuid().as_raw() => {
-                fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-            }
-            uid => Err(io::Error::other(format!("it belongs to user {uid}; remove it"))),
-        };
-        match made.and_then(|()| own(&path)).and_then(|()| File::open(&path)) {
+        let all = Path::new(BPF_FS).join(ALL);
+        let path = all.join(format!("{instance}-v{VERSION}"));
+        let folder = own_folder(None, &all, true).and_then(|all| own_folder(Some(&all), &path, false));
+        match folder {
             Ok(folder) => Ok(Some(Self { path, folder })),
             Err(error) => Err(LoadError::Pins { path, error }),
         }
+    }
+
+    /// Why this user's start could not have the folder of this instance, if it could not. Nothing is made.
+    pub(crate) fn hindrance(instance: &str) -> Option<String> {
+        let all = Path::new(BPF_FS).join(ALL);
+        let path = all.join(format!("{instance}-v{VERSION}"));
+        let own = rustix::process::geteuid().as_raw();
+        [(all, true), (path, false)].into_iter().find_map(|(path, is_shared)| {
+            let meta = fs::symlink_metadata(&path).ok()?;
+            if meta.is_dir() {
+                refuse(&path, meta.uid(), own, is_shared)
+            } else {
+                Some(format!("{} is no folder", path.display()))
+            }
+        })
     }
 
     /// Takes the folder away again, if there is nothing in it.
@@ -250,6 +263,40 @@ impl Pins {
     }
 }
 
+/// Opens a folder, made if it is not there: `path`, whose last part is in `within`. Whoever may make files beside it, as in a
+/// file system that was mounted for all, may have put something else there before.
+fn own_folder(within: Option<&File>, path: &Path, is_shared: bool) -> io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let (at, name) = match within {
+        Some(within) => (within.as_fd(), Path::new(path.file_name().unwrap_or_default())),
+        None => (CWD, path),
+    };
+    match mkdirat(at, name, Mode::RWXU) {
+        Err(Errno::EXIST) | Ok(()) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let folder = File::from(openat(at, name, flags, Mode::empty())?);
+    let meta = folder.metadata()?;
+    let (own, uid) = (rustix::process::geteuid().as_raw(), meta.uid());
+    if let Some(refusal) = refuse(path, uid, own, is_shared) {
+        return Err(io::Error::other(refusal));
+    }
+    if uid == own {
+        folder.set_permissions(fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(folder)
+}
+
+/// Why a folder of this user is not to be used by another. Root's are as good as one's own where others' instances are beside it.
+fn refuse(path: &Path, uid: u32, own: u32, is_shared: bool) -> Option<String> {
+    if uid == own || is_shared && uid == 0 {
+        return None;
+    }
+    let remedy =
+        if is_shared { "`rmdir` it, once it is empty" } else { "`setu wire clear`, as root, takes it away" };
+    Some(format!("{} belongs to user {uid}; {remedy}", path.display()))
+}
+
 /// The loaded program with its maps.
 pub(crate) struct Program {
     flows: HashMap<MapData, Names, Place>,
@@ -261,6 +308,8 @@ pub(crate) struct Program {
     events: RingBuf<MapData>,
     object: Ebpf,
     pins: Option<Pins>,
+    /// Held as long as this process waits for the pins.
+    wants: Option<File>,
     links: BTreeMap<u32, Attached>,
 }
 
@@ -299,7 +348,18 @@ impl Program {
         let (conns, most) = map_shared::<Conn>(take(names::CONNS)?, names::CONNS)?;
         let (noted, _) = map_shared::<Noted>(take(names::NOTED)?, names::NOTED)?;
         let events = RingBuf::try_from(take(names::WIRE_EVENTS)?)?;
-        Ok(Self { flows, conns, noted, ports, most, events, object, pins, links: BTreeMap::new() })
+        Ok(Self {
+            flows,
+            conns,
+            noted,
+            ports,
+            most,
+            events,
+            object,
+            pins,
+            wants: None,
+            links: BTreeMap::new(),
+        })
     }
 
     /// Whether the flows are this process's to change: not while a predecessor lives that has not yielded.
@@ -317,6 +377,11 @@ impl Program {
         !self.links.is_empty()
     }
 
+    /// Whether flows outlive this process.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
     /// Where the pins are.
     pub(super) fn folder(&self) -> String {
         self.pins.as_ref().map_or_else(String::new, |pins| pins.path.display().to_string())
@@ -329,16 +394,31 @@ impl Program {
         }
     }
 
-    /// Says beside the pins whether this process waits for them: a predecessor whose setu is gone ends then.
-    pub(super) fn want(&self, wanted: bool) {
+    /// Says beside the pins, as long as this process lives, that it waits for them: a predecessor whose setu is gone ends then.
+    pub(super) fn want(&mut self) {
         let Some(pins) = &self.pins else { return };
+        if self.wants.is_some() {
+            return;
+        }
         // Errors mean that it is so already, or that there is no file system any more.
-        let _ = if wanted { fs::create_dir(pins.wanted()) } else { fs::remove_dir(pins.wanted()) };
+        let _ = fs::create_dir(pins.wanted());
+        let folder = File::open(pins.wanted()).ok();
+        self.wants = folder.filter(|folder| flock(folder, FlockOperation::NonBlockingLockShared).is_ok());
+    }
+
+    /// It waits for them no more.
+    pub(super) fn want_no_more(&mut self) {
+        self.wants = None;
+        if let Some(pins) = &self.pins {
+            // An error means that it is not there.
+            let _ = fs::remove_dir(pins.wanted());
+        }
     }
 
     /// Whether another waits for the pins.
     pub(super) fn is_wanted(&self) -> bool {
-        self.pins.as_ref().is_some_and(|pins| pins.wanted().exists())
+        let wanted = self.pins.as_ref().and_then(|pins| File::open(pins.wanted()).ok());
+        wanted.is_some_and(|wanted| flock(&wanted, FlockOperation::NonBlockingLockExclusive).is_err())
     }
 
     /// Attaches it to a device, first of all that are there, unless it is; or takes over the link that is pinned.
@@ -503,6 +583,8 @@ fn map_shared<T>(map: Map, name: &'static str) -> Result<(Shared<T>, u32), LoadE
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -515,5 +597,27 @@ mod tests {
         println!("instructions verified: {verified:?}");
         // The limit is a million (`BPF_COMPLEXITY_LIMIT_INSNS`, include/linux/bpf.h); other kernels need more than this one.
         assert!(verified.is_none_or(|count| count < 200_000), "{verified:?}");
+    }
+
+    #[test]
+    fn what_is_in_the_place_of_a_folder_is_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        let (all, victim) = (root.path().join("setu"), root.path().join("victim"));
+        let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
+        fs::create_dir(&victim).unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(&victim, &all).unwrap();
+        own_folder(None, &all, true).unwrap_err();
+        fs::remove_file(&all).unwrap();
+
+        let folder = own_folder(None, &all, true).unwrap();
+        assert_eq!(mode(&all), 0o700);
+        symlink(&victim, all.join("of-another")).unwrap();
+        own_folder(Some(&folder), &all.join("of-another"), false).unwrap_err();
+        fs::write(all.join("file"), "").unwrap();
+        own_folder(Some(&folder), &all.join("file"), false).unwrap_err();
+        assert_eq!(mode(&victim), 0o755);
+        own_folder(Some(&folder), &all.join("own"), false).unwrap();
+        assert_eq!(mode(&all.join("own")), 0o700);
     }
 }

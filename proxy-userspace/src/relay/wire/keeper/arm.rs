@@ -113,6 +113,7 @@ pub(super) fn arm(
             acknowledged: numbers[side].written,
             flags: if acknowledged[side] { OWN_ACKNOWLEDGED } else { 0 },
             last: now,
+            moved: now,
             ..Seen::default()
         };
         conn.prepare(side, &both[side], start);

@@ -3,12 +3,13 @@
 //! | seen | then |
 //! | --- | --- |
 //! | a FIN each way, acknowledged | over; translated on for late repetitions, until [`QUIET_AFTER_FINS`] without a packet, [`MOST_AFTER`] at most |
-//! | a reset that its end does not refuse | over once [`QUIET_AFTER_RESET`] pass without a packet, and its end, asked whether it is there, does not say so within [`ANSWER`] |
-//! | one FIN, acknowledged, then nothing for `timeouts.half_close` | both are reset |
+//! | a reset | over once nothing else came from its sender for [`QUIET_AFTER_RESET`], and it, asked whether it is there, does not say so within [`ANSWER`] |
+//! | one FIN, acknowledged, then nothing acknowledged for `timeouts.half_close` | both are reset |
 //! | bytes that a side does not acknowledge, though they are repeated, and nothing from it for `timeouts.vanished` | both are reset |
-//! | nothing for `timeouts.idle` | both are reset |
+//! | nothing acknowledged for `timeouts.idle` | both are reset |
 //!
-//! What a FIN and a reset are is for [`over`] to say.
+//! What a FIN and a reset are is for [`over`] to say. What one side says keeps no flow of which the other is gone: bytes have
+//! moved once the other has acknowledged them, and signs of life, such as TCP's own, move none.
 
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ const QUIET_AFTER_FINS: u32 = ticks(Duration::from_secs(20));
 /// A reset is one once nothing came for so long.
 const QUIET_AFTER_RESET: u32 = ticks(Duration::from_secs(10));
 /// How long an end has to answer that it has reset nothing, and was not reset.
-const ANSWER: u32 = ticks(Duration::from_secs(3));
+/// The question itself may wait for seconds.
+const ANSWER: u32 = ticks(Duration::from_secs(10));
 /// How long a flow that is over is kept at most, whatever its ends send: less than its names rest
 /// before they are used again.
 const MOST_AFTER: u32 = ticks(Duration::from_secs(55));
@@ -38,6 +40,13 @@ const MOST_AFTER: u32 = ticks(Duration::from_secs(55));
 const fn ticks(time: Duration) -> u32 {
     let ticks = time.as_nanos() >> TICK_SHIFT;
     if ticks > (u32::MAX >> 1) as u128 { u32::MAX >> 1 } else { ticks as u32 }
+}
+
+/// Ticks since the later of two times.
+fn ticks_since(now: u32, times: [u32; 2]) -> u32 {
+    // A packet may have come after `now` was read.
+    let since = |time: u32| if after(now, time) < 0 { 0 } else { now.wrapping_sub(time) };
+    times.map(since).into_iter().fold(u32::MAX, u32::min)
 }
 
 /// What is known of a flow.
@@ -71,7 +80,7 @@ pub(super) enum Verdict {
 impl View {
     /// What is to be done at this time, in ticks.
     pub(super) fn judge(&self, now: u32) -> Verdict {
-        let silent = self.silent(now);
+        let still = ticks_since(now, self.seen.map(|seen| seen.moved));
         let [client, upstream] = self.sides().map(|side| side.has_finished());
         if client && upstream {
             return Verdict::Finished(self.first_to_finish());
@@ -80,14 +89,14 @@ impl View {
             // An answer that is no reset takes the reset back, and this is not come by again.
             return match self.asked {
                 Some((asked, end)) if now.wrapping_sub(asked) >= ANSWER => Verdict::Reset(end),
-                None if silent >= QUIET_AFTER_RESET => Verdict::Doubtful(self.end()),
+                None if self.is_quiet_since_reset(now) => Verdict::Doubtful(self.end()),
                 Some(_) | None => Verdict::Lives { owes_since: [0; 2] },
             };
         }
-        if (client || upstream) && silent >= ticks(self.limits.half_close) {
+        if (client || upstream) && still >= ticks(self.limits.half_close) {
             return Verdict::End(WireEnd::HalfClosed);
         }
-        if silent >= ticks(self.limits.idle) {
+        if still >= ticks(self.limits.idle) {
             return Verdict::End(WireEnd::Idle);
         }
         let mut owes_since = [0; 2];
@@ -128,7 +137,19 @@ impl View {
 
     /// Whether nobody will ask anything of setu's sockets any more, in which own bytes may be left.
     pub(super) fn is_reset(&self, now: u32) -> bool {
-        self.is_over() && self.silent(now) >= QUIET_AFTER_RESET
+        self.is_over() && self.is_quiet_since_reset(now)
+    }
+
+    /// Whether who seems to have reset the flow has said nothing else for long.
+    fn is_quiet_since_reset(&self, now: u32) -> bool {
+        let [client, upstream] = self.sides().map(|side| side.has_reset());
+        let last = self.seen.map(|seen| seen.last);
+        let last = match (client, upstream) {
+            (true, false) => [last[0]; 2],
+            (false, true) => [last[1]; 2],
+            (true, true) | (false, false) => last,
+        };
+        ticks_since(now, last) >= QUIET_AFTER_RESET
     }
 
     /// Whether both sides seem to have finished, or one to have reset it.
@@ -150,16 +171,8 @@ impl View {
 
     /// Whether a flow that is over can be forgotten. `since`: when it was.
     pub(super) fn is_forgotten(&self, since: u32, now: u32) -> bool {
-        self.silent(now) >= QUIET_AFTER_FINS || now.wrapping_sub(since) >= MOST_AFTER
-    }
-
-    /// Ticks since the last packet of either side.
-    fn silent(&self, now: u32) -> u32 {
-        // A packet may have come after `now` was read.
-        let since = |seen: Seen| {
-            if (now.wrapping_sub(seen.last) as i32) < 0 { 0 } else { now.wrapping_sub(seen.last) }
-        };
-        self.seen.map(since).into_iter().fold(u32::MAX, u32::min)
+        ticks_since(now, self.seen.map(|seen| seen.last)) >= QUIET_AFTER_FINS
+            || now.wrapping_sub(since) >= MOST_AFTER
     }
 
     /// Whether a side has not acknowledged all that the other sent.
@@ -189,7 +202,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn view(flags: [u32; 2], last: [u32; 2]) -> View {
-        let seen = |side: usize| Seen { flags: flags[side], last: last[side], ..Seen::default() };
+        let seen =
+            |side: usize| Seen { flags: flags[side], last: last[side], moved: last[side], ..Seen::default() };
         View {
             seen: [seen(0), seen(1)],
             constants: Default::default(),
@@ -221,8 +235,8 @@ mod tests {
             .judge(NOW)
         };
         assert_eq!(asked([RST_SEEN, 0], 2), LIVES);
-        assert_eq!(asked([RST_SEEN, RST_SEEN], 4), Verdict::Reset(WireEnd::UpstreamReset));
-        assert_eq!(asked([0, 0], 4), LIVES, "it has answered");
+        assert_eq!(asked([RST_SEEN, RST_SEEN], 11), Verdict::Reset(WireEnd::UpstreamReset));
+        assert_eq!(asked([0, 0], 11), LIVES, "it has answered");
         assert_eq!(
             at([FIN_SEEN, FIN_SEEN | RST_SEEN], 0),
             Verdict::Finished(WireEnd::ClientFinished),
@@ -268,6 +282,21 @@ mod tests {
         let last = [before(SECOND * 4000), before(SECOND * 10)];
         assert_eq!(view([0, 0], last).judge(NOW), LIVES);
         assert_eq!(view([FIN_SEEN, 0], last).judge(NOW), LIVES);
+    }
+
+    /// The other is gone, and this one speaks for ever.
+    #[test]
+    fn what_one_side_says_alone_keeps_no_flow() {
+        let with = |flags, moved: u32| {
+            let mut view = view(flags, [NOW, before(SECOND * 4000)]);
+            view.seen[0].moved = before(SECOND * moved);
+            view.seen[1].moved = view.seen[0].moved;
+            view.judge(NOW)
+        };
+        assert_eq!(with([0, RST_SEEN], 11), Verdict::Doubtful(WireEnd::UpstreamReset));
+        assert_eq!(with([0, FIN_SEEN], 61), Verdict::End(WireEnd::HalfClosed));
+        assert_eq!(with([0, 0], 3601), Verdict::End(WireEnd::Idle));
+        assert_eq!(with([0, 0], 3599), LIVES);
     }
 
     #[test]

@@ -27,7 +27,10 @@ use std::{
 
 use socket2::SockRef;
 
-use proxy_common::wire::layout::{ACTIVE, DEAD, IPV4, IPV6, Names, OWN_ACKNOWLEDGED, sender_mark};
+use proxy_common::wire::{
+    layout::{ACTIVE, DEAD, IPV4, IPV6, Names, OWN_ACKNOWLEDGED, sender_mark},
+    sequence::after,
+};
 
 use self::{
     arm::NotYet,
@@ -185,13 +188,11 @@ impl Keeper {
             begun: Instant::now(),
             is_waiting_told: false,
         };
-        keeper.attach();
-        if !keeper.program.is_attached() {
-            return Err(io::Error::other("the program can be attached to no device"));
-        }
         keeper.claim();
         if !keeper.owns {
-            keeper.program.want(true);
+            keeper.program.want();
+        } else if !keeper.program.is_attached() {
+            return Err(io::Error::other("the program can be attached to no device"));
         }
         Ok(keeper)
     }
@@ -248,10 +249,8 @@ impl Keeper {
                 }
             }
         };
-        if !self.owns {
-            // What is pinned is another's.
-            self.program.want(false);
-        } else if end == End::Clear {
+        // Else what is pinned is another's.
+        if self.owns && end == End::Clear {
             self.reset_all();
             // Who waits goes on with the maps: without pins its flows would end with it.
             if !self.program.is_wanted() {
@@ -276,7 +275,9 @@ impl Keeper {
     fn claim(&mut self) {
         self.owns = self.program.claim();
         if self.owns {
-            self.program.want(false);
+            self.program.want_no_more();
+            // Not before: the links that are pinned would have this program, whose ports may be others.
+            self.attach();
             self.program.note_ports();
             self.adopt();
             let go_on = (0..self.indices.end())
@@ -298,7 +299,7 @@ impl Keeper {
             return;
         }
         // Again and again: another that waited as well may have taken it away.
-        self.program.want(true);
+        self.program.want();
         if !self.is_waiting_told && self.begun.elapsed() >= LONG {
             self.is_waiting_told = true;
             tracing::warn!(
@@ -358,7 +359,7 @@ impl Keeper {
                 Changes { links: true, routes: true }
             }
         };
-        if links {
+        if links && self.owns {
             self.attach();
         }
         if links || routes {
@@ -377,9 +378,16 @@ impl Keeper {
         let (index, addressee) = (place / 2, (place % 2) as usize);
         let sender = 1 - addressee;
         let (local, peer) = self.ends_of(index)[sender];
-        let sequence =
-            message.sequence.wrapping_sub(self.program.conns.conn(index).constants(sender).add_sequence);
+        let conn = self.program.conns.conn(index);
+        let sequence = message.sequence.wrapping_sub(conn.constants(sender).add_sequence);
+        // It is about something that is under way, as only who sees it can say (RFC 5927, section 7.2).
+        let heard =
+            conn.seen(addressee).acknowledged.wrapping_add(conn.constants(addressee).add_acknowledgement);
+        if after(sequence, heard) < 0 || after(conn.seen(sender).end, sequence) <= 0 {
+            return;
+        }
         self.network.send_too_big(
+            index,
             &TooBig { source: peer, destination: local, sequence, mtu: message.mtu },
             Instant::now(),
         );
@@ -393,6 +401,11 @@ impl Keeper {
             // Setu is gone, and what is pinned is another's: nothing is to be kept.
             Ok(None) if !self.owns => {
                 self.ends = Some(End::Leave);
+                return;
+            }
+            // Nobody could take over what is not pinned, nor be told of it.
+            Ok(None) if !self.program.is_pinned() => {
+                self.ends = Some(End::Clear);
                 return;
             }
             // Without setu it goes on as long as there are flows.
@@ -785,12 +798,16 @@ impl Keeper {
 
     /// Asks both ends of a flow whether they are there.
     fn ask(&mut self, index: u32, now: u32, end: WireEnd) {
-        self.doubts.insert(index, (now, end));
         let conn = self.program.conns.conn(index);
+        let mut are_asked = true;
         for (side, (local, peer)) in self.ends_of(index).into_iter().enumerate() {
             let Seen { acknowledged, end, .. } = conn.seen(side);
             let question = Question { from: local, to: peer, sequence: acknowledged, acknowledgement: end };
-            self.network.ask(&question, Instant::now());
+            are_asked &= self.network.ask(&question, Instant::now());
+        }
+        // Else in the next round.
+        if are_asked {
+            self.doubts.insert(index, (now, end));
         }
     }
 

@@ -11,10 +11,11 @@ mod routes;
 mod tests;
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -59,10 +60,16 @@ pub(crate) struct Network {
     links: Links,
     tracker: Tracker,
     outbox: Outbox,
+    /// The flows of which somebody was told since a time that a packet was too big.
+    hinted: HashSet<u32>,
+    hinted_since: Instant,
     icmp: OwnedFd,
     /// None where the kernel has no IPv6.
     icmpv6: Option<OwnedFd>,
 }
+
+/// Of packets that were too big so many a second are told of: a tenth of what may be sent.
+const HINTS: usize = 100;
 
 impl Network {
     /// Opens all that is needed.
@@ -80,6 +87,8 @@ impl Network {
             links,
             tracker: Tracker::open(),
             outbox: Outbox::new(sys::open_packet()?),
+            hinted: HashSet::new(),
+            hinted_since: Instant::now(),
             icmp: sys::open_icmp()?,
             icmpv6: sys::open_icmpv6().ok(),
         })
@@ -155,15 +164,31 @@ impl Network {
         question.packet().is_none_or(|packet| self.outbox.push(packet, now))
     }
 
-    /// Tells the source of a packet, from its destination, that it was too big. Whether it was taken, as for a reset.
-    pub(crate) fn send_too_big(&mut self, too_big: &TooBig, now: Instant) -> bool {
-        too_big.packet().is_none_or(|packet| self.outbox.push(packet, now))
+    /// Tells the source of a flow's packet, from its destination, that it was too big: once a second at most, and not those of
+    /// many flows. Who is not told sends it again, and so does the router.
+    pub(crate) fn send_too_big(&mut self, flow: u32, too_big: &TooBig, now: Instant) {
+        if now.saturating_duration_since(self.hinted_since) >= Duration::from_secs(1) {
+            self.hinted.clear();
+            self.hinted_since = now;
+        }
+        if self.hinted.len() < HINTS
+            && self.hinted.insert(flow)
+            && let Some(packet) = too_big.packet()
+        {
+            self.outbox.push(packet, now);
+        }
     }
 
     /// Sends what waits to be sent, as far as the time allows it; to be called after any of the three above, and
     /// again at [`Self::next_send`].
     pub(crate) fn send(&mut self, now: Instant) {
         self.outbox.send(&mut self.route, &self.links, now);
+    }
+
+    /// How many packets wait.
+    #[cfg(test)]
+    fn waiting(&self) -> usize {
+        self.outbox.len()
     }
 
     /// When there is something to send next; `None`: nothing waits.

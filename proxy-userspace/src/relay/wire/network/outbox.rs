@@ -57,6 +57,11 @@ impl Outbox {
         room
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     fn put(&mut self, waiting: Waiting) {
         let at = self.waiting.partition_point(|other| other.due <= waiting.due);
         self.waiting.insert(at, waiting);

@@ -11,9 +11,9 @@ use etherparse::{
 /// Of what is sent: as Linux has it.
 const HOPS: u8 = 64;
 
-/// The least that a network must carry whole: what says less is no help (RFC 791, RFC 8200).
-const LEAST_IPV4: u32 = 68;
-const LEAST_IPV6: u32 = 1280;
+/// The least that is believed: what IPv6 carries everywhere (RFC 8200, section 5), and IPv4 nearly everywhere. Who hears of it
+/// keeps to it for all connections with this host, not for the one alone.
+const LEAST: u32 = 1280;
 
 /// A reset in the name of one end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl TooBig {
             return None;
         }
         let names = (ip.source_addr().into(), ip.destination_addr().into());
-        Self::quoting(names, tcp, next_hop_mtu.into(), LEAST_IPV4)
+        Self::quoting(names, tcp, next_hop_mtu.into())
     }
 
     /// Reads what a raw socket for ICMPv6 got: it begins with its ICMPv6 header, and its checksum is right
@@ -124,13 +124,13 @@ impl TooBig {
             return None;
         }
         let names = (ip.source_addr().into(), ip.destination_addr().into());
-        Self::quoting(names, tcp, mtu, LEAST_IPV6)
+        Self::quoting(names, tcp, mtu)
     }
 
     /// Of TCP 8 bytes are quoted at least: ports and sequence number.
-    fn quoting((source, destination): (IpAddr, IpAddr), tcp: &[u8], mtu: u32, least: u32) -> Option<Self> {
+    fn quoting((source, destination): (IpAddr, IpAddr), tcp: &[u8], mtu: u32) -> Option<Self> {
         let [s0, s1, d0, d1, n0, n1, n2, n3] = *tcp.first_chunk()?;
-        (mtu >= least).then_some(Self {
+        (mtu >= LEAST).then_some(Self {
             source: SocketAddr::new(source, u16::from_be_bytes([s0, s1])),
             destination: SocketAddr::new(destination, u16::from_be_bytes([d0, d1])),
             sequence: u32::from_be_bytes([n0, n1, n2, n3]),

@@ -205,7 +205,7 @@ fn what_is_too_big_is_heard_and_told() {
     let (near, far) = hosts();
     let mut network = near.within(|| Network::open().unwrap());
     let mut theirs = far.within(|| Network::open().unwrap());
-    for address in ["10.78.1.1:0", "[fd00:78::1]:0"] {
+    for (flow, address) in (0..).zip(["10.78.1.1:0", "[fd00:78::1]:0"]) {
         let (mut client, mut server) = connect(&near, &far, address);
         assert_eq!(leg_info(client.as_fd()).unwrap().path_mtu, 1500);
         let too_big = TooBig {
@@ -214,7 +214,7 @@ fn what_is_too_big_is_heard_and_told() {
             sequence: numbers(client.as_fd()).unwrap().written,
             mtu: 1280,
         };
-        assert!(network.send_too_big(&too_big, Instant::now()));
+        network.send_too_big(flow, &too_big, Instant::now());
         // What the host hears of a packet of its own its raw socket gets as well.
         let heard = eventually(&mut network, "it is heard", |_| theirs.too_big().pop());
         assert_eq!(heard, too_big);
@@ -224,6 +224,25 @@ fn what_is_too_big_is_heard_and_told() {
         client.write_all(&[7; 10_000]).unwrap();
         server.read_exact(&mut [0; 10_000]).unwrap();
     }
+}
+
+/// Else one client could have resets wait behind what it makes others hear.
+#[test]
+fn of_what_is_too_big_little_is_told() {
+    if skipped() {
+        return;
+    }
+    let (near, _far) = hosts();
+    let mut network = near.within(|| Network::open().unwrap());
+    let [source, destination] = ["10.78.1.1:5222", "10.78.1.2:40000"].map(|end| end.parse().unwrap());
+    let too_big = TooBig { source, destination, sequence: 1, mtu: 1280 };
+    let begun = Instant::now();
+    for flow in [vec![7; 1000], (0..10_000).collect()].concat() {
+        network.send_too_big(flow, &too_big, begun);
+    }
+    assert_eq!(network.waiting(), HINTS);
+    network.send_too_big(7, &too_big, begun + Duration::from_secs(1));
+    assert_eq!(network.waiting(), HINTS + 1);
 }
 
 #[test]
