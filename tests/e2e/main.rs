@@ -97,6 +97,7 @@ mod wire {
     mod machines;
     mod operator;
     mod ports;
+    mod upgrades;
 }
 mod security {
     mod memory;

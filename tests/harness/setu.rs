@@ -30,7 +30,7 @@ pub enum Path {
     Userspace,
     /// As packets.
     Wire,
-    /// Wherever setu finds it best.
+    /// Wherever setu finds it best, the wire aside: [`Path::Wire`] is that.
     Auto,
 }
 
@@ -51,8 +51,9 @@ impl Path {
 /// below.
 #[must_use]
 pub fn config(path: Path, upstream: &str, more: &str) -> String {
+    let wire = if path == Path::Auto { "[wire]\nauto = false\n" } else { "" };
     format!(
-        "[relay]\npath = \"{}\"\n[[listener]]\nname = \"chat\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\n\
+        "[relay]\npath = \"{}\"\n{wire}[[listener]]\nname = \"chat\"\nbind = [\"127.0.0.1:0\"]\nmode = \"chat\"\n\
          upstream = \"test\"\n[upstream.test]\nendpoints = [\"{upstream}\"]\n\
          [security]\nallow_private_upstreams = true\n[admin]\nbind = []\nready_after = \"0s\"\n{more}",
         path.name()

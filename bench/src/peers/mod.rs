@@ -225,13 +225,13 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// `auto` goes on without the kernel path where it cannot have it, and would be measured as what it is not.
+    /// `auto` goes on without the wire where it cannot have it, and would be measured as what it is not.
     fn wait_until_it_is_whole(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let said = self.said();
             if let Some((_, path)) = said.split_once(" ready path=") {
-                ensure!(path.starts_with("sockmap"), "it has no kernel path: {}", self.log());
+                ensure!(path.starts_with("wire"), "it has no wire: {}", self.log());
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "it does not say that it is ready: {}", self.log());

@@ -1,4 +1,4 @@
-//! The default path beside the better of the two that it picks from: what picking costs, and where it picks wrong.
+//! The default path beside the best of those that it picks from: what picking costs, and where it picks wrong.
 
 use std::fmt::Write as _;
 
@@ -33,10 +33,10 @@ pub(super) fn section(run: &Run) -> String {
         return String::new();
     }
     let mut text = String::from(
-        "## auto beside the better of the two\n\nThe default, `relay.path = \"auto\"`, beside whichever forced path has \
-         the better median of that number. Noise is half of what lies between the least and the most of the rounds, the \
-         larger one of both sides, as a share of the better median.\n\n\
-         | scenario | what | setu-auto | the better | ratio | noise | |\n\
+        "## auto beside the best of its paths\n\nThe default, `relay.path = \"auto\"`, beside whichever forced path has \
+         the best median of that number. Noise is half of what lies between the least and the most of the rounds, the \
+         larger one of both sides, as a share of the best median.\n\n\
+         | scenario | what | setu-auto | the best | ratio | noise | |\n\
          | --- | --- | ---: | ---: | ---: | ---: | --- |\n",
     );
     for comparison in comparisons(run) {
@@ -56,7 +56,7 @@ pub(super) fn sentence(run: &Run) -> String {
         all.iter().filter(|comparison| comparison.standing() == Some(Standing::Behind)).collect();
     let unknown = all.iter().filter(|comparison| comparison.standing().is_none()).count();
     let mut text = format!(
-        "The default, `setu-auto`, beside the better of its two paths: of {} numbers {} are behind by more than noise",
+        "The default, `setu-auto`, beside the best of its paths: of {} numbers {} are behind by more than noise",
         all.len(),
         behind.len()
     );

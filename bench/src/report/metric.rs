@@ -143,7 +143,7 @@ impl Run {
         spreads.max_by(|(_, one), (_, other)| metric.lead(one.median, other.median).total_cmp(&0.0))
     }
 
-    /// setu's number: that of the default path, which is what operators get. A run without it counts by the better of
+    /// setu's number: that of the default path, which is what operators get. A run without it counts by the best of
     /// the paths that it has.
     pub(super) fn ours(&self, scenario: &Scenario, metric: Metric) -> Option<(Kind, Spread)> {
         let has_default = self.has(Kind::SetuAuto);

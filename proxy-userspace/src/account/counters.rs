@@ -21,6 +21,7 @@ pub struct Counters {
     closed: [AtomicU64; CloseReason::ALL.len()],
     /// Grows only: a listener that a new configuration leaves out may come back, and counters never go down.
     listeners: Mutex<Vec<Arc<ListenerCounts>>>,
+    handed_on: AtomicU64,
     bytes: [AtomicU64; 2],
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -44,6 +45,7 @@ impl Default for Counters {
         Self {
             closed: [const { AtomicU64::new(0) }; CloseReason::ALL.len()],
             listeners: Mutex::default(),
+            handed_on: AtomicU64::new(0),
             bytes: Default::default(),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -61,6 +63,16 @@ impl Counters {
     /// A connection ended.
     pub(crate) fn count_closed(&self, reason: CloseReason) {
         self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections that are a successor's now.
+    pub(crate) fn handed_on(&self) -> u64 {
+        self.handed_on.load(Ordering::Relaxed)
+    }
+
+    /// A connection is a successor's.
+    pub(crate) fn count_handed_on(&self) {
+        self.handed_on.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The counts of a listener; they begin at 0 when it is asked for first.
@@ -172,6 +184,11 @@ impl ListenerCounts {
     /// A connection was accepted.
     pub(crate) fn enter(&self) {
         self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.go_on();
+    }
+
+    /// A connection is here that another setu accepted.
+    pub(crate) fn go_on(&self) {
         self.active[Path::None as usize].fetch_add(1, Ordering::Relaxed);
     }
 

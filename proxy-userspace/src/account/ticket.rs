@@ -31,6 +31,16 @@ impl Ticket {
     /// The account of a connection that `listener` accepted.
     pub(crate) fn new(counters: Arc<Counters>, listener: Arc<ListenerCounts>) -> Self {
         listener.enter();
+        Self::of(counters, listener)
+    }
+
+    /// The account of a connection that a predecessor's `listener` accepted.
+    pub(crate) fn adopted(counters: Arc<Counters>, listener: Arc<ListenerCounts>) -> Self {
+        listener.go_on();
+        Self::of(counters, listener)
+    }
+
+    fn of(counters: Arc<Counters>, listener: Arc<ListenerCounts>) -> Self {
         let client = ShownClient::default();
         let usage = Usage::of(None);
         Self { counters, listener, path: Path::None, usage, client, held: None, closed: false }
@@ -85,6 +95,13 @@ impl Ticket {
     /// The end.
     pub(crate) fn close(mut self, reason: CloseReason) {
         self.count(reason);
+    }
+
+    /// The connection is a successor's from now on.
+    pub(crate) fn hand_on(mut self) {
+        self.closed = true;
+        self.counters.count_handed_on();
+        self.listener.leave(self.path);
     }
 
     fn count(&mut self, reason: CloseReason) {

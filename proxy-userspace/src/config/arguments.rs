@@ -104,7 +104,8 @@ impl RunArgs {
 
 /// Whether setu would listen at a port of the wire's, now that all arguments are known.
 fn check_wire_ports(config: &Config) -> Result<(), ConfigError> {
-    let Some((whose, bind)) = config.wire_conflict() else { return Ok(()) };
+    let wanted = config.path == PathChoice::Wire;
+    let Some((whose, bind)) = config.wire_conflict().filter(|_| wanted) else { return Ok(()) };
     let ports = &config.wire.ports;
     Err(ConfigError::Value {
         place: Place { file: "--path, --port-offset".into(), line: 0 },

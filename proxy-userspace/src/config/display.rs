@@ -71,8 +71,8 @@ impl Config {
 
 impl fmt::Display for Wire {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ports, max_flows, mss } = self;
-        writeln!(formatter, "\n[wire]\nports = \"{}-{}\"", ports.start(), ports.end())?;
+        let Self { auto, ports, max_flows, mss, is_on: _ } = self;
+        writeln!(formatter, "\n[wire]\nauto = {auto}\nports = \"{}-{}\"", ports.start(), ports.end())?;
         writeln!(formatter, "max_flows = {max_flows}\nmss = {mss}")
     }
 }

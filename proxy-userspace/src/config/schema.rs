@@ -131,14 +131,16 @@ pub(super) const FILE: &[Key] = keys! {
 };
 
 const RELAY: &[Key] = keys! {
-    /// `"auto"`: each connection where it is better off, in the kernel while it is quiet, if that is possible and
-    /// safe, else in userspace. `"wire"`: by rewriting packets, without a socket of setu, or setu does not start; what that
-    /// cannot carry goes through userspace. `"sockmap"`: in the kernel, or setu does not start. `"userspace"`: in userspace.
+    /// `"auto"`: each connection where it is better off: by rewriting packets, without a socket of setu, where the machine
+    /// and the privileges allow that (the wire); else in the kernel while it is quiet, if that is possible and safe, else
+    /// in userspace. `"wire"`: the same, but setu does not start without the wire. `"sockmap"`: in the kernel, or setu does not start. `"userspace"`: in userspace.
     /// `--path` overrides it.
     fixed("path", Form::Text(PATH)),
 };
 
 const WIRE: &[Key] = keys! {
+    /// Whether `relay.path = "auto"` may take it, for a machine whose firewall is to see each packet, say.
+    fixed("auto", Form::Switch),
     /// Local ports from which upstreams are dialed, none of them one at which setu listens. The system leaves them to setu
     /// (`net.ipv4.ip_local_reserved_ports`). Each source has as many connections to a server as there are ports here.
     fixed("ports", Form::Text(PORTS)),
@@ -501,7 +503,7 @@ mod tests {
     }
 
     /// Keys that the example leaves to setu.toml(5): few operators need them.
-    const NOT_IN_THE_EXAMPLE: [&str; 26] = [
+    const NOT_IN_THE_EXAMPLE: [&str; 27] = [
         "admin.hosts",
         "admin.ready_after",
         "dns.servers",
@@ -525,6 +527,7 @@ mod tests {
         "timeouts.lame_duck",
         "timeouts.vanished",
         "upstream.sources",
+        "wire.auto",
         "wire.max_flows",
         "wire.mss",
         "wire.ports",

@@ -57,8 +57,8 @@ keywords! {
     /// How bytes are to move.
     #[derive(clap::ValueEnum)]
     pub enum PathChoice {
-        /// Each connection where it is better off: in the kernel while it is quiet, if that is possible and safe, else in
-        /// userspace.
+        /// Each connection where it is better off: on the wire where that can be had, else in the kernel while it is quiet,
+        /// if that is possible and safe, else in userspace.
         Auto = "auto",
         /// By rewriting packets, without a socket of setu, or do not start; in userspace what that cannot carry.
         Wire = "wire",
@@ -72,12 +72,16 @@ keywords! {
 /// What the wire path may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wire {
-    /// Local ports from which upstreams are dialed; never empty. Where the path is the wire, setu listens at none of them.
+    /// Whether [`PathChoice::Auto`] may take it.
+    pub auto: bool,
+    /// Local ports from which upstreams are dialed; never empty. Where the wire is on, setu listens at none of them.
     pub ports: RangeInclusive<u16>,
     /// Connections at once.
     pub max_flows: NonZero<u32>,
     /// The longest segment that clients are told to send, bytes without options.
     pub mss: u16,
+    /// Whether connections go on it here; what the configuration asks for is tried at the start.
+    pub is_on: bool,
 }
 
 keywords! {
@@ -323,14 +327,13 @@ impl Config {
             .any(|listener| matches!(listener.mode, Mode::ChatTls { .. } | Mode::Auto { .. }))
     }
 
-    /// A port of the wire's at which setu is to listen as well: whose it is, and the address.
+    /// A port of the wire's at which setu is to listen as well, which rules the wire out: whose it is, and the address.
     pub(crate) fn wire_conflict(&self) -> Option<(String, SocketAddr)> {
         let listeners = self.listeners.iter().flat_map(|listener| {
             listener.bind.iter().map(move |bind| (format!("listener \"{}\"", listener.name), *bind))
         });
         let admin = self.admin.iter().map(|bind| ("admin.bind".into(), *bind));
-        let mut bound = listeners.chain(admin).filter(|_| self.path == PathChoice::Wire);
-        bound.find(|(_, bind)| self.wire.ports.contains(&bind.port()))
+        listeners.chain(admin).find(|(_, bind)| self.wire.ports.contains(&bind.port()))
     }
 
     /// Leaves all that takes a restart as it was `before`, so that nothing of it holds in part.
@@ -347,6 +350,7 @@ impl Config {
     pub fn takes_restart(&self, before: &Self) -> impl Iterator<Item = &'static str> {
         let differs = [
             ("relay.path", self.path != before.path),
+            ("wire.auto", self.wire.auto != before.wire.auto),
             ("wire.ports", self.wire.ports != before.wire.ports),
             ("wire.max_flows", self.wire.max_flows != before.wire.max_flows),
             ("wire.mss", self.wire.mss != before.wire.mss),

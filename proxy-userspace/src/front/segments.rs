@@ -11,7 +11,7 @@ use std::{
 
 use socket2::SockRef;
 
-use crate::config::{Config, PathChoice};
+use crate::config::Config;
 
 /// Less is asked of no client, whatever an upstream takes: it is what every host takes (RFC 9293, section 3.7.1).
 const LEAST: u32 = 536;
@@ -23,7 +23,7 @@ pub(crate) struct Segments(Vec<AtomicU32>);
 impl Segments {
     /// As the listeners of a configuration begin.
     pub(crate) fn new(config: &Config) -> Self {
-        let first = if config.path == PathChoice::Wire { config.wire.mss.into() } else { 0 };
+        let first = if config.wire.is_on { config.wire.mss.into() } else { 0 };
         Self(config.listeners.iter().map(|_| AtomicU32::new(first)).collect())
     }
 

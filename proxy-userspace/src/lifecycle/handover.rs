@@ -4,7 +4,8 @@
 //! The successor (`setu run --replace`) connects to a socket in the state directory, which only setu's user and root can
 //! reach, and says the secret of this instance, which is in a file beside it. It receives the listening sockets themselves:
 //! connections wait in their queues whoever accepts them. Once it serves it says so, and its predecessor drains. If it fails
-//! before, the predecessor goes on as if nothing had been.
+//! before, the predecessor goes on as if nothing had been. With that it says where its keeper has connections on the wire
+//! pinned: those that the predecessor has at the same place are left to it, and all others are the predecessor's to the end.
 //!
 //! ```text
 //! successor                       predecessor
@@ -12,7 +13,7 @@
 //!           ◄──────────────────────  address, sockets   (for each address)
 //!           ◄──────────────────────  end
 //!   binds what else it needs, starts, accepts
-//!   ready   ──────────────────────►  drains
+//!   ready, pins ──────────────────►  drains
 //! ```
 
 use std::{
@@ -62,14 +63,16 @@ const ASK: &[u8] = b"sockets?";
 const SECRET: usize = 32;
 const END: &[u8] = b"end";
 const READY: &[u8] = b"ready";
+/// The longest message of a successor, bytes; a path is no longer.
+const LONGEST: usize = READY.len() + 4096;
 
 /// What a successor asks for.
 #[derive(Debug)]
 pub(super) enum Request {
     /// Duplicates of the listening sockets.
     Sockets(blocking::Sender<Vec<Bound>>),
-    /// To drain: it serves.
-    Drain,
+    /// To drain: it serves. The folder of its pins; nothing where it has none.
+    Drain(String),
 }
 
 /// A setu that runs, and has passed its sockets.
@@ -106,9 +109,10 @@ impl Predecessor {
         Ok((Self(socket), all))
     }
 
-    /// Makes it drain.
-    pub(super) fn drain(self) {
-        if let Err(error) = send(&self.0, READY, SendFlags::NOSIGNAL) {
+    /// Makes it drain. `pins`: the folder of this one's, if it has some.
+    pub(super) fn drain(self, pins: Option<&str>) {
+        let message = [READY, pins.unwrap_or_default().as_bytes()].concat();
+        if let Err(error) = send(&self.0, &message, SendFlags::NOSIGNAL) {
             warn!(%error, "the setu that is replaced cannot be told; stop it");
         }
     }
@@ -207,16 +211,16 @@ fn pass(
         }
     }
     send(successor, END, SendFlags::NOSIGNAL)?;
-    if *hear(successor)? != *READY {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    requests.send(Request::Drain).map_err(|_| io::ErrorKind::BrokenPipe)?;
+    let message = hear(successor)?;
+    let pins = message.strip_prefix(READY).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let pins = String::from_utf8_lossy(pins).into_owned();
+    requests.send(Request::Drain(pins)).map_err(|_| io::ErrorKind::BrokenPipe)?;
     Ok(true)
 }
 
 /// The next message; nothing if there is none.
 fn hear(successor: &OwnedFd) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut buffer = Zeroizing::new(vec![0; ASK.len() + SECRET + 1]);
+    let mut buffer = Zeroizing::new(vec![0; LONGEST]);
     let (count, _) = recv(successor, &mut buffer[..], RecvFlags::empty())?;
     buffer.truncate(count);
     Ok(buffer)
@@ -277,8 +281,8 @@ mod tests {
             assert_eq!((all.len(), all[0].wanted, all[0].address), (1, wanted, address));
             assert_eq!(all[0].sockets.len(), AT_ONCE + 3);
             assert!(all[0].sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
-            predecessor.drain();
-            assert!(matches!(received.blocking_recv(), Some(Request::Drain)));
+            predecessor.drain(Some("/pins"));
+            assert!(matches!(received.blocking_recv(), Some(Request::Drain(pins)) if pins == "/pins"));
         });
         drop(door);
         assert!(!folder.path().join(HANDOVER).exists());

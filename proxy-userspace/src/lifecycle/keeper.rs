@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::privilege;
 use crate::{
     config::{Config, PathChoice},
-    relay::wire::{self, Counts, Keeper, Network, Pins, Probed, Program, ToKeeper},
+    relay::wire::{self, Counts, Farewell, Keeper, Network, Pins, Probed, Program, ToKeeper},
     sys::{self, Forked, seqpacket},
 };
 
@@ -29,7 +29,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest reason for which it cannot, bytes.
 const REASON: usize = 2048;
-/// Said once the keeper runs; anything else is a reason.
+/// Said once the keeper runs, with the folder of its pins behind it; anything else is a reason.
 const STARTED: &[u8] = b"+";
 
 /// The keeper, as setu has it.
@@ -41,28 +41,41 @@ pub(super) struct Kept {
     pub(super) counts: Arc<Counts>,
     /// Where it is told to end; closed when it has.
     control: OwnedFd,
+    /// The folder where flows on the wire are pinned, if they are.
+    pins: Option<String>,
 }
 
-/// Makes a keeper for so many workers, where the configuration asks for the wire.
+/// Makes a keeper for so many workers, where the configuration asks for the wire, or leaves the choice to setu and nothing
+/// is in the way.
 ///
 /// # Errors
-/// The wire is not available.
+/// The wire was asked for by name, and is not available.
 pub(super) fn start(config: &Config, workers: usize) -> anyhow::Result<Option<Kept>> {
-    if config.path != PathChoice::Wire {
-        return Ok(None);
-    }
-    let started = may_have_it().and_then(|()| self_test()).and_then(|()| try_to_start(config, workers));
-    let kept = started.map_err(|reason| {
-        reason.context(
+    let is_free = match config.path {
+        PathChoice::Userspace | PathChoice::Sockmap => return Ok(None),
+        PathChoice::Auto if !config.wire.auto => return Ok(None),
+        PathChoice::Auto => wire::is_free(config).map_err(anyhow::Error::msg),
+        PathChoice::Wire => Ok(()),
+    };
+    let started =
+        may_have_it().and(is_free).and_then(|()| self_test()).and_then(|()| try_to_start(config, workers));
+    match started {
+        Ok(kept) => {
+            if let Ok(Some(what)) = wire::others_with_ports(config) {
+                warn!("{what}");
+            }
+            info!("the wire is ready");
+            Ok(Some(kept))
+        }
+        Err(reason) if config.path == PathChoice::Auto => {
+            info!(reason = format!("{reason:#}"), "no connection goes on the wire");
+            Ok(None)
+        }
+        Err(reason) => Err(reason.context(
             "relay.path = \"wire\" is not available. Give setu the privileges, or set relay.path = \"auto\"; `setu check` \
              says what this machine can do",
-        )
-    })?;
-    if let Ok(Some(what)) = wire::others_with_ports(config) {
-        warn!("{what}");
+        )),
     }
-    info!("the wire is ready");
-    Ok(Some(kept))
 }
 
 /// Names what is missing, of which the kernel only says that it refuses.
@@ -119,15 +132,13 @@ fn try_to_start(config: &Config, workers: usize) -> anyhow::Result<Kept> {
             let control = ours.remove(0);
             let mut reason = [0; REASON];
             wait(&control)?;
-            match seqpacket::receive(control.as_fd(), &mut reason).context("the keeper does not answer")? {
-                Some(received) if reason.get(..received.len) == Some(STARTED) => {
-                    Ok(Kept { workers: ours, counts: Arc::default(), control })
-                }
-                Some(received) => {
-                    bail!("{}", String::from_utf8_lossy(reason.get(..received.len).unwrap_or_default()))
-                }
-                None => bail!("the keeper ended as it started"),
-            }
+            let received =
+                seqpacket::receive(control.as_fd(), &mut reason).context("the keeper does not answer")?;
+            let said = received.context("the keeper ended as it started")?;
+            let said = reason.get(..said.len).unwrap_or_default();
+            let Some(pins) = said.strip_prefix(STARTED) else { bail!("{}", String::from_utf8_lossy(said)) };
+            let pins = Some(String::from_utf8_lossy(pins).into_owned()).filter(|pins| !pins.is_empty());
+            Ok(Kept { workers: ours, counts: Arc::default(), control, pins })
         }
     }
 }
@@ -139,14 +150,18 @@ fn keep(config: &Config, told: &OwnedFd, control: OwnedFd, workers: Vec<OwnedFd>
     sys::close_all_but(&workers.iter().chain([&control, told]).collect::<Vec<_>>())?;
     // Commands look for setu by its name.
     let _ = set_name(c"setu-keeper");
-    let pins = Pins::of(&wire::instance(config)?)?;
+    let instance = wire::instance(config)?;
+    // An error means that nobody is warned.
+    let _notice = wire::Notice::post(&instance, &config.wire.ports);
+    let pins = Pins::of(&instance)?;
     let folder = pins.as_ref().map(|pins| pins.path().to_owned());
     if pins.is_none() {
         warn!("there is no BPF file system at /sys/fs/bpf: flows on the wire end with setu");
     }
     let keeper = open(config, pins, control, workers)
         .inspect_err(|_| folder.iter().for_each(|folder| Pins::give_up(folder)))?;
-    seqpacket::send(told.as_fd(), STARTED, &[])?;
+    let pins = folder.as_deref().map_or(&[][..], |folder| folder.as_os_str().as_encoded_bytes());
+    seqpacket::send(told.as_fd(), &[STARTED, pins].concat(), &[])?;
     Ok(keeper.run()?)
 }
 
@@ -185,23 +200,33 @@ impl Kept {
         mem::take(&mut self.workers).into_iter().map(|socket| (socket, counts.clone())).collect()
     }
 
+    /// The folder where flows on the wire are pinned; `None` where they end with their keeper.
+    pub(super) fn pins(&self) -> Option<&str> {
+        self.pins.as_deref()
+    }
+
+    /// Whether they are pinned there.
+    pub(super) fn is_at(&self, pins: &str) -> bool {
+        self.pins() == Some(pins)
+    }
+
     /// Ends every flow on the wire, and takes all of it out of the kernel.
     pub(super) fn stop(self) {
-        self.end(ToKeeper::Stop);
-    }
-
-    /// Leaves every flow to the keeper of a successor.
-    pub(super) fn hand_on(self) {
-        self.end(ToKeeper::Yield);
-    }
-
-    fn end(self, message: ToKeeper) {
         if self.counts.has_no_keeper() {
             let connections = self.counts.flows();
             warn!(connections, "without a keeper those on the wire go on; `setu wire clear` ends them");
             return;
         }
-        self.counts.hand_on();
+        self.part(Farewell::Stop, ToKeeper::Stop);
+    }
+
+    /// Leaves every flow to the keeper of a successor.
+    pub(super) fn hand_on(self) {
+        self.part(Farewell::Yield, ToKeeper::Yield);
+    }
+
+    fn part(self, farewell: Farewell, message: ToKeeper) {
+        self.counts.part(farewell);
         // An error means that it is gone, by a defect or a signal.
         let _ = seqpacket::send(self.control.as_fd(), message.encode().as_ref(), &[]);
         if let Err(error) = wait(&self.control) {

@@ -49,6 +49,6 @@ fn try_to_load(config: &Config, machine: &Machine, recall: Option<Duration>) -> 
     let log_transitions = tracing::enabled!(tracing::Level::TRACE);
     let limits = sockmap::Limits::new(flows, budget, config.timeouts.idle);
     let limits = sockmap::Limits { recall, log_transitions, ..limits };
-    let limits = if config.path == PathChoice::Auto { limits.only_quiet() } else { limits };
+    let limits = if config.path == PathChoice::Sockmap { limits } else { limits.only_quiet() };
     Ok(Loaded::new(limits)?)
 }

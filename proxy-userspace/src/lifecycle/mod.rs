@@ -89,7 +89,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 /// Has the kernel leave the wire's ports to setu, where that may be told.
 fn reserve(config: &Config) -> Option<Reservation> {
-    let ports = (config.path == PathChoice::Wire).then_some(&config.wire.ports)?;
+    let ports = config.wire.is_on.then_some(&config.wire.ports)?;
     Reservation::make(ports).unwrap_or_else(|error| {
         let (first, last) = (ports.start(), ports.end());
         warn!(%error, first, last, "wire.ports cannot be reserved for setu; `setu check` says what that means");
@@ -126,11 +126,12 @@ impl Prepared {
         let recall = force_handover.map(|millis| Duration::from_millis(millis.get().into()));
         let configuration = args.file().origin();
         args.settle();
-        let config = args.config()?;
+        let mut config = args.config()?;
         info!("the configuration is {configuration}");
         let machine = Machine::look().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
         let kept = keeper::start(&config, workers)?;
+        config.wire.is_on = kept.is_some();
         let user = privilege::user(&config)?;
         let mut open = service::sockets().context("the sockets that setu was started with")?;
         let mut predecessor = None;
@@ -179,7 +180,7 @@ impl Prepared {
     /// Out of threads, or signals cannot be awaited.
     fn serve(self, kernel: Option<Loaded>) -> anyhow::Result<()> {
         let kernel = match kernel.map(Loaded::start).transpose() {
-            Err(error) if self.config.path == PathChoice::Auto => {
+            Err(error) if self.config.path != PathChoice::Sockmap => {
                 warn!(%error, "the kernel path is not available, bytes go through userspace");
                 None
             }
@@ -285,23 +286,24 @@ impl Prepared {
         // Whoever waits for this may want to replace it.
         info!(%path, "ready");
         if let Some(predecessor) = predecessor {
-            predecessor.drain();
+            predecessor.drain(server.kept.as_ref().and_then(Kept::pins));
         }
         let orders = server.workers.iter().map(|worker| worker.orders.downgrade()).collect();
         tokio::spawn(service::watchdog(orders, server.kernel.as_ref().map(Running::handle)));
         service::ready(&format!("serving, {path} path"));
         let told = server.until_told(&mut signals, received, door.ok(), strangers).await;
-        if told == Told::Succeeded {
-            // The successor has an admin endpoint of its own, on the same address, and a keeper that waits for this one's end.
+        if let Told::Succeeded { takes_wire } = told {
+            // The successor has an admin endpoint of its own, on the same address.
             admin.abort();
-            if let Some(kept) = server.kept.take() {
+            // And a keeper that waits for this one's end, or none: then this one's is needed to the end.
+            if takes_wire && let Some(kept) = server.kept.take() {
                 kept.hand_on();
             }
         }
         server.drain(&mut signals, told).await;
         server.stop();
         // A successor has found them reserved, and relies on it.
-        if let Some(reservation) = reservation.filter(|_| told != Told::Succeeded)
+        if let Some(reservation) = reservation.filter(|_| !matches!(told, Told::Succeeded { .. }))
             && let Err(error) = reservation.give_back()
         {
             debug!(%error, "wire.ports stay reserved");

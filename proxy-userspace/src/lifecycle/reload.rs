@@ -40,7 +40,9 @@ impl Server {
         let mut config = self.args.config().map_err(|error| unreadable(error, file))?;
         let take_restart: Vec<_> = config.takes_restart(&self.shared.config).collect();
         config.keep_until_restart(&self.shared.config);
-        if let Some((whose, bind)) = config.wire_conflict() {
+        if let Some((whose, bind)) = config.wire_conflict()
+            && config.wire.is_on
+        {
             anyhow::bail!(
                 "{whose}: {bind} is one of the wire.ports that setu was started with; restart setu"
             );

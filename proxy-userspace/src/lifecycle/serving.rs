@@ -91,12 +91,13 @@ impl Server {
                             Err(error) => warn!(%error, "the sockets cannot be passed to a successor"),
                         }
                     }
-                    Request::Drain => {
+                    Request::Drain(pins) => {
                         if let Some(door) = &mut door {
                             door.pass_on();
                         }
                         info!("stopping: a successor serves");
-                        return Told::Succeeded;
+                        let takes_wire = self.kept.as_ref().is_some_and(|kept| kept.is_at(&pins));
+                        return Told::Succeeded { takes_wire };
                     }
                 },
                 () = self.broken.notified() => {
@@ -177,6 +178,10 @@ impl Server {
                 info!(%reason, count, "closed connections");
             }
         }
+        let connections = shared.counters.handed_on();
+        if connections > 0 {
+            info!(connections, "left on the wire to the successor");
+        }
         for (failure, count) in shared.upstreams.name_failures() {
             if count > 0 {
                 info!(reason = failure.name(), count, "failed lookups");
@@ -219,8 +224,8 @@ pub(super) enum Told {
     Stop,
     /// By a second one, before there was nobody to be sent elsewhere any more.
     Twice,
-    /// Another setu serves.
-    Succeeded,
+    /// Another setu serves, and keeps what is on the wire, or does not.
+    Succeeded { takes_wire: bool },
     /// By a panic.
     Broken,
 }

@@ -25,7 +25,8 @@ use crate::{
     relay::{
         sockmap,
         wire::{
-            CAPABILITIES as CAPABILITIES_OF_THE_WIRE, Network, Pins, Probed, others_with_ports, pinned, probe,
+            CAPABILITIES as CAPABILITIES_OF_THE_WIRE, Network, Pins, Probed, instance, is_free,
+            others_with_ports, pinned, probe,
         },
     },
     serve::{
@@ -46,6 +47,12 @@ const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
 
 /// Where the package puts its unit.
 const UNIT: &str = "/usr/lib/systemd/system/setu.service";
+
+/// Has what the unit needs for the wire.
+const WIRE_UNIT: &str = "/usr/share/doc/setu/examples/wire.conf";
+
+/// Said with the reason where `relay.path = "auto"` goes on without.
+const NOT_ON_THE_WIRE: &str = "no connection goes on the wire, where it would cost least";
 
 /// What the lack of any of three capabilities costs.
 const USERSPACE: &str = "bytes go through userspace, which takes more CPU time for each";
@@ -286,11 +293,13 @@ fn first_unprivileged() -> u16 {
 pub(crate) fn machine(config: &Config) -> Lines {
     let mut lines = Lines(Vec::new());
     let effective = privileges(&mut lines, config);
-    kernel(&mut lines, config);
-    connections(&mut lines, config);
-    if config.path == PathChoice::Wire {
-        wire(&mut lines, config, effective);
-    }
+    // How many connections there may be depends on it, and it is told last.
+    let mut last = Lines(Vec::new());
+    let mut config = config.clone();
+    config.wire.is_on = wire(&mut last, &config, effective);
+    kernel(&mut lines, &config);
+    connections(&mut lines, &config);
+    lines.0.append(&mut last.0);
     lines
 }
 
@@ -377,7 +386,7 @@ fn kernel(lines: &mut Lines, config: &Config) {
         Err(error) => failed = Some(error.trim().to_owned()),
     }
     match (failed, config.path) {
-        (None, PathChoice::Wire) => lines.fine(
+        (None, _) if config.wire.is_on => lines.fine(
             "sockmap, in the kernel, takes quiet connections that the wire refuses; those that stream use this process",
         ),
         (None, PathChoice::Auto) => {
@@ -389,7 +398,7 @@ fn kernel(lines: &mut Lines, config: &Config) {
                 "path: relay.path = \"sockmap\" is not available: {reason}; set it to \"auto\""
             ));
         }
-        (Some(reason), PathChoice::Wire) => lines.note(&format!(
+        (Some(reason), _) if config.wire.is_on => lines.note(&format!(
             "connections that the wire refuses use this process, because sockmap is not available: {reason}"
         )),
         (Some(reason), _) => {
@@ -423,37 +432,75 @@ fn connections(lines: &mut Lines, config: &Config) {
         lines.fine(&text);
     }
     source_ports(lines, config, &machine, possible, allowed.by_ports);
-    if config.path == PathChoice::Wire {
+    if config.wire.is_on {
         wire_ports(lines, config, machine.ports.as_ref());
         tracked(lines);
     }
 }
 
-/// What the wire needs, and whether it is here; the rest a start alone shows.
-fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
+/// What the wire needs, and whether it is here; the rest a start alone shows. Returns whether connections are to go on it.
+fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) -> bool {
+    let by_name = match config.path {
+        PathChoice::Wire => true,
+        PathChoice::Auto if !config.wire.auto => {
+            lines.fine("the wire is not wanted: wire.auto = false");
+            return false;
+        }
+        PathChoice::Auto => false,
+        PathChoice::Sockmap | PathChoice::Userspace => return false,
+    };
     let is_missing = |bit: u32| effective.is_some_and(|effective| effective >> bit & 1 == 0);
     let mut hindrance = None;
-    for (bit, name, purpose) in CAPABILITIES_OF_THE_WIRE {
-        if is_missing(bit) {
-            hindrance.get_or_insert(format!("{name} is missing"));
-            lines.bad(&format!(
-                "{name} is missing, for {purpose}: without it relay.path = \"wire\" does not start; run as root or with \
-                 AmbientCapabilities={name}, or set relay.path to \"auto\""
+    if by_name {
+        for (bit, name, purpose) in CAPABILITIES_OF_THE_WIRE {
+            if is_missing(bit) {
+                hindrance.get_or_insert(format!("{name} is missing"));
+                lines.bad(&format!(
+                    "{name} is missing, for {purpose}: without it relay.path = \"wire\" does not start; run as root or with \
+                     AmbientCapabilities={name}, or set relay.path to \"auto\""
+                ));
+            } else {
+                lines.fine(&format!("{name}, for {purpose}"));
+            }
+        }
+    } else {
+        let missing = CAPABILITIES_OF_THE_WIRE.into_iter().filter(|(bit, ..)| is_missing(*bit));
+        let missing: Vec<_> = missing.map(|(_, name, _)| name).collect();
+        if !missing.is_empty() {
+            lines.note(&format!(
+                "{NOT_ON_THE_WIRE}: {} is missing; run as root, or have the unit give it: {WIRE_UNIT} says how",
+                missing.join(", ")
             ));
-        } else {
-            lines.fine(&format!("{name}, for {purpose}"));
+            return false;
+        }
+        if let Err(reason) = is_free(config) {
+            lines.note(&format!("{NOT_ON_THE_WIRE}: {reason}"));
+            return false;
         }
     }
     if Pins::are_possible() {
         lines.fine(
             "the BPF file system is at /sys/fs/bpf: connections on the wire go on when setu is killed, and a successor takes \
-             them over, if setu may make its folder there",
+             them over",
         );
+        // Root asks for a service that is another user's.
+        let is_root = rustix::process::geteuid().is_root();
+        if let Some(refusal) = instance(config).ok().and_then(|instance| Pins::hindrance(&instance)) {
+            if by_name && !is_root {
+                lines.bad(&refusal)
+            } else {
+                lines.note(&refusal)
+            }
+            if !is_root {
+                hindrance.get_or_insert(refusal);
+            }
+        }
     } else {
         lines.note(
             "there is no BPF file system at /sys/fs/bpf: connections on the wire end with setu; mount -t bpf bpf /sys/fs/bpf",
         );
     }
+    // With "auto" it rules the wire out.
     if let Ok(Some(what)) = others_with_ports(config) {
         lines.note(&what);
     }
@@ -486,25 +533,35 @@ fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) {
         Err(error) => lines.note(&format!("which devices the wire attaches to cannot be seen: {error}")),
     }
     // What it says is the reason of the line after it, if one is needed.
-    match hindrance.or(wire_test(lines)).or(no_device) {
+    match hindrance.or(wire_test(lines, by_name)).or(no_device) {
         None => lines.fine(
             "path: wire, packets are translated in the kernel, for connections that last. Whether a route, an MTU or a \
              firewall keeps connections off the wire shows as they come: the reasons are on the status page",
         ),
-        Some(reason) => lines
+        Some(reason) if by_name => lines
             .bad(&format!("path: relay.path = \"wire\" is not available: {reason}; set it to \"auto\"")),
+        Some(reason) => {
+            lines.note(&format!("{NOT_ON_THE_WIRE}: {reason}"));
+            return false;
+        }
     }
+    true
 }
 
 /// Tries the wire, and returns what it failed by.
-fn wire_test(lines: &mut Lines) -> Option<String> {
+fn wire_test(lines: &mut Lines, by_name: bool) -> Option<String> {
     let Probed { checks, skipped } = probe();
     let mut failure = None;
     for check in checks {
         match check.result {
             Ok(()) => lines.fine(&format!("self-test: {}", check.name)),
             Err(error) => {
-                lines.bad(&format!("self-test failed: {}: {error}", check.name));
+                let text = format!("self-test failed: {}: {error}", check.name);
+                if by_name {
+                    lines.bad(&text)
+                } else {
+                    lines.note(&text)
+                }
                 failure.get_or_insert(error);
             }
         }
@@ -578,11 +635,10 @@ fn source_ports(lines: &mut Lines, config: &Config, machine: &Machine, possible:
     let each: Vec<_> =
         ports::used(config).map(|upstream| (&upstream.name, ports.of(upstream, config))).collect();
     let listed: Vec<_> = each.iter().map(|(name, ports)| format!("{ports} to upstream \"{name}\"")).collect();
-    let wire = match config.path {
-        PathChoice::Wire => {
-            format!(", and {} to {} for the wire", config.wire.ports.start(), config.wire.ports.end())
-        }
-        _ => String::new(),
+    let wire = if config.wire.is_on {
+        format!(", and {} to {} for the wire", config.wire.ports.start(), config.wire.ports.end())
+    } else {
+        String::new()
     };
     let text = format!(
         "source ports: {one} ({} to {}, {} of them reserved{wire}) for each server and local address, so many connections: {}",

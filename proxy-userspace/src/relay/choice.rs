@@ -6,7 +6,10 @@
 //! - a stream costs less here, by splice(2): in the kernel every segment goes through a worker thread of it
 //!   (`sk_psock_backlog`, net/core/skmsg.c), and there is no backpressure.
 //!
-//! So with `relay.path = "auto"` a flow that is *quiet* for a while goes to the kernel, and one that turns out to stream
+//! A third decides before both: on the wire a flow costs nothing here, whatever it does. So it is offered there first, where
+//! there is one, and what follows is for flows that the wire refuses.
+//!
+//! With `relay.path = "auto"` a flow that is *quiet* for a while goes to the kernel, and one that turns out to stream
 //! leaves it, before anything is congested. With `"sockmap"` a flow goes as early as is safe, and leaves when a reader
 //! cannot keep up. Safe is only a moment of quiet: nothing of either stream is in userspace or in a receive queue, for a
 //! segment of which a part was read already would be forwarded whole.
@@ -93,19 +96,19 @@ impl HandOver {
     /// For a flow that no path has had before. `forced`: only to test the way in and out.
     pub(super) fn of_new(choice: PathChoice, forced: bool) -> Self {
         match choice {
-            PathChoice::Userspace | PathChoice::Wire => Self::Never,
+            PathChoice::Userspace => Self::Never,
             _ if forced => Self::AtOnce,
             PathChoice::Sockmap => Self::AtOnce,
-            PathChoice::Auto => Self::Quiet(QUIET),
+            PathChoice::Auto | PathChoice::Wire => Self::Quiet(QUIET),
         }
     }
 
-    /// For a flow that the wire refuses: where packets cannot be translated bytes can be moved all the same.
-    pub(super) fn after_wire(refusal: WireRefusal, has_kernel: bool) -> Self {
+    /// For a flow that the wire refuses: where packets cannot be translated bytes can be moved all the same, as they would
+    /// be `without` it.
+    pub(super) fn after_wire(refusal: WireRefusal, without: Self) -> Self {
         match refusal {
-            WireRefusal::Finished | WireRefusal::KeeperGone => Self::Never,
-            _ if has_kernel => Self::Quiet(QUIET),
-            _ => Self::Never,
+            WireRefusal::Finished => Self::Never,
+            _ => without,
         }
     }
 
@@ -114,7 +117,7 @@ impl HandOver {
         let patience = QUIET * (1 << times.saturating_sub(1).min(DOUBLINGS));
         match (why, choice) {
             (Why::Recalled, _) => Self::AtOnce,
-            (Why::Congested | Why::Streams, PathChoice::Auto) => Self::Quiet(patience),
+            (Why::Congested | Why::Streams, PathChoice::Auto | PathChoice::Wire) => Self::Quiet(patience),
             (Why::Congested | Why::Streams | Why::NotTaken(Refusal::Busy), _) => Self::KeptUp(patience),
             (Why::Finished(_) | Why::NotTaken(_), _) => Self::Never,
         }

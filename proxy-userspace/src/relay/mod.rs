@@ -53,14 +53,16 @@ pub(crate) async fn relay(
     ticket: Ticket,
     means: Means<'_>,
 ) {
-    let hand_over = HandOver::of_new(means.choice, means.kernel.is_some_and(Handle::recalls));
-    let flow = Flow { client, upstream, first: None, collected: Default::default(), is_new: true, hand_over };
+    let without =
+        means.kernel.map_or(HandOver::Never, |kernel| HandOver::of_new(means.choice, kernel.recalls()));
     let lift = means.wire.map(|wire| Lift {
         wire,
         listener: listener as u16,
         limits: means.timeouts.into(),
-        has_kernel: means.kernel.is_some(),
+        without,
     });
+    let hand_over = if lift.is_some() { HandOver::Never } else { without };
+    let flow = Flow { client, upstream, first: None, collected: Default::default(), is_new: true, hand_over };
     in_userspace(flow, 0, ticket, lift, means).await;
 }
 

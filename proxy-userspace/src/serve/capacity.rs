@@ -10,13 +10,8 @@
 
 use std::{io, num::NonZero};
 
-use super::ports::Ports;
-use crate::{
-    config::{Config, PathChoice},
-    front::limits::Room,
-    relay::holdings,
-    sys,
-};
+use super::ports::{self, Ports};
+use crate::{config::Config, front::limits::Room, relay::holdings, sys};
 
 /// Descriptors that setu needs besides those of connections and listeners.
 const SPARE_DESCRIPTORS: u64 = 64;
@@ -126,7 +121,7 @@ impl Machine {
             by_files: by_files(self.files, SPARE_DESCRIPTORS + 2 * listening as u64),
             by_memory: by_memory(self.memory, config),
             by_ports: self.ports.as_ref().and_then(|ports| ports.of_all(config)),
-            on_wire: if config.path == PathChoice::Wire { config.wire.max_flows.get().into() } else { 0 },
+            on_wire: ports::on_wire(config),
         }
     }
 
@@ -248,19 +243,21 @@ mod tests {
 
     #[test]
     fn connections_on_the_wire_need_neither_files_nor_memory() {
-        let room = |path: &str, more: &str| {
-            let config =
-                config(&format!("[relay]\npath = \"{path}\"\n[wire]\nmax_flows = 1000000\n[limits]\n{more}"));
+        let room = |is_on: bool, more: &str| {
+            let mut config = config(&format!("[wire]\nmax_flows = 60000\n[limits]\n{more}"));
+            config.wire.is_on = is_on;
             let Room { connections, sockets } = machine(20_000, GIB).allows(&config, 0).room(&config);
             (connections, sockets)
         };
-        assert_eq!(room("userspace", ""), (5_461, 5_461));
-        assert_eq!(room("wire", ""), (1_005_461, 5_461));
-        assert_eq!(room("wire", "connections = 9000"), (9_000, 5_461));
+        assert_eq!(room(false, ""), (5_461, 5_461));
+        assert_eq!(room(true, ""), (65_461, 5_461));
+        assert_eq!(room(true, "connections = 9000"), (9_000, 5_461));
         // The maps of the kernel path are for those that have sockets.
-        let wire = config("[relay]\npath = \"wire\"\n[wire]\nmax_flows = 1000000");
+        let mut wire = config("[wire]\nmax_flows = 60000");
+        wire.wire.is_on = true;
         assert_eq!(machine(20_000, GIB).flows(&wire), 5_461);
-        let more = config("[relay]\npath = \"wire\"\n[limits]\nconnections = 600000");
+        let mut more = config("[limits]\nconnections = 600000");
+        more.wire.is_on = true;
         let lacks: Vec<_> = machine(20_000, GIB).allows(&more, 0).lacks(&more).collect();
         assert_eq!(lacks, [(Need::Files, 9_343 + 65_536), (Need::Memory, 5_461 + 65_536)]);
     }

@@ -6,7 +6,7 @@
 use std::{fs, net::IpAddr, ops::RangeInclusive};
 
 use super::reserved::Reserved;
-use crate::config::{Config, Endpoint, Host, Mode, PathChoice, Route, Upstream, UpstreamId};
+use crate::config::{Config, Endpoint, Host, Mode, Route, Upstream, UpstreamId, Wire};
 
 /// How long a port rests after a connection that setu ended first (`TCP_TIMEWAIT_LEN`, include/net/tcp.h), seconds.
 pub(crate) const REST: u64 = 60;
@@ -38,15 +38,16 @@ impl Ports {
 
     /// How many of the range are reserved, those of the wire among them once setu runs.
     pub(crate) fn reserved(&self, config: &Config) -> u64 {
-        match config.path {
-            PathChoice::Wire => self.reserved.with(&config.wire.ports).count_in(&self.range),
-            _ => self.reserved.count_in(&self.range),
+        if config.wire.is_on {
+            self.reserved.with(&config.wire.ports).count_in(&self.range)
+        } else {
+            self.reserved.count_in(&self.range)
         }
     }
 
     /// Connections from one address to one address and port.
     pub(crate) fn of_one(&self, config: &Config) -> u64 {
-        let wire = if config.path == PathChoice::Wire { config.wire.ports.len() as u64 } else { 0 };
+        let wire = if config.wire.is_on { config.wire.ports.len() as u64 } else { 0 };
         self.range.len() as u64 - self.reserved(config) + wire
     }
 
@@ -55,26 +56,39 @@ impl Ports {
         self.of_one(config) * pairs(upstream).count() as u64
     }
 
-    /// Connections to all upstreams to which listeners lead. `None`: clients name the servers, or some go to the
-    /// operator's own, so that these ports say nothing.
+    /// Connections to all upstreams to which listeners lead. `None` as for [`all_pairs`].
     pub(crate) fn of_all(&self, config: &Config) -> Option<u64> {
-        let own = |mode| matches!(mode, Mode::Auto { fallback: Some(_), .. });
-        if config.listeners.iter().any(|listener| own(listener.mode)) {
+        Some(self.of_one(config) * all_pairs(config)?)
+    }
+}
+
+/// How many [`pairs`] all upstreams have to which listeners lead, each counted once. `None`: clients name the servers, or some
+/// go to the operator's own, so that this says nothing.
+fn all_pairs(config: &Config) -> Option<u64> {
+    let own = |mode| matches!(mode, Mode::Auto { fallback: Some(_), .. });
+    if config.listeners.iter().any(|listener| own(listener.mode)) {
+        return None;
+    }
+    let mut all: Vec<(IpAddrOrAny, &Endpoint)> = Vec::new();
+    for upstream in used(config) {
+        if upstream.route == Route::Sni {
             return None;
         }
-        let mut all: Vec<(IpAddrOrAny, &Endpoint)> = Vec::new();
-        for upstream in used(config) {
-            if upstream.route == Route::Sni {
-                return None;
-            }
-            for pair in pairs(upstream) {
-                if !all.contains(&pair) {
-                    all.push(pair);
-                }
+        for pair in pairs(upstream) {
+            if !all.contains(&pair) {
+                all.push(pair);
             }
         }
-        Some(self.of_one(config) * all.len() as u64)
     }
+    Some(all.len() as u64)
+}
+
+/// Connections that there may be on the wire, by its room and its ports.
+pub(crate) fn on_wire(config: &Config) -> u64 {
+    let Wire { ports, max_flows, is_on, .. } = &config.wire;
+    let room = u64::from(max_flows.get());
+    let by_ports = all_pairs(config).map_or(room, |pairs| pairs * ports.len() as u64);
+    if *is_on { room.min(by_ports) } else { 0 }
 }
 
 /// Upstreams to which listeners lead.
@@ -116,8 +130,9 @@ mod tests {
 
     #[test]
     fn ports_are_those_of_the_range_that_are_not_reserved() {
-        let (any, wire) =
-            (Config::parse("f", "").unwrap(), Config::parse("f", "[relay]\npath = \"wire\"").unwrap());
+        let any = Config::parse("f", "").unwrap();
+        let mut wire = any.clone();
+        wire.wire.is_on = true;
         let ports = |range: &str, reserved: &str| ports(range, reserved).map(|ports| ports.of_one(&any));
         assert_eq!(ports("32768\t60999\n", "\n"), Some(28_232));
         assert_eq!(ports("1024 65535", "80,5222,7777-7779,65000-65535\n"), Some(64_512 - 4 - 536));
@@ -135,6 +150,19 @@ mod tests {
         ] {
             assert_eq!(Ports::parse(range, reserved, "2").unwrap().of_one(&wire), all, "{range} {reserved}");
         }
+    }
+
+    #[test]
+    fn what_goes_on_the_wire_needs_room_and_a_port() {
+        let of = |text: &str, is_on| {
+            let mut config = Config::parse("f", text).unwrap();
+            config.wire.is_on = is_on;
+            on_wire(&config)
+        };
+        assert_eq!([of("", false), of("", true)], [0, 65_536]);
+        assert_eq!(of("[wire]\nports = \"10000-10003\"", true), 12, "three servers");
+        assert_eq!(of("[wire]\nports = \"10000-10003\"\nmax_flows = 7", true), 7);
+        assert_eq!(of("[wire]\nports = \"10000-10003\"\n[upstream.media]\nroute = \"sni\"", true), 65_536);
     }
 
     #[test]

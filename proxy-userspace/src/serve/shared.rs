@@ -43,7 +43,7 @@ impl Shared {
         let port = ports.and_then(|ports| ports.restore(local.ip(), local.port(), upstream, now));
         // Another configuration may have fewer listeners, and has one at least.
         let listener = self.listeners.get(usize::from(listener)).unwrap_or(&self.listeners[0]);
-        let mut ticket = Ticket::new(self.counters.clone(), listener.clone());
+        let mut ticket = Ticket::adopted(self.counters.clone(), listener.clone());
         ticket.hold((permit, port));
         ticket
     }

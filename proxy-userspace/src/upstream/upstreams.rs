@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     account::CloseReason,
-    config::{self, Config, Endpoint, Host, PathChoice, UpstreamId},
+    config::{self, Config, Endpoint, Host, UpstreamId},
 };
 
 /// The least time that an endpoint gets to answer: one SYN may be lost, and is sent again after a second (RFC 6298).
@@ -147,7 +147,7 @@ impl Upstreams {
             destinations: Destinations::new(config.allow_private_upstreams, own),
             ports: match before {
                 Some(before) => before.ports.clone(),
-                None => (config.path == PathChoice::Wire).then(|| Ports::new(config.wire.ports.clone())),
+                None => config.wire.is_on.then(|| Ports::new(config.wire.ports.clone())),
             },
             connect: config.timeouts.connect,
             check_interval: CHECK_INTERVAL,

@@ -13,6 +13,7 @@ fn check_tells_the_path_and_the_self_test() {
     let output = Command::new(Setu::binary()).args(["check", "--config"]).arg(file.path()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}");
+    assert!(text.contains("ok    the wire is not wanted: wire.auto = false"), "{text}");
     if crate::may_use_kernel() {
         for line in ["path: sockmap", "types (BTF)", "eBPF is compiled (JIT)", "CAP_BPF, for loading"] {
             assert!(text.contains(line), "{line} is missing: {text}");
@@ -30,8 +31,10 @@ fn a_firewall_on_loopback_is_told_of() {
     let namespace = Netns::new();
     namespace
         .nft("add table inet f; add chain inet f in { type filter hook input priority 0; policy drop; }");
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(b"[wire]\nauto = false\n").unwrap();
     let mut check = namespace.command(&Setu::binary().display().to_string());
-    let output = check.args(["check", "--config", "/dev/null"]).output().unwrap();
+    let output = check.args(["check", "--config"]).arg(file.path()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         text.contains("loopback takes no connection: a firewall of this machine is in the way"),

@@ -58,14 +58,14 @@ pub(super) fn await_count(network: &Network, setu: &mut Setu, name: &str, wanted
 }
 
 /// The keeper of a setu.
-fn keeper(setu: &Setu) -> String {
+pub(super) fn keeper(setu: &Setu) -> String {
     let output = Command::new("pgrep").args(["-P", &setu.pid().to_string()]).output().unwrap();
     let pid = String::from_utf8(output.stdout).unwrap().trim().to_owned();
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim(), "setu-keeper");
     pid
 }
 
-fn is_gone(pid: &str) -> bool {
+pub(super) fn is_gone(pid: &str) -> bool {
     // Whoever has not been waited for is a zombie.
     fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }

@@ -19,8 +19,8 @@ use toml::{
 };
 
 use super::{
-    CertificateFiles, Config, Endpoint, Host, Limits, Mode, Route, Timeouts, Tls, Upstream, Wire, defaults,
-    error::ConfigError, schema,
+    CertificateFiles, Config, Endpoint, Host, Limits, Mode, PathChoice, Route, Timeouts, Tls, Upstream, Wire,
+    defaults, error::ConfigError, schema,
 };
 use crate::config::{AllowList, is_host_name};
 use source::{Source, Text, Texts};
@@ -59,6 +59,7 @@ struct RawRelay {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct RawWire {
+    auto: Option<bool>,
     ports: Option<Text>,
     max_flows: Option<Spanned<u32>>,
     mss: Option<Spanned<u32>>,
@@ -285,7 +286,8 @@ impl File {
 
     /// An upstream that is dialed from the port of a listener would take it from that.
     fn check_wire_ports(&self, source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
-        let Some((whose, bind)) = config.wire_conflict() else { return Ok(()) };
+        let wanted = config.path == PathChoice::Wire;
+        let Some((whose, bind)) = config.wire_conflict().filter(|_| wanted) else { return Ok(()) };
         let (ports, span) = (&config.wire.ports, self.wire.ports.as_ref().or(self.relay.path.as_ref()));
         let problem = format!("{}-{} has the port of {whose}, {bind}", ports.start(), ports.end());
         let remedy = "write other ports, or have setu listen at another";
@@ -295,6 +297,7 @@ impl File {
 
 impl RawWire {
     fn validate(&self, source: &Source<'_>, wire: &mut Wire) -> Result<(), ConfigError> {
+        wire.auto = self.auto.unwrap_or(wire.auto);
         if let Some(text) = &self.ports {
             wire.ports = source.read("wire.ports", text, schema::PORTS, ports)?;
         }

@@ -174,6 +174,7 @@ impl Instance {
             }),
             fallbacks: self.kernel.iter().flat_map(fallbacks).collect(),
             wire: self.wire.as_ref().map(|counts| status::Wire {
+                keeper: !counts.has_no_keeper(),
                 flows: counts.flows(),
                 handed_over: counts.handed_over(),
                 busy: counts.busy(),

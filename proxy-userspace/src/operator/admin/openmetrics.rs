@@ -237,6 +237,8 @@ impl Exposition {
     fn wire(&self, to: &mut Writer<'_>) -> fmt::Result {
         let status = &self.0;
         let of = |value: fn(&Wire) -> u64| one(status.wire.as_ref().map_or(0, value));
+        let keeper = status.wire.iter().map(|wire| (Vec::new(), f64::from(wire.keeper)));
+        to.gauge("setu_wire_keeper", None, "Whether the process is there that keeps the wire", keeper)?;
         to.gauge("setu_wire_flows", None, "Connections on the wire now", of(|wire| wire.flows))?;
         to.counter(
             "setu_wire_handed_over",

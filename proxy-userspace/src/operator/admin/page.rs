@@ -728,7 +728,7 @@ mod tests {
         assert!(!text(&status).contains("Not on the wire"), "there is none");
         let in_kernel = status.in_kernel();
         status.listeners[0].active.insert("wire".into(), 7000);
-        status.wire = Some(Wire { flows: 7000, handed_over: 81_234, busy: 12, torn: 3 });
+        status.wire = Some(Wire { keeper: true, flows: 7000, handed_over: 81_234, busy: 12, torn: 3 });
         status.wire_refused = [("mtu".into(), 5), ("no_port".into(), 0)].into();
         assert_eq!(status.in_kernel(), in_kernel + 7000);
         let english = text(&status);

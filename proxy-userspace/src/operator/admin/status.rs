@@ -184,6 +184,8 @@ pub struct Kernel {
 /// The wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wire {
+    /// Whether the process is there that keeps it.
+    pub keeper: bool,
     /// Flows on it.
     pub flows: u64,
     /// Flows that went on it.

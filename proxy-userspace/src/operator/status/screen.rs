@@ -332,7 +332,7 @@ mod tests {
         let mut status = busy();
         assert!(!screen(&status, None, WHOLE).contains("\nwire "));
         status.listeners[0].active = [("wire".into(), 5), ("sockmap".into(), 2)].into();
-        status.wire = Some(Wire { flows: 5, handed_over: 9, busy: 1, torn: 1 });
+        status.wire = Some(Wire { keeper: true, flows: 5, handed_over: 9, busy: 1, torn: 1 });
         status.wire_refused = [("mtu".into(), u64::MAX), ("local".into(), 3)].into();
         let text = screen(&status, None, WHOLE);
         assert!(text.contains("\nwire         5 on it; since the start 9 went on it, "), "{text}");

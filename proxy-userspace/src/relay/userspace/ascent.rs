@@ -26,6 +26,7 @@ use tokio::{
 use crate::{
     account::{Side, Ticket},
     relay::{
+        choice::HandOver,
         legs::is_read,
         wire::{Limits, Offer, Standing, Wire, WireRefusal},
     },
@@ -52,8 +53,8 @@ pub(crate) struct Lift<'a> {
     /// Whose the flow is, and when it is over by silence.
     pub(crate) listener: u16,
     pub(crate) limits: Limits,
-    /// Where a flow may go that the wire refuses.
-    pub(crate) has_kernel: bool,
+    /// When a flow that the wire refuses may go to the kernel.
+    pub(crate) without: HandOver,
 }
 
 /// How far a flow is on it.

@@ -89,7 +89,7 @@ pub(crate) async fn relay(
     loop {
         match run(both, &mut streams, ticket, hand_over, &mut silence, &mut ascent).await {
             Ok(Over::Refused(refusal)) => {
-                hand_over = HandOver::after_wire(refusal, lift.is_some_and(|lift| lift.has_kernel));
+                hand_over = lift.map_or(HandOver::Never, |lift| HandOver::after_wire(refusal, lift.without));
                 silence.look_each(hand_over.period());
             }
             Ok(Over::Takeable) => match ascent.offer() {

@@ -2,7 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tokio::sync::watch;
+
 use super::message::WireRefusal;
+
+/// What the keeper was told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// To end, and every flow on the wire with it.
+    Stop,
+    /// To leave what is on the wire to a successor's.
+    Yield,
+}
 
 /// Counts since start, and what is on the wire now.
 #[derive(Debug)]
@@ -12,7 +23,7 @@ pub(crate) struct Counts {
     busy: AtomicU64,
     torn: AtomicU64,
     refused: [AtomicU64; WireRefusal::ALL.len()],
-    handed_on: AtomicBool,
+    farewell: watch::Sender<Option<Farewell>>,
     gone: AtomicBool,
 }
 
@@ -25,7 +36,7 @@ impl Default for Counts {
             busy: zero(),
             torn: zero(),
             refused: [const { AtomicU64::new(0) }; WireRefusal::ALL.len()],
-            handed_on: AtomicBool::new(false),
+            farewell: watch::Sender::new(None),
             gone: AtomicBool::new(false),
         }
     }
@@ -57,13 +68,19 @@ impl Counts {
         self.torn.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The keeper is told to end, by setu's stop or for a successor.
-    pub(crate) fn hand_on(&self) {
-        self.handed_on.store(true, Ordering::SeqCst);
+    /// The keeper is told to end.
+    pub(crate) fn part(&self, farewell: Farewell) {
+        self.farewell.send_replace(Some(farewell));
     }
 
-    pub(super) fn is_handed_on(&self) -> bool {
-        self.handed_on.load(Ordering::SeqCst)
+    /// Whether the keeper was told to end, and how.
+    pub(super) fn farewell(&self) -> Option<Farewell> {
+        *self.farewell.borrow()
+    }
+
+    /// Waits until the keeper was told to end.
+    pub(super) async fn parted(&self) -> Option<Farewell> {
+        self.farewell.subscribe().wait_for(Option::is_some).await.ok().and_then(|farewell| *farewell)
     }
 
     /// The keeper has ended, and was not told to. Returns whether that was known.

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    counts::Counts,
+    counts::{Counts, Farewell},
     message::{ADOPTED, FlowNames, FromKeeper, Limits, MOST, ToKeeper, WireEnd, WireRefusal},
 };
 use crate::{
@@ -31,7 +31,8 @@ use crate::{
 
 /// What an operator is told when the keeper has ended by a defect or a signal.
 pub(crate) const NO_KEEPER: &str = "the keeper of the wire is gone: no connection goes on it any more, and nobody ends those on \
-    it; start another setu with --replace, which takes them over";
+    it; restart setu (`systemctl restart setu`, or another with `setu run --replace`), which takes them over where there is a \
+    BPF file system";
 
 /// A worker's way to the keeper.
 #[derive(Debug, Clone)]
@@ -143,6 +144,9 @@ impl Wire {
         tokio::spawn(async move {
             inner.listen().await;
             inner.end();
+            if let Some(farewell) = inner.counts.parted().await {
+                inner.release(farewell);
+            }
         })
     }
 
@@ -302,39 +306,43 @@ impl Inner {
         });
     }
 
-    /// The keeper is gone. Flows on the wire go on, and are another's to keep.
+    /// The keeper is gone. What is on the wire goes on, if it is pinned: its ports and its places stay taken.
     fn end(&self) {
-        let handed_on = self.counts.is_handed_on();
         let mut slots = self.slots();
         slots.ended = true;
-        let mut gone = Vec::new();
         for slot in &mut slots.all {
-            match slot {
-                Slot::Offered { waker, .. } => {
-                    if let Some(waker) = waker.take() {
-                        waker.wake();
-                    }
-                }
-                Slot::Spliced(_) if handed_on => gone.push(std::mem::replace(slot, Slot::Dropped)),
-                Slot::Spliced(_) | Slot::Free | Slot::Dropped => {}
+            if let Slot::Offered { waker, .. } = slot
+                && let Some(waker) = waker.take()
+            {
+                waker.wake();
             }
         }
-        if !handed_on {
-            // What is on the wire goes on, if it is pinned: its ports and its places stay taken.
-            if !self.counts.lose_keeper() {
-                tracing::error!("{NO_KEEPER}");
-            }
-            return;
+        if self.counts.farewell().is_none() && !self.counts.lose_keeper() {
+            tracing::error!("{NO_KEEPER}");
         }
+    }
+
+    /// Nothing of what was on the wire is this setu's any more.
+    fn release(&self, farewell: Farewell) {
+        let mut slots = self.slots();
+        let spliced = slots.all.iter_mut().filter(|slot| matches!(slot, Slot::Spliced(_)));
+        let spliced: Vec<_> = spliced.map(|slot| std::mem::replace(slot, Slot::Dropped)).collect();
         let adopted = std::mem::take(&mut slots.adopted);
         drop(slots);
-        let gone = gone.into_iter().filter_map(|slot| match slot {
+        let spliced = spliced.into_iter().filter_map(|slot| match slot {
             Slot::Spliced(ticket) => Some(ticket),
             _ => None,
         });
-        for ticket in gone.chain(adopted.into_values()) {
-            self.counts.end();
-            ticket.close(CloseReason::Shutdown);
+        for ticket in spliced.chain(adopted.into_values()) {
+            self.part(ticket, farewell);
+        }
+    }
+
+    fn part(&self, ticket: Ticket, farewell: Farewell) {
+        self.counts.end();
+        match farewell {
+            Farewell::Stop => ticket.close(CloseReason::Shutdown),
+            Farewell::Yield => ticket.hand_on(),
         }
     }
 
@@ -438,12 +446,12 @@ impl Offer {
                 drop(slots);
                 self.wire.close(ticket, end, bytes);
             }
-            _ if ended && self.wire.counts.is_handed_on() => {
-                drop(slots);
-                self.wire.counts.end();
-                ticket.close(CloseReason::Shutdown);
-            }
             slot => {
+                // Nobody would take the ticket out again.
+                if ended && let Some(farewell) = self.wire.counts.farewell() {
+                    drop(slots);
+                    return self.wire.part(ticket, farewell);
+                }
                 if matches!(slot, Slot::Offered { heard: Heard::Settled, .. }) {
                     ticket.without_sockets();
                 }

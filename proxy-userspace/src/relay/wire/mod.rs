@@ -15,13 +15,13 @@ mod network;
 mod pinned;
 mod probe;
 
-pub(crate) use counts::Counts;
+pub(crate) use counts::{Counts, Farewell};
 pub(crate) use handle::{Adopt, NO_KEEPER, Offer, Standing, Taken, Wire};
 pub(crate) use keeper::Keeper;
 pub(crate) use loader::{Pins, Program};
 pub(crate) use message::{FlowNames, Limits, ToKeeper, WireRefusal};
 pub(crate) use network::Network;
-pub(crate) use pinned::{Flows, Pinned, instance, others_with_ports, pinned};
+pub(crate) use pinned::{Flows, Notice, Pinned, instance, is_free, others_with_ports, pinned};
 pub(crate) use probe::{Probed, probe};
 
 /// Capabilities that the wire cannot do without, by their bit (include/uapi/linux/capability.h): what for.
