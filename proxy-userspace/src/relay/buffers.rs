@@ -208,6 +208,13 @@ impl Buffers {
         }
     }
 
+    /// Has a stream that is fast wait for the larger buffers that it would get, until this is asked no more.
+    pub(super) fn stay_near(&mut self) {
+        if let Self::Near { moved, .. } = self {
+            *moved = 0;
+        }
+    }
+
     /// Leaves the buffers to the kernel again: another path has the direction from now on. The kernel path needs that:
     /// what a socket does not take it offers again a jiffy later, not when there is room (`sk_psock_backlog`,
     /// net/core/skmsg.c).

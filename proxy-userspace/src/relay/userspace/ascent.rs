@@ -40,8 +40,9 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// How long a moment of quiet is waited for before the tap is closed, and how long it stays so.
 const BY_ITSELF: Duration = Duration::from_millis(5);
 const CLOSED: Duration = Duration::from_millis(500);
-/// Bytes in a receive queue that can be held: a few segments, once the tap is closed.
-const HELD: u64 = 64 * 1024;
+/// Bytes in a receive queue that can be held. From far away a few segments come in a round trip, once the tap is closed; from
+/// near one comes after the other, until a receive buffer of that size (`buffers.rs`) is full.
+const HELD: u64 = 512 * 1024;
 /// How long a flow that could not be taken is left alone, at first and at most.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(64);

@@ -231,6 +231,9 @@ async fn run(
             }
         }
         if !ascent.is_over() {
+            // What is on its way when the tap is closed must fit into what is held.
+            out.stay_near();
+            back.stay_near();
             let legs = [client_read.as_ref(), upstream_read.as_ref()];
             if *finished != [false; 2] {
                 ascent.give_up(legs);

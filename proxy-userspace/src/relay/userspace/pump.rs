@@ -134,6 +134,11 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// See [`Buffers::stay_near`].
+    pub(super) fn stay_near(&mut self) {
+        self.buffers.stay_near();
+    }
+
     /// Gives the direction up: another path has it from now on.
     pub(super) fn release(&mut self, source: &TcpStream, destination: &TcpStream) {
         self.buffers.release(source, destination);

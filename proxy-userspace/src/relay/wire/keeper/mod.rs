@@ -910,12 +910,14 @@ impl Held {
     }
 
     /// Where the relay has closed a side's window, so that it would stand, the other is asked for its own, which the side
-    /// then hears of.
+    /// then hears of. First for the side that streams: the answer carries a time that setu's own clock has not come to, and
+    /// whoever has it does not answer what is asked after that (PAWS: RFC 7323, section 5).
     fn open_taps(&self) {
-        for (socket, other) in
-            [(0, 1), (1, 0)].map(|(side, other)| (&self.sockets[side], &self.sockets[other]))
+        let streams = usize::from(self.ahead[1] > self.ahead[0]);
+        for (side, other) in [(streams, 1 - streams), (1 - streams, streams)]
+            .map(|(side, other)| (&self.sockets[side], &self.sockets[other]))
         {
-            if sys::is_clamped(socket.as_fd()) {
+            if sys::is_clamped(side.as_fd()) {
                 // An error means that the connection is over.
                 let _ = sys::probe_window(other.as_fd());
             }
