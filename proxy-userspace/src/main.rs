@@ -33,8 +33,11 @@ fn main() -> ExitCode {
     if let Some(origin) = cli.command.unnamed_origin() {
         log::aside(&format!("the configuration is {origin}"));
     }
+    let writes_only = !matches!(cli.command, Command::Run(_));
     match run(cli) {
         Ok(code) => code,
+        // Whoever reads it has read enough, as head(1) does.
+        Err(error) if writes_only && is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             log::last_words(&format!("setu: {error:#}"));
             let is_configured = error.downcast_ref().is_some_and(PrivilegeError::is_configured);
@@ -47,6 +50,10 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

@@ -63,7 +63,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// Take over the listening sockets of the setu that runs with the same state directory: no client is refused, and
-    /// its connections go on in the old process until timeouts.drain is over
+    /// its connections go on in the old process until timeouts.drain is over, those on the wire without an end
     #[arg(long)]
     pub replace: bool,
     /// Only to test: hand flows over to the kernel at every safe moment, and take them out again after up to twice this
