@@ -75,7 +75,7 @@ pub(super) fn config() -> Config {
         path: PathChoice::Auto,
         // Below the ports that the kernel chooses by default, 32768 to 60999. A segment of 1400 bytes fits through most
         // tunnels that are on the way.
-        wire: Wire { auto: true, ports: 10_000..=31_999, max_flows: MAX_FLOWS, mss: 1400, is_on: false },
+        wire: Wire { auto: true, ports: 10_000..=31_999, max_flows: MAX_FLOWS, mss: 1400, room: 0 },
         listeners: listeners
             .map(|(name, port, mode, accept_proxy_protocol)| Listener {
                 name: name.into(),

@@ -71,7 +71,7 @@ impl Config {
 
 impl fmt::Display for Wire {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { auto, ports, max_flows, mss, is_on: _ } = self;
+        let Self { auto, ports, max_flows, mss, room: _ } = self;
         writeln!(formatter, "\n[wire]\nauto = {auto}\nports = \"{}-{}\"", ports.start(), ports.end())?;
         writeln!(formatter, "max_flows = {max_flows}\nmss = {mss}")
     }

@@ -145,7 +145,7 @@ const WIRE: &[Key] = keys! {
     /// (`net.ipv4.ip_local_reserved_ports`). Each source has as many connections to a server as there are ports here.
     fixed("ports", Form::Text(PORTS)),
     /// Connections on the wire at once; others stay in userspace. The kernel takes their memory at once, about 450 bytes
-    /// each.
+    /// each; with `relay.path = "auto"` a thirty-second part of the memory at most.
     fixed("max_flows", Form::Number(MAX_FLOWS)),
     /// The longest segment that clients are told to send, without options. With one that is less than what upstreams
     /// take, their connections can go on the wire.

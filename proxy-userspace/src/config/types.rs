@@ -80,8 +80,17 @@ pub struct Wire {
     pub max_flows: NonZero<u32>,
     /// The longest segment that clients are told to send, bytes without options.
     pub mss: u16,
-    /// Whether connections go on it here; what the configuration asks for is tried at the start.
-    pub is_on: bool,
+    /// For how many connections there is room on it here; 0 is none, where it cannot be had. What the configuration asks
+    /// for is tried at the start.
+    pub room: u32,
+}
+
+impl Wire {
+    /// Whether connections go on it.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.room > 0
+    }
 }
 
 keywords! {

@@ -23,7 +23,7 @@ pub(crate) struct Segments(Vec<AtomicU32>);
 impl Segments {
     /// As the listeners of a configuration begin.
     pub(crate) fn new(config: &Config) -> Self {
-        let first = if config.wire.is_on { config.wire.mss.into() } else { 0 };
+        let first = if config.wire.is_on() { config.wire.mss.into() } else { 0 };
         Self(config.listeners.iter().map(|_| AtomicU32::new(first)).collect())
     }
 

@@ -5,6 +5,7 @@
 
 use std::{
     io, mem,
+    num::NonZero,
     os::fd::{AsFd as _, OwnedFd},
     process,
     sync::Arc,
@@ -45,20 +46,22 @@ pub(super) struct Kept {
     pins: Option<String>,
 }
 
-/// Makes a keeper for so many workers, where the configuration asks for the wire, or leaves the choice to setu and nothing
+/// Makes a keeper of so much room for so many workers, where the configuration asks for the wire, or leaves the choice to setu and nothing
 /// is in the way.
 ///
 /// # Errors
 /// The wire was asked for by name, and is not available.
-pub(super) fn start(config: &Config, workers: usize) -> anyhow::Result<Option<Kept>> {
+pub(super) fn start(config: &Config, room: NonZero<u32>, workers: usize) -> anyhow::Result<Option<Kept>> {
     let is_free = match config.path {
         PathChoice::Userspace | PathChoice::Sockmap => return Ok(None),
         PathChoice::Auto if !config.wire.auto => return Ok(None),
         PathChoice::Auto => wire::is_free(config).map_err(anyhow::Error::msg),
         PathChoice::Wire => Ok(()),
     };
-    let started =
-        may_have_it().and(is_free).and_then(|()| self_test()).and_then(|()| try_to_start(config, workers));
+    let started = may_have_it()
+        .and(is_free)
+        .and_then(|()| self_test())
+        .and_then(|()| try_to_start(config, room, workers));
     match started {
         Ok(kept) => {
             if let Ok(Some(what)) = wire::others_with_ports(config) {
@@ -106,7 +109,7 @@ fn self_test() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn try_to_start(config: &Config, workers: usize) -> anyhow::Result<Kept> {
+fn try_to_start(config: &Config, room: NonZero<u32>, workers: usize) -> anyhow::Result<Kept> {
     let pairs = (0..=workers).map(|_| seqpacket::pair()).collect::<io::Result<Vec<_>>>()?;
     let (mut ours, mut theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     match sys::fork().context("the keeper's process cannot be made")? {
@@ -115,7 +118,7 @@ fn try_to_start(config: &Config, workers: usize) -> anyhow::Result<Kept> {
             // The first is not for messages of workers.
             let control = theirs.remove(0);
             let Ok(told) = control.try_clone() else { process::exit(1) };
-            let code = match keep(config, &told, control, theirs) {
+            let code = match keep(config, room, &told, control, theirs) {
                 Ok(()) => 0,
                 Err(error) => {
                     let reason = format!("{error:#}");
@@ -144,7 +147,13 @@ fn try_to_start(config: &Config, workers: usize) -> anyhow::Result<Kept> {
 }
 
 /// The keeper's whole life. `told`: the control's socket once more, for what may come after the keeper has ended.
-fn keep(config: &Config, told: &OwnedFd, control: OwnedFd, workers: Vec<OwnedFd>) -> anyhow::Result<()> {
+fn keep(
+    config: &Config,
+    room: NonZero<u32>,
+    told: &OwnedFd,
+    control: OwnedFd,
+    workers: Vec<OwnedFd>,
+) -> anyhow::Result<()> {
     // Setu tells it when to end, and what it keeps may outlive setu.
     sys::ignore_signals();
     sys::close_all_but(&workers.iter().chain([&control, told]).collect::<Vec<_>>())?;
@@ -158,7 +167,7 @@ fn keep(config: &Config, told: &OwnedFd, control: OwnedFd, workers: Vec<OwnedFd>
     if pins.is_none() {
         warn!("there is no BPF file system at /sys/fs/bpf: flows on the wire end with setu");
     }
-    let keeper = open(config, pins, control, workers)
+    let keeper = open(config, room, pins, control, workers)
         .inspect_err(|_| folder.iter().for_each(|folder| Pins::give_up(folder)))?;
     let pins = folder.as_deref().map_or(&[][..], |folder| folder.as_os_str().as_encoded_bytes());
     seqpacket::send(told.as_fd(), &[STARTED, pins].concat(), &[])?;
@@ -168,15 +177,16 @@ fn keep(config: &Config, told: &OwnedFd, control: OwnedFd, workers: Vec<OwnedFd>
 /// Has all that the keeper needs, and gives up what it does not.
 fn open(
     config: &Config,
+    room: NonZero<u32>,
     pins: Option<Pins>,
     control: OwnedFd,
     workers: Vec<OwnedFd>,
 ) -> anyhow::Result<Keeper> {
     let folder = pins.as_ref().map(|pins| pins.path().to_owned());
-    let program = Program::load(config.wire.max_flows.get(), config.wire.ports.clone(), pins)?;
-    let (most, wanted) = (program.most(), config.wire.max_flows);
+    let program = Program::load(room.get(), config.wire.ports.clone(), pins)?;
+    let (most, wanted) = (program.most(), room);
     if most != wanted.get() {
-        warn!(most, %wanted, "wire.max_flows is as it was, as long as there are connections of before");
+        warn!(most, %wanted, "the wire has room as it had, as long as there are connections of before");
     }
     let network =
         Network::open().context("the network cannot be watched; CAP_NET_RAW and CAP_NET_ADMIN are needed")?;

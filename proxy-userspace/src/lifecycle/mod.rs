@@ -89,7 +89,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 /// Has the kernel leave the wire's ports to setu, where that may be told.
 fn reserve(config: &Config) -> Option<Reservation> {
-    let ports = config.wire.is_on.then_some(&config.wire.ports)?;
+    let ports = config.wire.is_on().then_some(&config.wire.ports)?;
     Reservation::make(ports).unwrap_or_else(|error| {
         let (first, last) = (ports.start(), ports.end());
         warn!(%error, first, last, "wire.ports cannot be reserved for setu; `setu check` says what that means");
@@ -130,8 +130,9 @@ impl Prepared {
         info!("the configuration is {configuration}");
         let machine = Machine::look().context("the limit of open files cannot be read")?;
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
-        let kept = keeper::start(&config, workers)?;
-        config.wire.is_on = kept.is_some();
+        let room = machine.room_on_wire(&config);
+        let kept = keeper::start(&config, room, workers)?;
+        config.wire.room = if kept.is_some() { room.get() } else { 0 };
         let user = privilege::user(&config)?;
         let mut open = service::sockets().context("the sockets that setu was started with")?;
         let mut predecessor = None;

@@ -41,7 +41,7 @@ impl Server {
         let take_restart: Vec<_> = config.takes_restart(&self.shared.config).collect();
         config.keep_until_restart(&self.shared.config);
         if let Some((whose, bind)) = config.wire_conflict()
-            && config.wire.is_on
+            && config.wire.is_on()
         {
             anyhow::bail!(
                 "{whose}: {bind} is one of the wire.ports that setu was started with; restart setu"

@@ -1,5 +1,8 @@
 //! `setu check`: the effective configuration, and what this machine can do for it.
 
+mod lines;
+mod wire;
+
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
@@ -12,27 +15,20 @@ use std::{
 };
 
 use procfs::process::Process;
-use proxy_common::wire::layout::{Conn, Names, Place};
 use tokio::runtime;
 
+pub(crate) use self::lines::{Lines, Verdict};
 use super::running::{self, Running, listens};
 use crate::{
-    config::{Config, PathChoice, Wire},
+    config::{Config, PathChoice},
     front::{
         listener::{self, BindError, Holder},
         tls::{self, CertificateError, TlsSettings},
     },
-    relay::{
-        sockmap,
-        wire::{
-            CAPABILITIES as CAPABILITIES_OF_THE_WIRE, Network, Pins, Probed, instance, is_free,
-            others_with_ports, pinned, probe,
-        },
-    },
+    relay::{sockmap, wire::CAPABILITIES as CAPABILITIES_OF_THE_WIRE},
     serve::{
         capacity::{Machine, Need},
-        ports::{self, Ports},
-        reserved::Reserved,
+        ports,
     },
     sys::{
         sandbox,
@@ -47,12 +43,6 @@ const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
 
 /// Where the package puts its unit.
 const UNIT: &str = "/usr/lib/systemd/system/setu.service";
-
-/// Has what the unit needs for the wire.
-const WIRE_UNIT: &str = "/usr/share/doc/setu/examples/wire.conf";
-
-/// Said with the reason where `relay.path = "auto"` goes on without.
-const NOT_ON_THE_WIRE: &str = "no connection goes on the wire, where it would cost least";
 
 /// What the lack of any of three capabilities costs.
 const USERSPACE: &str = "bytes go through userspace, which takes more CPU time for each";
@@ -70,9 +60,6 @@ const CAPABILITIES: [(u32, &str, &str, &str); 4] = [
     (39, "CAP_BPF", "loading the program and its maps", USERSPACE),
 ];
 
-/// Bytes that the wire's maps have for each connection: its entry, and its two names with their place.
-const BYTES_OF_A_FLOW: u64 = (size_of::<Conn>() + 2 * (size_of::<Names>() + size_of::<Place>())) as u64;
-
 /// What was found.
 #[derive(Debug)]
 pub struct Report {
@@ -80,17 +67,6 @@ pub struct Report {
     pub text: String,
     /// Whether `setu run` would start.
     pub ready: bool,
-}
-
-/// What something that was found means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It is as it should be.
-    Fine,
-    /// Something is missing that setu can do without.
-    Note,
-    /// Something is missing without which setu does not start.
-    Bad,
 }
 
 /// Looks at everything and changes nothing. `file` is the configuration's.
@@ -296,28 +272,13 @@ pub(crate) fn machine(config: &Config) -> Lines {
     // How many connections there may be depends on it, and it is told last.
     let mut last = Lines(Vec::new());
     let mut config = config.clone();
-    config.wire.is_on = wire(&mut last, &config, effective);
+    // An error is told below.
+    let room = Machine::look().map_or(config.wire.max_flows, |machine| machine.room_on_wire(&config));
+    config.wire.room = if wire::needs(&mut last, &config, room.get(), effective) { room.get() } else { 0 };
     kernel(&mut lines, &config);
     connections(&mut lines, &config);
     lines.0.append(&mut last.0);
     lines
-}
-
-/// What was found, in the order in which it was looked for.
-pub(crate) struct Lines(pub(crate) Vec<(Verdict, String)>);
-
-impl Lines {
-    fn fine(&mut self, what: &str) {
-        self.0.push((Verdict::Fine, what.into()));
-    }
-
-    fn note(&mut self, what: &str) {
-        self.0.push((Verdict::Note, what.into()));
-    }
-
-    fn bad(&mut self, what: &str) {
-        self.0.push((Verdict::Bad, what.into()));
-    }
 }
 
 /// Tells which there are, and returns them by bit.
@@ -386,7 +347,7 @@ fn kernel(lines: &mut Lines, config: &Config) {
         Err(error) => failed = Some(error.trim().to_owned()),
     }
     match (failed, config.path) {
-        (None, _) if config.wire.is_on => lines.fine(
+        (None, _) if config.wire.is_on() => lines.fine(
             "sockmap, in the kernel, takes quiet connections that the wire refuses; those that stream use this process",
         ),
         (None, PathChoice::Auto) => {
@@ -398,7 +359,7 @@ fn kernel(lines: &mut Lines, config: &Config) {
                 "path: relay.path = \"sockmap\" is not available: {reason}; set it to \"auto\""
             ));
         }
-        (Some(reason), _) if config.wire.is_on => lines.note(&format!(
+        (Some(reason), _) if config.wire.is_on() => lines.note(&format!(
             "connections that the wire refuses use this process, because sockmap is not available: {reason}"
         )),
         (Some(reason), _) => {
@@ -432,197 +393,9 @@ fn connections(lines: &mut Lines, config: &Config) {
         lines.fine(&text);
     }
     source_ports(lines, config, &machine, possible, allowed.by_ports);
-    if config.wire.is_on {
-        wire_ports(lines, config, machine.ports.as_ref());
-        tracked(lines);
-    }
-}
-
-/// What the wire needs, and whether it is here; the rest a start alone shows. Returns whether connections are to go on it.
-fn wire(lines: &mut Lines, config: &Config, effective: Option<u64>) -> bool {
-    let by_name = match config.path {
-        PathChoice::Wire => true,
-        PathChoice::Auto if !config.wire.auto => {
-            lines.fine("the wire is not wanted: wire.auto = false");
-            return false;
-        }
-        PathChoice::Auto => false,
-        PathChoice::Sockmap | PathChoice::Userspace => return false,
-    };
-    let is_missing = |bit: u32| effective.is_some_and(|effective| effective >> bit & 1 == 0);
-    let mut hindrance = None;
-    if by_name {
-        for (bit, name, purpose) in CAPABILITIES_OF_THE_WIRE {
-            if is_missing(bit) {
-                hindrance.get_or_insert(format!("{name} is missing"));
-                lines.bad(&format!(
-                    "{name} is missing, for {purpose}: without it relay.path = \"wire\" does not start; run as root or with \
-                     AmbientCapabilities={name}, or set relay.path to \"auto\""
-                ));
-            } else {
-                lines.fine(&format!("{name}, for {purpose}"));
-            }
-        }
-    } else {
-        let missing = CAPABILITIES_OF_THE_WIRE.into_iter().filter(|(bit, ..)| is_missing(*bit));
-        let missing: Vec<_> = missing.map(|(_, name, _)| name).collect();
-        if !missing.is_empty() {
-            lines.note(&format!(
-                "{NOT_ON_THE_WIRE}: {} is missing; run as root, or have the unit give it: {WIRE_UNIT} says how",
-                missing.join(", ")
-            ));
-            return false;
-        }
-        if let Err(reason) = is_free(config) {
-            lines.note(&format!("{NOT_ON_THE_WIRE}: {reason}"));
-            return false;
-        }
-    }
-    if Pins::are_possible() {
-        lines.fine(
-            "the BPF file system is at /sys/fs/bpf: connections on the wire go on when setu is killed, and a successor takes \
-             them over",
-        );
-        // Root asks for a service that is another user's.
-        let is_root = rustix::process::geteuid().is_root();
-        if let Some(refusal) = instance(config).ok().and_then(|instance| Pins::hindrance(&instance)) {
-            if by_name && !is_root {
-                lines.bad(&refusal)
-            } else {
-                lines.note(&refusal)
-            }
-            if !is_root {
-                hindrance.get_or_insert(refusal);
-            }
-        }
-    } else {
-        lines.note(
-            "there is no BPF file system at /sys/fs/bpf: connections on the wire end with setu; mount -t bpf bpf /sys/fs/bpf",
-        );
-    }
-    // With "auto" it rules the wire out.
-    if let Ok(Some(what)) = others_with_ports(config) {
-        lines.note(&what);
-    }
-    let left = pinned().map_or(0, |all| all.iter().filter(|pins| !pins.is_held()).count());
-    if left > 0 {
-        lines.note(&format!(
-            "no keeper runs for {left} of the folders that `setu wire show` lists: a start takes over those of its own state \
-             directory and network; `setu wire clear` takes the others away"
-        ));
-    }
-    let most = u64::from(config.wire.max_flows.get());
-    lines.fine(&format!(
-        "wire.max_flows = {most}: {} MiB of the kernel's memory from the start, {BYTES_OF_A_FLOW} bytes for each connection, \
-         and what the kernel adds to them",
-        (most * BYTES_OF_A_FLOW).div_ceil(1 << 20)
-    ));
-    let mut no_device = None;
-    match Network::look_for_devices() {
-        Ok(devices) if devices.is_empty() => {
-            no_device = Some("it has no device".to_owned());
-            lines.bad(
-                "the wire has no device here: there is none that has Ethernet headers, is up, and is no port of a bridge or \
-                 bond",
-            );
-        }
-        Ok(devices) => {
-            let names: Vec<_> = devices.into_iter().map(|device| device.name).collect();
-            lines.fine(&format!("devices that the wire attaches to: {}", names.join(", ")));
-        }
-        Err(error) => lines.note(&format!("which devices the wire attaches to cannot be seen: {error}")),
-    }
-    // What it says is the reason of the line after it, if one is needed.
-    match hindrance.or(wire_test(lines, by_name)).or(no_device) {
-        None => lines.fine(
-            "path: wire, packets are translated in the kernel, for connections that last. Whether a route, an MTU or a \
-             firewall keeps connections off the wire shows as they come: the reasons are on the status page",
-        ),
-        Some(reason) if by_name => lines
-            .bad(&format!("path: relay.path = \"wire\" is not available: {reason}; set it to \"auto\"")),
-        Some(reason) => {
-            lines.note(&format!("{NOT_ON_THE_WIRE}: {reason}"));
-            return false;
-        }
-    }
-    true
-}
-
-/// Tries the wire, and returns what it failed by.
-fn wire_test(lines: &mut Lines, by_name: bool) -> Option<String> {
-    let Probed { checks, skipped } = probe();
-    let mut failure = None;
-    for check in checks {
-        match check.result {
-            Ok(()) => lines.fine(&format!("self-test: {}", check.name)),
-            Err(error) => {
-                let text = format!("self-test failed: {}: {error}", check.name);
-                if by_name {
-                    lines.bad(&text)
-                } else {
-                    lines.note(&text)
-                }
-                failure.get_or_insert(error);
-            }
-        }
-    }
-    if let Some(reason) = skipped {
-        lines.note(&format!("self-test of the wire, or a part of it, was skipped: {reason}"));
-    }
-    failure
-}
-
-/// How many connections there are ports of the wire's for, and whether the kernel leaves these to setu.
-fn wire_ports(lines: &mut Lines, config: &Config, ports: Option<&Ports>) {
-    let Wire { ports: range, max_flows, .. } = &config.wire;
-    let (first, last) = (range.start(), range.end());
-    let each = ports::used(config).map(|upstream| {
-        let flows = ports::pairs(upstream).count() as u64 * range.len() as u64;
-        format!("{} to upstream \"{}\"", flows.min(max_flows.get().into()), upstream.name)
-    });
-    lines.fine(&format!(
-        "wire.ports: {} ({first} to {last}) for each server and local address, so many connections on the wire: {}, and \
-         wire.max_flows = {max_flows} in all",
-        range.len(),
-        each.collect::<Vec<_>>().join(", ")
-    ));
-    let name = "net.ipv4.ip_local_reserved_ports";
-    let is_chosen = ports.is_none_or(|ports| {
-        let chosen = &ports.range;
-        chosen.start().max(first) <= chosen.end().min(last)
-    });
-    match Reserved::read().map(|reserved| (reserved.has(range), reserved.with(range))) {
-        Ok((true, _)) => lines.fine(&format!("{name} has all of wire.ports: the system gives them to nobody else")),
-        Ok((false, _)) if Reserved::may_be_written() => {
-            lines.fine(&format!("{name} gets wire.ports while setu runs, so that the system gives them to nobody else"))
-        }
-        Ok((false, all)) if is_chosen => lines.note(&format!(
-            "{name} has not all of wire.ports, and setu may not write it: the system may give a port to others that a \
-             connection on the wire has, and theirs fails; sysctl {name}={all}"
-        )),
-        Ok((false, _)) => lines.fine(&format!(
-            "{name} has not all of wire.ports, and setu may not write it; but these are none that the system chooses \
-             (net.ipv4.ip_local_port_range)"
-        )),
-        Err(error) => lines.note(&format!("{name} cannot be read: {error}")),
-    }
-}
-
-/// Whether the table of connections that firewalls keep has room for setu's, two for each.
-fn tracked(lines: &mut Lines) {
-    let read = |name: &str| {
-        let text = fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    // Other network namespaces than the first have the limit of that.
-    let (Some(count), Some(max)) = (read("count"), read("max")) else {
-        return lines.fine("connections are not tracked here (nf_conntrack)");
-    };
-    let text = format!("{count} of {max} connections are tracked (net.netfilter.nf_conntrack_max)");
-    if count >= max / 4 * 3 {
-        lines.note(&format!("{text}: the system refuses new ones when the table is full; raise it"));
-    } else {
-        lines.fine(&text);
+    if config.wire.is_on() {
+        wire::ports(lines, config, machine.ports.as_ref());
+        wire::tracked(lines);
     }
 }
 
@@ -635,7 +408,7 @@ fn source_ports(lines: &mut Lines, config: &Config, machine: &Machine, possible:
     let each: Vec<_> =
         ports::used(config).map(|upstream| (&upstream.name, ports.of(upstream, config))).collect();
     let listed: Vec<_> = each.iter().map(|(name, ports)| format!("{ports} to upstream \"{name}\"")).collect();
-    let wire = if config.wire.is_on {
+    let wire = if config.wire.is_on() {
         format!(", and {} to {} for the wire", config.wire.ports.start(), config.wire.ports.end())
     } else {
         String::new()

@@ -6,12 +6,20 @@
 //! - a quarter is for what flows in userspace hold besides, which are accounted (`relay/holdings.rs`); a part of that is
 //!   left for what comes in while the first of them go;
 //! - a sixteenth is for what is on its way in the kernel path;
+//! - a thirty-second at most is for the wire's maps, where nobody asks for the wire by name;
 //! - the rest is for setu itself, its maps, and what else runs beside it.
 
 use std::{io, num::NonZero};
 
+use proxy_common::wire::layout::{Conn, Names, Place};
+
 use super::ports::{self, Ports};
-use crate::{config::Config, front::limits::Room, relay::holdings, sys};
+use crate::{
+    config::{Config, PathChoice},
+    front::limits::Room,
+    relay::holdings,
+    sys,
+};
 
 /// Descriptors that setu needs besides those of connections and listeners.
 const SPARE_DESCRIPTORS: u64 = 64;
@@ -34,6 +42,12 @@ const OPENING_PART: u64 = 4;
 /// Of the memory, one part in so many may be held by flows in userspace, and before that one begins to go that stalls.
 const HELD_PART: u64 = 4;
 const SOFT_PART: u64 = 6;
+
+/// Bytes that the wire's maps have for each connection: its entry, and its two names with their place.
+pub(crate) const BYTES_ON_WIRE: u64 =
+    (size_of::<Conn>() + 2 * (size_of::<Names>() + size_of::<Place>())) as u64;
+/// Of the memory, one part in so many may be the wire's maps with `relay.path = "auto"`.
+const WIRE_PART: u64 = 32;
 
 /// Descriptors of a connection: its sockets.
 const CONNECTION_FILES: u64 = 2;
@@ -122,6 +136,18 @@ impl Machine {
             by_memory: by_memory(self.memory, config),
             by_ports: self.ports.as_ref().and_then(|ports| ports.of_all(config)),
             on_wire: ports::on_wire(config),
+        }
+    }
+
+    /// For how many connections the wire is to have room, if it can be had: the kernel takes the memory at once.
+    pub(crate) fn room_on_wire(&self, config: &Config) -> NonZero<u32> {
+        let wanted = config.wire.max_flows;
+        let allowed = u32::try_from(self.memory / WIRE_PART / BYTES_ON_WIRE).unwrap_or(u32::MAX);
+        match config.path {
+            PathChoice::Auto => {
+                NonZero::new(allowed).map_or(NonZero::<u32>::MIN, |allowed| wanted.min(allowed))
+            }
+            _ => wanted,
         }
     }
 
@@ -243,23 +269,33 @@ mod tests {
 
     #[test]
     fn connections_on_the_wire_need_neither_files_nor_memory() {
-        let room = |is_on: bool, more: &str| {
-            let mut config = config(&format!("[wire]\nmax_flows = 60000\n[limits]\n{more}"));
-            config.wire.is_on = is_on;
+        let room = |room: u32, more: &str| {
+            let mut config = config(&format!("[limits]\n{more}"));
+            config.wire.room = room;
             let Room { connections, sockets } = machine(20_000, GIB).allows(&config, 0).room(&config);
             (connections, sockets)
         };
-        assert_eq!(room(false, ""), (5_461, 5_461));
-        assert_eq!(room(true, ""), (65_461, 5_461));
-        assert_eq!(room(true, "connections = 9000"), (9_000, 5_461));
+        assert_eq!(room(0, ""), (5_461, 5_461));
+        assert_eq!(room(60_000, ""), (65_461, 5_461));
+        assert_eq!(room(60_000, "connections = 9000"), (9_000, 5_461));
         // The maps of the kernel path are for those that have sockets.
-        let mut wire = config("[wire]\nmax_flows = 60000");
-        wire.wire.is_on = true;
+        let mut wire = config("");
+        wire.wire.room = 60_000;
         assert_eq!(machine(20_000, GIB).flows(&wire), 5_461);
         let mut more = config("[limits]\nconnections = 600000");
-        more.wire.is_on = true;
+        more.wire.room = 65_536;
         let lacks: Vec<_> = machine(20_000, GIB).allows(&more, 0).lacks(&more).collect();
         assert_eq!(lacks, [(Need::Files, 9_343 + 65_536), (Need::Memory, 5_461 + 65_536)]);
+    }
+
+    #[test]
+    fn the_wires_room_is_a_small_part_of_the_memory_unless_it_was_asked_for() {
+        let room = |memory: u64, text: &str| machine(UNIT, memory).room_on_wire(&config(text)).get();
+        assert_eq!(room(4 * GIB, ""), 65_536);
+        assert_eq!(u64::from(room(256 << 20, "")), (8 << 20) / BYTES_ON_WIRE);
+        assert_eq!(room(256 << 20, "[wire]\nmax_flows = 7"), 7);
+        assert_eq!(room(256 << 20, "[relay]\npath = \"wire\""), 65_536);
+        assert_eq!(room(0, ""), 1);
     }
 
     #[test]

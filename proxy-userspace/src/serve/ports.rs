@@ -38,7 +38,7 @@ impl Ports {
 
     /// How many of the range are reserved, those of the wire among them once setu runs.
     pub(crate) fn reserved(&self, config: &Config) -> u64 {
-        if config.wire.is_on {
+        if config.wire.is_on() {
             self.reserved.with(&config.wire.ports).count_in(&self.range)
         } else {
             self.reserved.count_in(&self.range)
@@ -47,7 +47,7 @@ impl Ports {
 
     /// Connections from one address to one address and port.
     pub(crate) fn of_one(&self, config: &Config) -> u64 {
-        let wire = if config.wire.is_on { config.wire.ports.len() as u64 } else { 0 };
+        let wire = if config.wire.is_on() { config.wire.ports.len() as u64 } else { 0 };
         self.range.len() as u64 - self.reserved(config) + wire
     }
 
@@ -85,10 +85,9 @@ fn all_pairs(config: &Config) -> Option<u64> {
 
 /// Connections that there may be on the wire, by its room and its ports.
 pub(crate) fn on_wire(config: &Config) -> u64 {
-    let Wire { ports, max_flows, is_on, .. } = &config.wire;
-    let room = u64::from(max_flows.get());
-    let by_ports = all_pairs(config).map_or(room, |pairs| pairs * ports.len() as u64);
-    if *is_on { room.min(by_ports) } else { 0 }
+    let Wire { ports, room, .. } = &config.wire;
+    let room = u64::from(*room);
+    room.min(all_pairs(config).map_or(room, |pairs| pairs * ports.len() as u64))
 }
 
 /// Upstreams to which listeners lead.
@@ -132,7 +131,7 @@ mod tests {
     fn ports_are_those_of_the_range_that_are_not_reserved() {
         let any = Config::parse("f", "").unwrap();
         let mut wire = any.clone();
-        wire.wire.is_on = true;
+        wire.wire.room = 1000;
         let ports = |range: &str, reserved: &str| ports(range, reserved).map(|ports| ports.of_one(&any));
         assert_eq!(ports("32768\t60999\n", "\n"), Some(28_232));
         assert_eq!(ports("1024 65535", "80,5222,7777-7779,65000-65535\n"), Some(64_512 - 4 - 536));
@@ -154,15 +153,15 @@ mod tests {
 
     #[test]
     fn what_goes_on_the_wire_needs_room_and_a_port() {
-        let of = |text: &str, is_on| {
+        let of = |text: &str, room| {
             let mut config = Config::parse("f", text).unwrap();
-            config.wire.is_on = is_on;
+            config.wire.room = room;
             on_wire(&config)
         };
-        assert_eq!([of("", false), of("", true)], [0, 65_536]);
-        assert_eq!(of("[wire]\nports = \"10000-10003\"", true), 12, "three servers");
-        assert_eq!(of("[wire]\nports = \"10000-10003\"\nmax_flows = 7", true), 7);
-        assert_eq!(of("[wire]\nports = \"10000-10003\"\n[upstream.media]\nroute = \"sni\"", true), 65_536);
+        assert_eq!([of("", 0), of("", 65_536)], [0, 65_536]);
+        assert_eq!(of("[wire]\nports = \"10000-10003\"", 65_536), 12, "three servers");
+        assert_eq!(of("[wire]\nports = \"10000-10003\"", 7), 7);
+        assert_eq!(of("[wire]\nports = \"10000-10003\"\n[upstream.media]\nroute = \"sni\"", 65_536), 65_536);
     }
 
     #[test]

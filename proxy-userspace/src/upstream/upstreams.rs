@@ -147,7 +147,7 @@ impl Upstreams {
             destinations: Destinations::new(config.allow_private_upstreams, own),
             ports: match before {
                 Some(before) => before.ports.clone(),
-                None => config.wire.is_on.then(|| Ports::new(config.wire.ports.clone())),
+                None => config.wire.is_on().then(|| Ports::new(config.wire.ports.clone())),
             },
             connect: config.timeouts.connect,
             check_interval: CHECK_INTERVAL,

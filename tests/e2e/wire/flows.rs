@@ -13,6 +13,7 @@ use std::{
 
 use setu_tests::{
     Path, Setu,
+    admin::{eventually, get},
     machine::raise_file_limit,
     network::{Network, SERVERS},
     peers::{Upstream, end_of, exchange, finish},
@@ -249,11 +250,15 @@ fn who_waits_for_another_that_ends_has_pins_as_well() {
     let old = spliced(&network, &mut first, &upstream, 3);
     let mut second = network.start_with_pins(&config, "debug", &[]);
     second.wait_count("another keeper has the connections of this state directory", 1);
+    let (admin, note) = (second.admin(), "another keeper has the connections of this state directory");
+    let status = || network.proxy.within(|| get(admin, "/status.json").body);
+    eventually("the page says so", status, |text| text.contains(note));
     assert!(first.stop().0.success());
     for (client, server) in &old {
         assert!(end_of(client).is_err() && end_of(server).is_err(), "a stop resets them");
     }
     second.wait_count("the other keeper is gone", 1);
+    eventually("the page says it no more", status, |text| !text.contains(note));
     assert_eq!(second.count("go on connections="), 0, "none does");
     let flows = spliced(&network, &mut second, &upstream, 3);
     let keeper = keeper(&second);

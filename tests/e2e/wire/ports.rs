@@ -197,7 +197,7 @@ fn where_ports_cannot_be_reserved_setu_says_so_and_serves() {
     for wanted in [
         "source ports: 64512 (1024 to 65535, 22000 of them reserved, and 10000 to 31999 for the wire)",
         "ok    wire.ports: 22000 (10000 to 31999) for each server and local address, so many connections on the wire: 22000 \
-         to upstream \"test\", and wire.max_flows = 65536 in all",
+         to upstream \"test\", and 65536 in all",
         "ok    net.ipv4.ip_local_reserved_ports gets wire.ports while setu runs",
     ] {
         assert!(text.contains(wanted), "{wanted}: {text}");

@@ -147,6 +147,7 @@ impl Instance {
                 .chain(
                     self.wire.iter().filter(|counts| counts.has_no_keeper()).map(|_| wire::NO_KEEPER.into()),
                 )
+                .chain(self.wire.iter().filter(|counts| counts.waits()).map(|_| wire::WAITS.into()))
                 .chain(self.notes.borrow().clone())
                 .collect(),
             reload,

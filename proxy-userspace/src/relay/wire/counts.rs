@@ -25,6 +25,7 @@ pub(crate) struct Counts {
     refused: [AtomicU64; WireRefusal::ALL.len()],
     farewell: watch::Sender<Option<Farewell>>,
     gone: AtomicBool,
+    waits: AtomicBool,
 }
 
 impl Default for Counts {
@@ -38,6 +39,7 @@ impl Default for Counts {
             refused: [const { AtomicU64::new(0) }; WireRefusal::ALL.len()],
             farewell: watch::Sender::new(None),
             gone: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
         }
     }
 }
@@ -91,6 +93,15 @@ impl Counts {
     /// Whether the keeper has ended, and was not told to.
     pub(crate) fn has_no_keeper(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wait_for_another(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
+    }
+
+    /// Whether another keeper has the connections that this one is to have.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
     }
 
     /// Flows on the wire.

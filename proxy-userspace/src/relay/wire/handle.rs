@@ -34,6 +34,10 @@ pub(crate) const NO_KEEPER: &str = "the keeper of the wire is gone: no connectio
     it; restart setu (`systemctl restart setu`, or another with `setu run --replace`), which takes them over where there is a \
     BPF file system";
 
+/// What an operator is told while another keeper has the connections of the same state directory.
+pub(crate) const WAITS: &str = "another keeper has the connections of this state directory: nothing goes on the wire until it \
+    ends; give each setu a tls.state_dir of its own";
+
 /// A worker's way to the keeper.
 #[derive(Debug, Clone)]
 pub(crate) struct Wire(Arc<Inner>);
@@ -221,6 +225,7 @@ impl Inner {
             FromKeeper::Moved { id, bytes } => return self.count(id, bytes),
             FromKeeper::Adopted { id, listener, names } => return self.adopt(id, listener, names),
             FromKeeper::Gone { id, end, bytes } => (id, Heard::Gone(end, bytes)),
+            FromKeeper::Waits { waits } => return self.counts.wait_for_another(waits),
         };
         let mut slots = self.slots();
         if id & ADOPTED != 0 {

@@ -79,6 +79,11 @@ pub(crate) enum FromKeeper {
     Moved { id: u32, bytes: [u64; 2] },
     /// A flow that was on the wire is over, and has moved so much more.
     Gone { id: u32, end: WireEnd, bytes: [u64; 2] },
+    /// Another keeper has the connections of this state directory, or has them no more.
+    Waits {
+        /// Whether it has.
+        waits: bool,
+    },
 }
 
 /// Bit of the names that the keeper gives, where the flow has none from its worker.
@@ -372,6 +377,11 @@ impl FromKeeper {
                 writer.put(&[end as u8]).put(&bytes[0].to_ne_bytes()).put(&bytes[1].to_ne_bytes());
                 writer
             }
+            Self::Waits { waits } => {
+                let mut writer = Writer::new(9);
+                writer.put(&[u8::from(waits)]);
+                writer
+            }
         }
         .into()
     }
@@ -390,6 +400,7 @@ impl FromKeeper {
                 end: WireEnd::from_byte(from.byte()?)?,
                 bytes: [from.u64()?, from.u64()?],
             },
+            9 => Self::Waits { waits: from.byte()? != 0 },
             8 => Self::Settled { id: from.u32()? },
             7 => Self::Moved { id: from.u32()?, bytes: [from.u64()?, from.u64()?] },
             6 => Self::Adopted {
@@ -452,6 +463,8 @@ mod tests {
             FromKeeper::Settled { id },
             FromKeeper::Busy { id },
             FromKeeper::Dropped { id },
+            FromKeeper::Waits { waits: true },
+            FromKeeper::Waits { waits: false },
             FromKeeper::Moved { id, bytes: [u64::MAX, 1] },
             FromKeeper::Adopted {
                 id: 7 | ADOPTED,

@@ -16,7 +16,7 @@ mod pinned;
 mod probe;
 
 pub(crate) use counts::{Counts, Farewell};
-pub(crate) use handle::{Adopt, NO_KEEPER, Offer, Standing, Taken, Wire};
+pub(crate) use handle::{Adopt, NO_KEEPER, Offer, Standing, Taken, WAITS, Wire};
 pub(crate) use keeper::Keeper;
 pub(crate) use loader::{Pins, Program};
 pub(crate) use message::{FlowNames, Limits, ToKeeper, WireRefusal};

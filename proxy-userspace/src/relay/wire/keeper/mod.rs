@@ -41,6 +41,7 @@ use self::{
     notes::{Owner, State},
 };
 use super::{
+    handle::WAITS,
     loader::Program,
     message::{ADOPTED, Encoded, FlowNames, FromKeeper, Limits, MOST, ToKeeper, WireEnd, WireRefusal},
     network::{Changes, Conntrack, Network, NoWay, Question, Reset, TooBig},
@@ -288,6 +289,7 @@ impl Keeper {
             }
             if self.is_waiting_told {
                 tracing::info!("the other keeper is gone: connections go on the wire");
+                self.tell(0, FromKeeper::Waits { waits: false });
             }
             (0..self.workers.len()).for_each(|worker| self.hear(worker));
         }
@@ -302,11 +304,8 @@ impl Keeper {
         self.program.want();
         if !self.is_waiting_told && self.begun.elapsed() >= LONG {
             self.is_waiting_told = true;
-            tracing::warn!(
-                pins = %self.program.folder(),
-                "another keeper has the connections of this state directory: nothing goes on the wire until it ends; give each setu \
-                 a tls.state_dir of its own"
-            );
+            tracing::warn!(pins = %self.program.folder(), "{WAITS}");
+            self.tell(0, FromKeeper::Waits { waits: true });
         }
     }
 
