@@ -5,7 +5,7 @@ use std::{process::Command, thread, time::Duration};
 use setu_tests::{
     Path, Setu,
     network::{Network, SERVERS},
-    peers::{Upstream, end_of, exchange},
+    peers::{Upstream, end_of, exchange, finish},
 };
 
 use super::flows::{CALM, await_count, config, spliced, talk};
@@ -40,6 +40,25 @@ fn auto_takes_the_wire_where_nobody_else_has_its_ports() {
         };
         let mut one = start(&first);
         let flows = spliced(&network, &mut one, &upstream, 3);
+        // `setu check` says what a start does.
+        let check = |text: &str| {
+            let file = states[1].path().join("setu.toml");
+            std::fs::write(&file, text).unwrap();
+            let setu = Setu::binary().display().to_string();
+            let mut command = if with_pins {
+                network.pins.command(&network.proxy, &setu)
+            } else {
+                network.proxy.command(&setu)
+            };
+            let output = command.args(["check", "--config"]).arg(&file).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let text = check(&second);
+        assert!(text.contains("note  no connection goes on the wire, where it would cost least: "), "{text}");
+        assert!(text.contains("has some of wire.ports") && !text.contains("path: wire"), "{text}");
+        let apart = second.replace("[relay]", "[wire]\nports = \"9000-9099\"\n[relay]");
+        let text = check(&apart);
+        assert!(text.contains("ok    path: wire") && !text.contains("no connection goes on"), "{text}");
         let two = start(&second);
         assert_eq!(two.count(NOT_ON_THE_WIRE), 1, "{}", two.log());
         assert_eq!(two.count("has some of wire.ports"), 1, "{}", two.log());
@@ -48,7 +67,6 @@ fn auto_takes_the_wire_where_nobody_else_has_its_ports() {
         exchange(&client, &server, b"by another way");
         drop(two);
         // Of its own, or told not to.
-        let apart = second.replace("[relay]", "[wire]\nports = \"9000-9099\"\n[relay]");
         assert_eq!(start(&apart).count("ready path=wire"), 1);
         let without = second.replace("[relay]", "[wire]\nauto = false\n[relay]");
         let without = start(&without);
@@ -71,6 +89,12 @@ fn auto_does_without_the_wire_where_setu_listens_at_its_ports() {
     assert_eq!(setu.count("has the port of listener"), 1, "{}", setu.log());
     let (client, server) = network.flow(&setu, &upstream);
     exchange(&client, &server, b"all the same");
+}
+
+/// The configuration of a setu that lets its connections end by themselves.
+fn patient(network: &Network, upstream: &Upstream, state: &std::path::Path) -> String {
+    let more = format!("{CALM}drain = \"10m\"\n[tls]\nstate_dir = \"{}\"\n", state.display());
+    config(network, upstream, &more)
 }
 
 /// Whether both ends of each hear a reset.
@@ -107,7 +131,7 @@ fn the_predecessor_drains(network: &Network, upstream: &Upstream, pinned: bool, 
         if pinned { network.start_with_pins(text, "debug", more) } else { network.start(text, "debug", more) }
     };
     let mut old = start(from, &[]);
-    let flows = spliced(network, &mut old, upstream, 3);
+    let mut flows = spliced(network, &mut old, upstream, 3);
     let new = start(next, &["--replace"]);
     old.wait_count("stopping: a successor serves", 1);
     for _ in 0..3 {
@@ -116,13 +140,16 @@ fn the_predecessor_drains(network: &Network, upstream: &Upstream, pinned: bool, 
     }
     let more = network.flow(&new, upstream);
     exchange(&more.0, &more.1, b"by the next");
-    let left = flows.len() as u64 - 1;
-    drop(flows.into_iter().next());
+    let (client, server) = flows.remove(0);
+    finish(&client);
+    finish(&server);
     old.wait_closed("client_closed", 1);
+    talk(&flows);
     old.signal("TERM");
     let (status, reasons) = old.ended();
     assert!(status.success());
-    assert_eq!(reasons.get("shutdown"), Some(&left), "{reasons:?}");
+    assert_eq!(reasons.get("shutdown"), Some(&2), "{reasons:?}");
+    are_reset(&flows);
     exchange(&more.0, &more.1, b"still by the next");
 }
 
@@ -134,8 +161,7 @@ fn a_successor_without_the_wire_leaves_its_flows_to_the_predecessor() {
     let network = Network::new();
     let upstream = network.upstream(SERVERS[0]);
     let state = tempfile::tempdir().unwrap();
-    let more = format!("{CALM}drain = \"10m\"\n[tls]\nstate_dir = \"{}\"\n", state.path().display());
-    let from = config(&network, &upstream, &more);
+    let from = patient(&network, &upstream, state.path());
     for path in [Path::Userspace, Path::Sockmap] {
         let next = from.replace("path = \"wire\"", &format!("path = \"{}\"", path.name()));
         the_predecessor_drains(&network, &upstream, true, &from, &next);
@@ -152,8 +178,7 @@ fn what_a_successor_takes_over_is_not_told_as_closed() {
     let network = Network::new();
     let upstream = network.upstream(SERVERS[0]);
     let state = tempfile::tempdir().unwrap();
-    let more = format!("{CALM}drain = \"10m\"\n[tls]\nstate_dir = \"{}\"\n", state.path().display());
-    let text = config(&network, &upstream, &more);
+    let text = patient(&network, &upstream, state.path());
     let mut old = network.start_with_pins(&text, "debug", &[]);
     let flows = spliced(&network, &mut old, &upstream, 3);
     for keeper_dies in [false, true] {
